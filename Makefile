@@ -1,0 +1,29 @@
+# make demo   train a GAN, a VAE and a GPT on real data and show what they make      make test   the whole suite
+# make docs   the docstrings with their equations, as pages                          make lint   ruff
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/scratchgen demo
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+
+docs: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/pdoc --math --output-directory docs scratchgen kernels '!scratchgen.__main__'
+
+clean:
+	rm -rf .venv docs build *.egg-info
+
+.PHONY: demo test lint docs clean

@@ -1,0 +1,370 @@
+r"""What each kernel means, in a few lines of NumPy each: the oracle of the tests, and what runs where nothing faster does.
+
+Arrays in, arrays out; no input is ever written to, except where a name says so (`scatter_add`, `adamw`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matrix products
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def matmul(a: Array, b: Array, *, out: Array | None = None, bias: Array | None = None, activation: str | None = None) -> Array:
+    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)"""
+    # BLAS takes rows at any distance, but not a stride of 0 (an expanded gradient): NumPy would fall back to plain loops.
+    a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))
+    c = np.matmul(a, b, out=out)
+    if bias is not None:
+        c += bias
+    if activation == "relu":
+        np.maximum(c, 0, out=c)
+    elif activation in ("gelu", "gelu_tanh"):
+        c[...] = gelu(c, approximate="tanh" if activation == "gelu_tanh" else "none")
+    elif activation is not None:
+        raise ValueError(f"matmul: expected activation None, 'relu', 'gelu' or 'gelu_tanh', got {activation!r}")
+    return c
+
+
+def einsum(equation: str, *operands: Array) -> Array:
+    """Σ over the labels that the result does not name, of the product of the operands."""
+    return np.einsum(equation, *operands, optimize=len(operands) > 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Elementwise
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def erf(x: Array) -> Array:
+    """2/√π ∫₀ˣ e^{−t²} dt"""
+    from scipy import special  # imported when first wanted: it takes longer to import than NumPy
+
+    return special.erf(x)
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
+    if approximate == "tanh":
+        phi = x * x
+        phi *= 0.044715
+        phi += 1
+        phi *= x
+        phi *= math.sqrt(2 / math.pi)
+        np.tanh(phi, out=phi)
+    else:
+        phi = erf(x * math.sqrt(0.5))
+    phi += 1
+    phi *= 0.5
+    phi *= x
+    return phi
+
+
+def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
+    """x̄ = ȳ (Φ + x Φ');  "tanh": with t = tanh u(x), Φ = ½ (1 + t), Φ' = ½ (1 − t²) u'(x)"""
+    if approximate == "tanh":
+        x2 = x * x
+        t = x2 * 0.044715
+        t += 1
+        t *= x
+        t *= math.sqrt(2 / math.pi)
+        np.tanh(t, out=t)
+        slope = x2  # x u'(x) = √(2/π) (x + 3 · 0.044715 x³)
+        slope *= 3 * 0.044715
+        slope += 1
+        slope *= x
+        slope *= math.sqrt(2 / math.pi)
+        slope *= 1 - t  # (1 − t²) x u' + (1 + t) = (1 + t) ((1 − t) x u' + 1)
+        slope += 1
+        t += 1
+        slope *= t
+        slope *= 0.5
+    else:
+        slope = x * np.exp(-0.5 * x * x)
+        slope *= 1 / math.sqrt(2 * math.pi)
+        slope += 0.5 * (1 + erf(x * math.sqrt(0.5)))
+    slope *= dy
+    return slope
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _exp_rows(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """e^{x − m} with m = max x, its sum, and m; m = 0 where a row is all −∞, so that its exponentials are 0, not NaN."""
+    if x.shape[axis] == 0:
+        m = np.zeros(x.shape[:axis] + (1,) + x.shape[axis + 1 :], x.dtype)
+    else:
+        m = np.max(x, axis=axis, keepdims=True)
+        m = np.where(m == -np.inf, 0, m).astype(x.dtype, copy=False)
+    e = x - m
+    np.exp(e, out=e)
+    return e, e.sum(axis=axis, keepdims=True), m
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
+    e, total, _ = _exp_rows(x, axis % x.ndim)
+    e /= np.where(total == 0, 1, total)
+    return e
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
+    _, total, m = _exp_rows(x, axis % x.ndim)
+    m += np.log(np.where(total == 0, 1, total))
+    return x - m
+
+
+def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
+    """ℓ_n = lse_n − x_{n, t_n},  lse_n = log Σ_j e^{x_nj};  ℓ_n = 0 where t_n = ignore_index.     (N, V), (N) → (N), (N)"""
+    _, total, m = _exp_rows(x, 1)
+    lse = (m + np.log(np.where(total == 0, 1, total)))[:, 0]
+    kept = target != ignore_index
+    loss = lse - x[np.arange(len(x)), np.where(kept, target, 0)]
+    return np.where(kept, loss, 0).astype(x.dtype, copy=False), lse
+
+
+def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
+    """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
+    kept = target != ignore_index
+    dx = np.exp(x - lse[:, None])
+    dx[np.arange(len(x)), np.where(kept, target, 0)] -= 1
+    dx *= np.where(kept, dloss, 0).astype(x.dtype, copy=False)[:, None]
+    return dx
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
+    n = x.shape[-1]
+    mean = x.sum(axis=-1, keepdims=True)
+    mean /= n
+    y = x - mean
+    var = np.einsum("ij,ij->i", y, y)[:, None]
+    var /= n
+    var += eps
+    rstd = 1 / np.sqrt(var)
+    y *= rstd
+    y *= weight
+    y += bias
+    return y, mean, rstd
+
+
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
+    n = x.shape[-1]
+    xhat = x - mean
+    xhat *= rstd
+    dweight = np.einsum("ij,ij->j", dy, xhat)
+    dbias = dy.sum(axis=0)
+    dx = dy * weight  # g
+    along = np.einsum("ij,ij->i", dx, xhat)[:, None]  # Σ g ⊙ x̂
+    across = dx.sum(axis=-1, keepdims=True)  # Σ g
+    xhat *= along / n
+    dx -= across / n
+    dx -= xhat
+    dx *= rstd
+    return dx, dweight, dbias
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _scores(q: Array, k: Array, causal: bool, mask: Array | None, scale: float) -> Array:
+    """S = τ Q Kᵀ + M, with −∞ above the diagonal if causal.     (…, T, S)"""
+    s = matmul(q, np.swapaxes(k, -1, -2))
+    s *= scale
+    if mask is not None:
+        s += mask
+    if causal:
+        s += np.triu(np.full(s.shape[-2:], -np.inf, s.dtype), 1)
+    return s
+
+
+def attention(
+    q: Array, k: Array, v: Array, *, causal: bool = False, mask: Array | None = None, scale: float | None = None
+) -> tuple[Array, Array]:
+    """O = softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
+
+    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1). A row that may attend to nothing gives zeros, lse 0.
+    """
+    p = _scores(q, k, causal, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    p, total, m = _exp_rows(p, p.ndim - 1)
+    total = np.where(total == 0, 1, total)
+    out = matmul(p, v)
+    out /= total
+    return out, m + np.log(total)
+
+
+def attention_backward(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    *,
+    causal: bool = False,
+    mask: Array | None = None,
+    scale: float | None = None,
+    mask_grad: bool = False,
+) -> tuple[Array, Array, Array, Array | None]:
+    """With P = e^{S − lse}:  V̄ = Pᵀ Ō,  S̄ = P ⊙ (Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for"""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    p = _scores(q, k, causal, mask, scale)
+    p -= lse
+    np.exp(p, out=p)
+    dv = matmul(np.swapaxes(p, -1, -2), dout)
+    ds = matmul(dout, np.swapaxes(v, -1, -2))
+    ds -= np.sum(dout * out, axis=-1, keepdims=True)
+    ds *= p
+    dq = matmul(ds, k)
+    dq *= scale
+    dk = matmul(np.swapaxes(ds, -1, -2), q)
+    dk *= scale
+    return dq, dk, dv, ds if mask_grad else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Convolution, over one or two spatial dimensions
+# ---------------------------------------------------------------------------------------------------------------------
+# One matrix holds every window: columns[(c, t), (n, i)] = x[n, c, s i + d t − p]. The three passes are then
+#     Y = W X_col          X̄_col = Wᵀ Ȳ          W̄ = Ȳ X_colᵀ
+# and the way back from columns to the image adds up where windows overlap.
+
+
+def _taps(kernel: tuple[int, ...], counts: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Any:
+    """For each cell t of the kernel, the slices of the padded image that it meets as i runs."""
+    for t in itertools.product(*map(range, kernel)):
+        yield t, tuple(slice(d * j, d * j + s * (n - 1) + 1, s) for j, n, s, d in zip(t, counts, stride, dilation, strict=True))
+
+
+def _columns(
+    x: Array, kernel: tuple[int, ...], counts: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int
+) -> Array:
+    """(N, C, …) → (G, C/G · taps, N · windows)"""
+    n, c = x.shape[:2]
+    padded = np.zeros((c, n) + tuple(m + 2 * p for m, p in zip(x.shape[2:], padding, strict=True)), x.dtype)
+    padded[(slice(None), slice(None)) + tuple(slice(p, p + m) for m, p in zip(x.shape[2:], padding, strict=True))] = x.swapaxes(0, 1)
+    columns = np.empty((c,) + kernel + (n,) + counts, x.dtype)
+    for t, window in _taps(kernel, counts, stride, dilation):
+        columns[(slice(None),) + t] = padded[(slice(None), slice(None)) + window]
+    return columns.reshape(groups, c // groups * math.prod(kernel), n * math.prod(counts))
+
+
+def _by_channel(y: Array, groups: int) -> Array:
+    """(N, O, …) → (G, O/G, N · windows)"""
+    n, o = y.shape[:2]
+    return np.ascontiguousarray(y.swapaxes(0, 1)).reshape(groups, o // groups, n * math.prod(y.shape[2:]))
+
+
+def conv(
+    x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1
+) -> Array:
+    """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
+    kernel = w.shape[2:]
+    counts = tuple(
+        (m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+    )
+    columns = _columns(x, kernel, counts, stride, padding, dilation, groups)
+    y = np.matmul(w.reshape(groups, w.shape[0] // groups, columns.shape[1]), columns)  # (G, O/G, N · windows)
+    return np.ascontiguousarray(y.reshape((w.shape[0], x.shape[0]) + counts).swapaxes(0, 1))
+
+
+def conv_input_grad(
+    dy: Array,
+    w: Array,
+    size: tuple[int, ...],
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> Array:
+    """x̄[n, c, s i + d t − p] += ȳ[n, o, i] w[o, c, t]: the transposed convolution, to an image of `size`."""
+    n, counts, kernel = dy.shape[0], dy.shape[2:], w.shape[2:]
+    c = w.shape[1] * groups
+    flat = w.reshape(groups, w.shape[0] // groups, w.shape[1] * math.prod(kernel))
+    columns = np.matmul(flat.swapaxes(1, 2), _by_channel(dy, groups)).reshape((c,) + kernel + (n,) + counts)
+    padded = np.zeros((c, n) + tuple(m + 2 * p for m, p in zip(size, padding, strict=True)), dy.dtype)
+    for t, window in _taps(kernel, counts, stride, dilation):
+        padded[(slice(None), slice(None)) + window] += columns[(slice(None),) + t]
+    inner = tuple(slice(p, p + m) for m, p in zip(size, padding, strict=True))
+    return np.ascontiguousarray(padded[(slice(None), slice(None)) + inner].swapaxes(0, 1))
+
+
+def conv_weight_grad(
+    x: Array,
+    dy: Array,
+    size: tuple[int, ...],
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> Array:
+    """w̄[o, c, t] = Σ_{n,i} x[n, c, s i + d t − p] ȳ[n, o, i], for a kernel of `size`."""
+    columns = _columns(x, size, dy.shape[2:], stride, padding, dilation, groups)
+    dw = np.matmul(_by_channel(dy, groups), columns.swapaxes(1, 2))
+    return dw.reshape((dy.shape[1], x.shape[1] // groups) + size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and optimiser
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def embedding(table: Array, index: Array) -> Array:
+    """y_i = table[index_i].     (V, n), (…) → (…, n)"""
+    return table[index]
+
+
+def scatter_add(out: Array, index: Array, source: Array) -> None:
+    """out[index_i] += source_i, in place; repeats add up.     (V, …), any shape, (*index.shape, …)
+
+    Rows of one index are brought together by sorting and added in order: the same bits every time.
+    """
+    index = index.reshape(-1)
+    source = np.ascontiguousarray(source).reshape((len(index),) + out.shape[1:])
+    if not source.size:
+        return
+    index = np.where(index < 0, index + len(out), index)
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    out[ordered[starts]] += np.add.reduceat(source[order], starts, axis=0)
+
+
+def adamw(
+    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """One step of AdamW, in place on p, m and v.
+
+    p ← p (1 − lr λ);  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  p ← p − lr m̂ / (√v̂ + ε),
+    m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ).    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
+    """
+    if weight_decay:
+        p *= 1 - lr * weight_decay
+    m *= beta1
+    m += (1 - beta1) * g
+    v *= beta2
+    v += (1 - beta2) * (g * g)
+    denominator = np.sqrt(v)
+    denominator /= math.sqrt(1 - beta2**step)
+    denominator += eps
+    np.divide(m, denominator, out=denominator)
+    denominator *= lr / (1 - beta1**step)
+    p -= denominator

@@ -1,0 +1,702 @@
+r"""Stable compositions of the primitives: activations, losses, likelihoods, norms, attention, resampling.
+
+Names, arguments, defaults and edge cases are those of `torch.nn.functional`. Losses take logits, never probabilities:
+log σ and log softmax of a logit are finite where the logarithm of a rounded probability is not.
+`reduction` is "mean", "sum" or "none" throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scratchgen import random
+from scratchgen.ops import (
+    attention,
+    avg_pool1d,
+    avg_pool2d,
+    class_losses,
+    conv1d,
+    conv2d,
+    conv_transpose1d,
+    conv_transpose2d,
+    exp,
+    gelu,
+    layer_norm,
+    linear,
+    log,
+    log_softmax,
+    matmul,
+    max_pool1d,
+    max_pool2d,
+    maximum,
+    mean,
+    norm,
+    pad,
+    relu,
+    sigmoid,
+    softmax,
+    softplus,
+    tanh,
+    unfold,
+    where,
+)
+from scratchgen.ops.convolution import Size, sizes
+from scratchgen.ops.elementwise import as_tensor, floating, operands
+from scratchgen.tensor import Tensor, constant
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "batch_norm",
+    "bernoulli_log_prob",
+    "binary_cross_entropy_with_logits",
+    "celu",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "cosine_similarity",
+    "cross_entropy",
+    "dropout",
+    "elu",
+    "embedding",
+    "gaussian_log_prob",
+    "gelu",
+    "glu",
+    "group_norm",
+    "hardtanh",
+    "huber_loss",
+    "instance_norm",
+    "interpolate",
+    "kl_bernoulli",
+    "kl_div",
+    "kl_gaussian",
+    "kl_standard_gaussian",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "logsigmoid",
+    "max_pool1d",
+    "max_pool2d",
+    "mish",
+    "mse_loss",
+    "nll_loss",
+    "normalize",
+    "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "prelu",
+    "relu",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "selu",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
+    "softmax",
+    "softplus",
+    "softsign",
+    "tanh",
+    "unfold",
+]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Activations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def leaky_relu(input: Any, negative_slope: float = 0.01) -> Tensor:
+    """y = x for x > 0, else slope · x.  Maas, Hannun & Ng 2013."""
+    x = floating("leaky_relu", input)
+    return x * constant(np.where(x.data > 0, 1, negative_slope).astype(x.dtype))
+
+
+def prelu(input: Any, weight: Any) -> Tensor:
+    """y = x for x > 0, else w · x, with one w for all or one for each channel (dimension 1).  He et al. 2015, arXiv:1502.01852."""
+    x, w = operands("prelu", as_tensor(input), as_tensor(weight))
+    if w.numel() != 1 and (x.ndim < 2 or w.shape != x.shape[1:2]):
+        raise ValueError(f"prelu: expected one weight, or one for each channel of shape {x.shape}, got shape {w.shape}")
+    w = w.reshape((-1,) + (1,) * max(x.ndim - 2, 0)) if w.numel() != 1 else w.reshape(())
+    return where(x > 0, x, w * x)
+
+
+def elu(input: Any, alpha: float = 1.0) -> Tensor:
+    """y = x for x > 0, else α (eˣ − 1).  Clevert, Unterthiner & Hochreiter 2015, arXiv:1511.07289."""
+    x = floating("elu", input)
+    return where(x > 0, x, alpha * x.clamp(max=0).expm1())  # the clamp keeps eˣ finite in the branch not taken
+
+
+def celu(input: Any, alpha: float = 1.0) -> Tensor:
+    """y = x for x > 0, else α (e^{x/α} − 1).  Barron 2017, arXiv:1704.07483."""
+    x = floating("celu", input)
+    return where(x > 0, x, alpha * (x.clamp(max=0) / alpha).expm1())
+
+
+def selu(input: Any) -> Tensor:
+    """y = λ elu(x; α), the λ and α that keep mean 0 and variance 1.  Klambauer et al. 2017, arXiv:1706.02515."""
+    return 1.0507009873554804934193349852946 * elu(input, 1.6732632423543772848170429916717)
+
+
+def silu(input: Any) -> Tensor:
+    """y = x σ(x).  Elfwing, Uchibe & Doya 2017, arXiv:1702.03118."""
+    x = floating("silu", input)
+    return x * sigmoid(x)
+
+
+def mish(input: Any) -> Tensor:
+    """y = x tanh(log(1 + eˣ)).  Misra 2019, arXiv:1908.08681."""
+    x = floating("mish", input)
+    return x * tanh(softplus(x))
+
+
+def logsigmoid(input: Any) -> Tensor:
+    """y = log σ(x) = −log(1 + e⁻ˣ), finite for every finite x"""
+    return -softplus(-floating("logsigmoid", input), threshold=math.inf)
+
+
+def softsign(input: Any) -> Tensor:
+    """y = x / (1 + |x|)"""
+    x = floating("softsign", input)
+    return x / (1 + x.abs())
+
+
+def hardtanh(input: Any, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """y = x held between two bounds; the gradient on a bound is 0, as PyTorch has it (`clamp` has 1 there)."""
+    x = floating("hardtanh", input)
+    inside = (x.data > min_val) & (x.data < max_val)
+    return where(constant(inside), x, constant(np.clip(x.data, min_val, max_val).astype(x.dtype)))
+
+
+def glu(input: Any, dim: int = -1) -> Tensor:
+    """y = a σ(b), a and b the two halves of x along `dim`.  Dauphin et al. 2016, arXiv:1612.08083."""
+    x = floating("glu", input)
+    if not x.ndim or x.shape[dim] % 2:
+        raise ValueError(f"glu: expected an even length in dimension {dim}, got shape {x.shape}")
+    a, b = x.split(x.shape[dim] // 2, dim) if x.shape[dim] else (x, x)
+    return a * sigmoid(b)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _reduced(name: str, loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise ValueError(f"{name}: expected reduction 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def _pair(name: str, input: Any, target: Any) -> tuple[Tensor, Tensor]:
+    x, t = operands(name, as_tensor(input), as_tensor(target))
+    if x.shape != t.shape:
+        raise ValueError(f"{name}: expected input and target of one shape, got {x.shape} and {t.shape}")
+    return floating(name, x), floating(name, t)
+
+
+def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """ℓ = (x − t)²"""
+    x, t = _pair("mse_loss", input, target)
+    return _reduced("mse_loss", (x - t).square(), reduction)
+
+
+def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """ℓ = |x − t|"""
+    x, t = _pair("l1_loss", input, target)
+    return _reduced("l1_loss", (x - t).abs(), reduction)
+
+
+def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """ℓ = ½ d² for |d| ≤ δ, else δ (|d| − ½ δ);  d = x − t.  Huber 1964."""
+    x, t = _pair("huber_loss", input, target)
+    if delta <= 0:
+        raise ValueError(f"huber_loss: expected delta above 0, got {delta}")
+    d = x - t
+    return _reduced("huber_loss", where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
+
+
+def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """ℓ = ½ d² / β for |d| < β, else |d| − ½ β;  d = x − t"""
+    x, t = _pair("smooth_l1_loss", input, target)
+    if beta < 0:
+        raise ValueError(f"smooth_l1_loss: expected beta of at least 0, got {beta}")
+    d = x - t
+    loss = d.abs() if beta == 0 else where(d.abs() < beta, d * d * (0.5 / beta), d.abs() - 0.5 * beta)
+    return _reduced("smooth_l1_loss", loss, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
+) -> Tensor:
+    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = softplus(x) − t x;  `pos_weight` multiplies the first term."""
+    name = "binary_cross_entropy_with_logits"
+    x, t = _pair(name, input, target)
+    if pos_weight is None:
+        loss = softplus(x, threshold=math.inf) - t * x
+    else:  # (1 − t) x + (1 + (w − 1) t) softplus(−x)
+        loss = (1 - t) * x + (1 + (as_tensor(pos_weight) - 1) * t) * softplus(-x, threshold=math.inf)
+    return _reduced(name, loss if weight is None else loss * weight, reduction)
+
+
+def cross_entropy(
+    input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
+    r"""ℓ_n = −w_{t_n} log p_{n, t_n},  p = softmax(x) over dimension 1
+
+    x: (N, V, …) or (V), t: (N, …) class numbers, or probabilities of x's shape. "mean" divides by Σ_n w_{t_n} over the
+    targets that are not `ignore_index` (by N for probabilities). `label_smoothing` ε replaces the target by
+    (1 − ε) t + ε/V. Raises where a class is not in 0 … V − 1.
+    """
+    x = floating("cross_entropy", input)
+    t = target if isinstance(target, Tensor) else as_tensor(target)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: expected label_smoothing from 0 to 1, got {label_smoothing}")
+    if not x.ndim:
+        raise ValueError("cross_entropy: expected logits of shape (N, V, …) or (V), got a 0-d tensor")
+    axis = 0 if x.ndim == 1 else 1
+    classes = x.shape[axis]
+    w = None if weight is None else as_tensor(weight)
+    if w is not None and w.shape != (classes,):
+        raise ValueError(f"cross_entropy: expected a weight of shape {(classes,)}, got {w.shape}")
+    if t.dtype.kind == "f":
+        if t.shape != x.shape:
+            raise ValueError(f"cross_entropy: expected target probabilities of shape {x.shape}, got {t.shape}")
+        if label_smoothing:
+            t = t * (1 - label_smoothing) + label_smoothing / classes
+        terms = t * log_softmax(x, axis)
+        if w is not None:
+            terms = terms * w.reshape((-1,) + (1,) * (x.ndim - axis - 1))
+        loss = -terms.sum(axis)
+        return _reduced("cross_entropy", loss, reduction)
+    expected = x.shape[:axis] + x.shape[axis + 1 :]
+    if t.dtype.kind not in "iu" or t.shape != expected:
+        raise ValueError(f"cross_entropy: expected a target of class numbers of shape {expected}, got {t.dtype} of shape {t.shape}")
+    rows = x.movedim(axis, -1).reshape(t.numel(), classes)
+    return _class_loss("cross_entropy", rows, t, w, ignore_index, reduction, label_smoothing, logits=True)
+
+
+def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """ℓ_n = −w_{t_n} x_{n, t_n}, x being log-probabilities (N, V, …) or (V); otherwise as `cross_entropy`."""
+    x, t = floating("nll_loss", input), as_tensor(target)
+    if not x.ndim:
+        raise ValueError("nll_loss: expected log-probabilities of shape (N, V, …) or (V), got a 0-d tensor")
+    axis = 0 if x.ndim == 1 else 1
+    expected = x.shape[:axis] + x.shape[axis + 1 :]
+    if t.dtype.kind not in "iu" or t.shape != expected:
+        raise ValueError(f"nll_loss: expected a target of class numbers of shape {expected}, got {t.dtype} of shape {t.shape}")
+    rows = x.movedim(axis, -1).reshape(t.numel(), x.shape[axis])
+    return _class_loss("nll_loss", rows, t, None if weight is None else as_tensor(weight), ignore_index, reduction, 0.0, logits=False)
+
+
+def _class_loss(
+    name: str, rows: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float, *, logits: bool
+) -> Tensor:
+    """The loss of class numbers. rows: (N, V) logits, or log-probabilities."""
+    t = target.data.reshape(-1)
+    kept = t != ignore_index
+    classes = rows.shape[1]
+    wrong = t[kept & ((t < 0) | (t >= classes))]
+    if wrong.size:
+        raise IndexError(f"{name}: expected class numbers from 0 to {classes - 1}, got {wrong[0]}")
+    if logits:
+        loss = class_losses(rows, t, ignore_index)
+    else:
+        loss = where(constant(kept), -rows.gather(1, np.where(kept, t, 0)[:, None]).squeeze(1), 0.0)
+    weights = constant(kept.astype(rows.dtype)) if weight is None else weight[np.where(kept, t, 0)] * constant(kept.astype(rows.dtype))
+    if weight is not None:
+        loss = loss * weights
+    if smoothing:
+        log_p = log_softmax(rows, 1)
+        uniform = -(log_p if weight is None else log_p * weight).sum(1) / classes
+        loss = loss * (1 - smoothing) + where(constant(kept), uniform, 0.0) * smoothing
+    if reduction == "mean":
+        total = weights.sum()
+        return loss.sum() / (total if weight is not None or total.item() else math.nan)
+    return _reduced(name, loss.reshape(target.shape), reduction)
+
+
+def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """ℓ = t (log t − x), x being log-probabilities; 0 where t = 0. "batchmean" divides the sum by the first length."""
+    x, t = _pair("kl_div", input, target)
+    if log_target:
+        loss = exp(t) * (t - x)
+    else:
+        zero = t <= 0
+        loss = where(zero, 0.0, t * (log(where(zero, 1.0, t)) - x))
+    if reduction == "batchmean":
+        return loss.sum() / (loss.shape[0] if loss.ndim else 1)
+    return _reduced("kl_div", loss, reduction)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Likelihoods and divergences: element by element, for the caller to sum
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gaussian_log_prob(x: Any, mean: Any, log_var: Any) -> Tensor:
+    """log N(x; μ, σ²) = −½ (log 2π + log σ² + (x − μ)² / σ²)"""
+    x, mu, s = operands("gaussian_log_prob", as_tensor(x), mean, log_var)
+    s = s if isinstance(s, Tensor) else constant(np.asarray(s, x.dtype))
+    return -0.5 * (math.log(2 * math.pi) + s + (x - mu).square() * exp(-s))
+
+
+def bernoulli_log_prob(x: Any, logits: Any) -> Tensor:
+    """log B(x; σ(l)) = x l − softplus(l), x in [0, 1]"""
+    return -binary_cross_entropy_with_logits(logits, x, reduction="none")
+
+
+def kl_standard_gaussian(mean: Any, log_var: Any) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − log σ²).  Kingma & Welling 2013, arXiv:1312.6114, appendix B."""
+    mu, s = operands("kl_standard_gaussian", as_tensor(mean), as_tensor(log_var))
+    return 0.5 * (mu.square() + exp(s) - 1 - s)
+
+
+def kl_gaussian(mean_p: Any, log_var_p: Any, mean_q: Any, log_var_q: Any) -> Tensor:
+    """KL(N(μ_p, σ_p²) ‖ N(μ_q, σ_q²)) = ½ (log σ_q² − log σ_p² + (σ_p² + (μ_p − μ_q)²) / σ_q² − 1)"""
+    mp, sp, mq, sq = operands("kl_gaussian", *[as_tensor(t) for t in (mean_p, log_var_p, mean_q, log_var_q)])
+    return 0.5 * (sq - sp + exp(sp - sq) + (mp - mq).square() * exp(-sq) - 1)
+
+
+def kl_bernoulli(logits_p: Any, logits_q: Any) -> Tensor:
+    """KL(B(σ(a)) ‖ B(σ(b))) = σ(a) (a − b) − softplus(a) + softplus(b)"""
+    a, b = operands("kl_bernoulli", as_tensor(logits_p), as_tensor(logits_q))
+    return sigmoid(a) * (a - b) - softplus(a, threshold=math.inf) + softplus(b, threshold=math.inf)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normalisation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _scaled(y: Tensor, weight: Any, bias: Any) -> Tensor:
+    """y ⊙ weight + bias, one of each for a channel (dimension 1)."""
+    shape = (-1,) + (1,) * (y.ndim - 2)
+    if weight is not None:
+        y = y * as_tensor(weight).reshape(shape)
+    return y if bias is None else y + as_tensor(bias).reshape(shape)
+
+
+def _channelwise(name: str, x: Tensor, **given: Any) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"{name}: expected an input of shape (N, C, …), got {x.shape}")
+    for what, p in given.items():
+        if p is not None and as_tensor(p).shape != x.shape[1:2]:
+            raise ValueError(f"{name}: expected {what} of shape {x.shape[1:2]}, got {as_tensor(p).shape}")
+
+
+def batch_norm(
+    input: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = (x − μ) / √(σ² + ε) ⊙ weight + bias for each channel (dimension 1)
+
+    Training: μ, σ² over the batch and all positions, and the running ones move by `momentum` towards them (in place,
+    the variance in its unbiased form). Otherwise the running ones. x: (N, C, …). Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+    x = floating("batch_norm", input)
+    _channelwise("batch_norm", x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm: expected running_mean and running_var outside training")
+        return _scaled((x - running_mean.reshape(shape)) * (running_var.reshape(shape) + eps) ** -0.5, weight, bias)
+    dims = (0, *range(2, x.ndim))
+    n = x.numel() // x.shape[1] if x.shape[1] else 0
+    if n == 1:
+        raise ValueError(f"batch_norm: expected more than 1 value per channel when training, got shape {x.shape}")
+    mu = mean(x, dims, keepdim=True)
+    centred = x - mu
+    var = mean(centred * centred, dims, keepdim=True)
+    if running_mean is not None:
+        running_mean.copy_((1 - momentum) * running_mean.data + momentum * mu.data.reshape(-1))
+    if running_var is not None:
+        running_var.copy_((1 - momentum) * running_var.data + momentum * (var.data.reshape(-1) * (n / (n - 1))))
+    return _scaled(centred * (var + eps) ** -0.5, weight, bias)
+
+
+def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """y = (x − μ) / √(σ² + ε) ⊙ weight + bias, μ and σ² over each sample's group of channels.  Wu & He 2018, arXiv:1803.08494."""
+    x = floating("group_norm", input)
+    _channelwise("group_norm", x, weight=weight, bias=bias)
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(f"group_norm: expected a number of groups that divides {x.shape[1]} channels, got {num_groups}")
+    n = x.numel() // max(x.shape[0] * num_groups, 1)
+    y = layer_norm(x.reshape(x.shape[0], num_groups, n), n, eps=eps) if n else x
+    return _scaled(y.reshape(x.shape), weight, bias)
+
+
+def instance_norm(
+    input: Any,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = (x − μ) / √(σ² + ε) ⊙ weight + bias, μ and σ² over the positions of each channel of each sample.
+
+    x: (N, C, …). Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
+    """
+    x = floating("instance_norm", input)
+    _channelwise("instance_norm", x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    if not use_input_stats:
+        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    n = math.prod(x.shape[2:])
+    if n == 1:
+        raise ValueError(f"instance_norm: expected more than 1 position per channel, got shape {x.shape}")
+    if running_mean is not None and running_var is not None:
+        rows = x.data.reshape(x.shape[0], x.shape[1], n)
+        running_mean.copy_((1 - momentum) * running_mean.data + momentum * rows.mean(-1).mean(0))
+        running_var.copy_((1 - momentum) * running_var.data + momentum * rows.var(-1, ddof=1).mean(0))
+    return group_norm(x, x.shape[1], weight, bias, eps)
+
+
+def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
+    """y = x / √(mean(x²) + ε) ⊙ weight over the last dimensions.  ε: the dtype's epsilon unless given.
+
+    x: (…, *normalized_shape). Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
+    x = floating("rms_norm", input)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or x.shape[x.ndim - len(shape) :] != shape or len(shape) > x.ndim:
+        raise ValueError(f"rms_norm: expected an input of shape (…, {', '.join(map(str, shape))}), got {x.shape}")
+    eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    y = x * (mean(x * x, tuple(range(-len(shape), 0)), keepdim=True) + eps) ** -0.5
+    return y if weight is None else y * weight
+
+
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """y = x / max(‖x‖_p, ε) along `dim`"""
+    x = floating("normalize", input)
+    return x / norm(x, p, dim, keepdim=True).clamp(min=eps)
+
+
+def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """y = x₁ · x₂ / (max(‖x₁‖, ε) max(‖x₂‖, ε)) along `dim`; the two broadcast."""
+    a, b = operands("cosine_similarity", as_tensor(x1), as_tensor(x2))
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    a, b = floating("cosine_similarity", a).expand(shape), floating("cosine_similarity", b).expand(shape)
+    return ((a / norm(a, 2, dim, True).clamp(min=eps)) * (b / norm(b, 2, dim, True).clamp(min=eps))).sum(dim)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables, dropout, attention
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
+    """y_i = weight[input_i]; the rows of equal indices add up their gradients, the row `padding_idx` gets none.
+
+    input: any shape of integers, weight: (V, n) → (*input.shape, n). Raises IndexError outside 0 … V − 1.
+    """
+    w, i = as_tensor(weight), as_tensor(input)
+    if w.ndim != 2 or i.dtype.kind not in "iu":
+        raise ValueError(f"embedding: expected integers and a weight of shape (V, n), got {i.dtype} and {w.shape}")
+    if i.numel() and (i.data.min() < 0 or i.data.max() >= w.shape[0]):
+        raise IndexError(f"embedding: expected indices from 0 to {w.shape[0] - 1}, got {i.data.min()} … {i.data.max()}")
+    y = w[i]
+    if padding_idx is not None:
+        padding = constant((i.data == padding_idx % w.shape[0])[..., None])
+        y = where(padding, y.detach(), y)
+    return y
+
+
+def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
+    """y_{…, c} = [tensor = c] as int64;  as many classes as needed without `num_classes`."""
+    t = as_tensor(tensor)
+    if t.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: expected integers, got {t.dtype}")
+    if num_classes == -1:
+        if not t.numel():
+            raise ValueError("one_hot: expected num_classes, as an empty tensor does not show how many there are")
+        num_classes = int(t.data.max()) + 1
+    if t.numel() and (t.data.min() < 0 or t.data.max() >= num_classes):
+        raise ValueError(f"one_hot: expected classes from 0 to {num_classes - 1}, got {t.data.min()} … {t.data.max()}")
+    return constant((t.data[..., None] == np.arange(num_classes)).astype(np.int64))
+
+
+def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.random.Generator | None = None) -> Tensor:
+    """y = x ⊙ m / (1 − p), m = 1 with probability 1 − p; x itself outside training ("inverted" dropout: E[y] = x).
+
+    Srivastava et al. 2014.
+    """
+    x = as_tensor(input)
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: expected p from 0 to 1, got {p}")
+    if not training or p == 0:
+        return x
+    if p == 1:
+        return x * 0
+    kept = random.generator(generator).random(x.shape, dtype=np.float32) >= p
+    return x * constant(kept * x.dtype.type(1 / (1 - p)))
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    generator: np.random.Generator | None = None,
+) -> Tensor:
+    r"""softmax(Q Kᵀ / √D + M) V
+
+    query (…, T, D), key (…, S, D), value (…, S, E) → (…, T, E); leading dimensions broadcast. `attn_mask` (…, T, S) is
+    added, or, if boolean, says which pairs may attend. `is_causal`: row t sees only columns ≤ t. `scale` replaces 1/√D.
+    `enable_gqa`: several query heads (dimension −3) share a key head. `dropout_p` drops weights (always: pass 0 in
+    evaluation). A row that may attend to nothing gives zeros. Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    """
+    q, k, v = operands("attention", as_tensor(query), as_tensor(key), as_tensor(value))
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"attention: expected query (…, T, D), key (…, S, D), value (…, S, E), got {q.shape}, {k.shape}, {v.shape}")
+    if attn_mask is not None and is_causal:
+        raise ValueError("attention: expected attn_mask or is_causal, got both")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"attention: expected dropout_p from 0 up to 1, got {dropout_p}")
+    if enable_gqa:
+        if min(q.ndim, k.ndim, v.ndim) < 3 or k.shape[-3] != v.shape[-3] or q.shape[-3] % k.shape[-3]:
+            raise ValueError(f"attention: expected query heads to be a multiple of the key heads, got {q.shape} and {k.shape}")
+        k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))  # (…, H, S, ·)
+    mask = None if attn_mask is None else _additive(as_tensor(attn_mask), q.dtype)
+    try:
+        batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        if mask is not None:
+            np.broadcast_to(mask.data, batch + (q.shape[-2], k.shape[-2]))
+    except ValueError:
+        given = f"{q.shape}, {k.shape}, {v.shape}" + ("" if mask is None else f" with a mask of shape {mask.shape}")
+        raise ValueError(f"attention: expected shapes that broadcast, got {given}") from None
+    q, k, v = (t.expand(batch + t.shape[-2:]) for t in (q, k, v))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not dropout_p:
+        return attention(q, k, v, mask, causal=is_causal, scale=scale)
+    scores = matmul(q, k.mT) * scale  # (…, T, S)
+    if mask is not None:
+        scores = scores + mask
+    if is_causal:
+        scores = where(constant(np.tri(*scores.shape[-2:], dtype=bool)), scores, -math.inf)
+    return matmul(dropout(softmax(scores, -1), dropout_p, generator=generator), v)
+
+
+def _additive(mask: Tensor, dtype: np.dtype) -> Tensor:
+    """A mask to add: 0 where a boolean mask allows, −∞ where it forbids."""
+    if mask.dtype == np.bool_:
+        return constant(np.where(mask.data, 0, -np.inf).astype(dtype))
+    return operands("attention mask", mask, constant(np.zeros((), dtype)))[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resampling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def interpolate(
+    input: Any,
+    size: Size | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Tensor:
+    """Images (N, C, H, W), or sequences (N, C, L), at another size: `size`, or `scale_factor` times the old one.
+
+    "nearest": y_i = x_⌊i/s⌋.  "linear" / "bilinear": y = A_h x A_wᵀ, the rows of A holding the two weights of the
+    neighbours of (i + ½)/s − ½ (of i (n−1)/(m−1) with `align_corners`).
+    """
+    x = floating("interpolate", input)
+    n = x.ndim - 2
+    if n not in (1, 2):
+        raise ValueError(f"interpolate: expected an input of shape (N, C, L) or (N, C, H, W), got {x.shape}")
+    if mode not in ("nearest", ("linear", "bilinear")[n - 1]):
+        raise ValueError(f"interpolate: expected mode 'nearest' or {('linear', 'bilinear')[n - 1]!r} for shape {x.shape}, got {mode!r}")
+    if align_corners and mode == "nearest":
+        raise ValueError("interpolate: align_corners goes with linear modes, not with 'nearest'")
+    if (size is None) == (scale_factor is None):
+        raise ValueError("interpolate: expected size or scale_factor, and not both")
+    if size is not None:
+        out, scales = sizes("interpolate", size, n, "size", 1), (None,) * n
+    else:
+        scales = (scale_factor,) * n if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        if len(scales) != n or any(s <= 0 for s in scales):
+            raise ValueError(f"interpolate: expected a scale_factor above 0, or {n} of them, got {scale_factor!r}")
+        out = tuple(math.floor(m * s) for m, s in zip(x.shape[2:], scales, strict=True))
+    for d, (m, s) in enumerate(zip(out, scales, strict=True), start=2):
+        x = _resized(x, d, m, s, mode, bool(align_corners))
+    return x
+
+
+def _resized(x: Tensor, dim: int, m: int, scale: float | None, mode: str, align_corners: bool) -> Tensor:
+    """One dimension of x brought to length m."""
+    n = x.shape[dim]
+    if mode == "nearest":
+        if scale is not None and scale == int(scale):
+            return x.repeat_interleave(int(scale), dim)
+        at = np.floor(np.arange(m) * (n / m if scale is None else 1 / scale)).astype(np.int64)
+        return x.index_select(dim, at.clip(0, n - 1))
+    if align_corners:
+        at = np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0)
+    else:
+        at = ((np.arange(m) + 0.5) * (n / m if scale is None else 1 / scale) - 0.5).clip(0)
+    low = np.floor(at).astype(np.int64).clip(0, n - 1)
+    high = (low + 1).clip(0, n - 1)
+    weights = np.zeros((m, n), x.dtype)
+    np.add.at(weights, (np.arange(m), low), 1 - (at - low))
+    np.add.at(weights, (np.arange(m), high), at - low)
+    return matmul(x.movedim(dim, -1), constant(weights.T.copy())).movedim(-1, dim)
+
+
+def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
+    """(…, C r², H, W) → (…, C, H r, W r): channels become a finer grid.  Shi et al. 2016, arXiv:1609.05158."""
+    x, r = as_tensor(input), upscale_factor
+    if x.ndim < 3 or r < 1 or x.shape[-3] % (r * r):
+        raise ValueError(f"pixel_shuffle: expected an input (…, C · {r}², H, W), got {x.shape}")
+    *lead, c, h, w = x.shape
+    x = x.reshape(-1, c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3)  # (N, C, H, r, W, r)
+    return x.reshape(*lead, c // (r * r), h * r, w * r)
+
+
+def pixel_unshuffle(input: Any, downscale_factor: int) -> Tensor:
+    """(…, C, H r, W r) → (…, C r², H, W): the inverse of `pixel_shuffle`."""
+    x, r = as_tensor(input), downscale_factor
+    if x.ndim < 3 or r < 1 or x.shape[-1] % r or x.shape[-2] % r:
+        raise ValueError(f"pixel_unshuffle: expected an input (…, C, H · {r}, W · {r}), got {x.shape}")
+    *lead, c, h, w = x.shape
+    x = x.reshape(-1, c, h // r, r, w // r, r).permute(0, 1, 3, 5, 2, 4)  # (N, C, r, r, H, W)
+    return x.reshape(*lead, c * r * r, h // r, w // r)
+
+
+def adaptive_avg_pool2d(input: Any, output_size: Size) -> Tensor:
+    """y = the mean of each of output_size cells, cell i reaching from ⌊i n/m⌋ to ⌈(i + 1) n/m⌉.  (N, C, H, W) → (N, C, *output_size)"""
+    x = floating("adaptive_avg_pool2d", input)
+    if x.ndim not in (3, 4):
+        raise ValueError(f"adaptive_avg_pool2d: expected an input of shape (N, C, H, W), got {x.shape}")
+    for dim, m in zip((-2, -1), sizes("adaptive_avg_pool2d", output_size, 2, "output_size", 1), strict=True):
+        n = x.shape[dim]
+        cell = np.arange(m)[:, None]
+        inside = (np.arange(n) >= cell * n // m) & (np.arange(n) < -(-(cell + 1) * n // m))  # (m, n)
+        weights = (inside / inside.sum(1, keepdims=True)).astype(x.dtype)
+        x = matmul(x.movedim(dim, -1), constant(weights.T.copy())).movedim(-1, dim)
+    return x

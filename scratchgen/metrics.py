@@ -1,0 +1,256 @@
+"""Scores: how well a model predicts, how close its samples are to the data, and how varied they are.
+
+Arrays in, numbers out, all in float64. Which features the distances are taken between is the caller's choice
+(pixels, or a network's activations); scores are comparable only with the same features and the same number of samples.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Coverage", "bits_per_byte", "bits_per_dim", "distinct_ngrams", "diversity", "frechet_distance",
+           "frechet_gaussians", "mode_coverage", "perplexity", "precision_recall"]
+
+
+# ------------------------------------------------------------------------------------------------------- likelihood
+
+def bits_per_dim(nll: np.ndarray | float, dims: int, *, levels: int = 1) -> np.ndarray | float:
+    """Negative log-likelihood per example, in bits for each of its dimensions.
+
+        bits/dim = nll / (D ln 2) + log₂ L
+
+    nll: nats per example, any shape;  dims D: C·H·W;  result: the shape of nll.
+    levels L: 1 for a discrete likelihood; for the density of a continuous x ∈ [0, 1] that stands for L grey levels,
+    L (256), as each level is a bin 1/L wide.
+
+    Raises ValueError: NaN, D < 1 or L < 1.  Source: Theis, van den Oord & Bethge 2016, §3.1.
+    """
+    nll = _numbers("nll", nll)
+    _require_natural("dims", dims, 1)
+    _require_natural("levels", levels, 1)
+    return _plain(nll / (dims * np.log(2)) + np.log2(levels))
+
+
+def bits_per_byte(nll: float, n_bytes: int) -> float:
+    """Negative log-likelihood of a whole text, in bits for each byte of its UTF-8 form: comparable across tokenizers.
+
+        bits/byte = nll / (n ln 2)
+
+    nll: nats, summed over all tokens;  n_bytes n: len(text.encode()).   Raises ValueError: NaN, n < 1, not one number.
+    """
+    nll = _numbers("nll", nll)
+    if nll.ndim:
+        raise ValueError(f"nll: expected one number, the sum over the text, got shape {nll.shape}.")
+    _require_natural("n_bytes", n_bytes, 1)
+    return float(nll / (n_bytes * np.log(2)))
+
+
+def perplexity(nll: np.ndarray | float) -> float:
+    """The number of equally likely tokens that would be as hard to predict.
+
+        PPL = exp( 1/n Σ_i nll_i )                             +inf where that exceeds the largest float
+
+    nll: nats per token, any shape with at least one entry (or their mean).   Raises ValueError: NaN, no tokens.
+    """
+    nll = _numbers("nll", nll)
+    if not nll.size:
+        raise ValueError("nll: expected at least one token, got none.")
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.exp(nll.mean()))
+
+
+# ------------------------------------------------------------------------------------------------- Fréchet distance
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    r"""Squared Fréchet (2-Wasserstein) distance between the Gaussians fitted to two sets of features.
+
+        d² = ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^{1/2})
+
+    Computed without forming Σ or a matrix square root. With centred features A (n × d) and its QR factor R_a,
+    Σ_a = S_aᵀ S_a where S_a = R_a / √(n − 1), and
+
+        tr (Σ_a Σ_b)^{1/2} = ‖S_a S_bᵀ‖_*            (the sum of singular values)
+
+    since Σ_a Σ_b = S_aᵀ (S_a S_bᵀ) S_b has the non-zero eigenvalues of M Mᵀ, M = S_a S_bᵀ. No negative eigenvalue can
+    arise, so fewer samples than features are no trouble to the arithmetic (they still bias the estimate upwards).
+
+    a: (n, d), b: (m, d), n and m ≥ 2;  result ≥ 0, in squared feature units.
+    Raises ValueError: other shapes, NaN or infinity.
+    Source: Dowson & Landau 1982; Heusel et al. 2017 (FID, there on Inception features), eq. 6.
+    """
+    a, b = _feature_pair("a", a, "b", b, least=2)
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    root_a = np.linalg.qr(a - mean_a, mode="r") / np.sqrt(len(a) - 1)
+    root_b = np.linalg.qr(b - mean_b, mode="r") / np.sqrt(len(b) - 1)
+    return _frechet(mean_a - mean_b, root_a, root_b)
+
+
+def frechet_gaussians(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """`frechet_distance` from means (d,) and covariances (d, d), for statistics that were saved without their samples.
+
+    Each covariance is factored by its eigenvalues, Σ = U Λ Uᵀ = Sᵀ S with S = Λ^{1/2} Uᵀ.
+    Raises ValueError: other shapes, NaN, or a covariance that is not symmetric and positive semi-definite to rounding.
+    """
+    roots, means = [], []
+    for name, mean, cov in (("a", mean_a, cov_a), ("b", mean_b, cov_b)):
+        mean, cov = _numbers(f"mean_{name}", mean), _numbers(f"cov_{name}", cov)
+        if mean.ndim != 1 or cov.shape != (mean.size, mean.size) or mean.size == 0:
+            raise ValueError(f"mean_{name}, cov_{name}: expected shapes (d,), (d, d), got {mean.shape}, {cov.shape}.")
+        scale = np.abs(cov).max()
+        if not np.isfinite(scale) or not np.isfinite(mean).all():
+            raise ValueError(f"mean_{name}, cov_{name}: expected finite numbers, got an infinity.")
+        if np.abs(cov - cov.T).max() > 1e-6 * scale:
+            raise ValueError(f"cov_{name}: expected a symmetric matrix, got one that differs from its transpose.")
+        eigenvalues, vectors = np.linalg.eigh((cov + cov.T) / 2)
+        if eigenvalues[0] < -1e-6 * scale:
+            raise ValueError(f"cov_{name}: expected no negative eigenvalue, got {eigenvalues[0]:g}.")
+        means.append(mean)
+        roots.append(np.sqrt(np.maximum(eigenvalues, 0))[:, None] * vectors.T)
+    if means[0].shape != means[1].shape:
+        raise ValueError(f"means: expected the same number of features, got {means[0].size} and {means[1].size}.")
+    return _frechet(means[0] - means[1], *roots)
+
+
+def _frechet(shift: np.ndarray, root_a: np.ndarray, root_b: np.ndarray) -> float:
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    d2 = shift @ shift + (root_a * root_a).sum() + (root_b * root_b).sum() - 2 * cross
+    return max(float(d2), 0.0)                                   # for equal sets rounding leaves about ±1e-16 tr Σ
+
+
+# ---------------------------------------------------------------------------------------- nearest-neighbour coverage
+
+class Coverage(NamedTuple):
+    """What `precision_recall` returns: four numbers, 1 being good (density alone can exceed it)."""
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(real: np.ndarray, fake: np.ndarray, *, k: int = 3) -> Coverage:
+    """Are the samples like the data, and is the data all covered? Judged by balls that reach the k-th neighbour.
+
+    Let r_k(x) be the distance from x to its k-th nearest neighbour in its own set, itself left out; B(x) the closed
+    ball of that radius.
+
+        precision = 1/m Σ_j 1[f_j ∈ ∪_i B(r_i)]          samples f that lie on the data
+        recall    = 1/n Σ_i 1[r_i ∈ ∪_j B(f_j)]          data r that lie on the samples
+        density   = 1/(k m) Σ_j Σ_i 1[f_j ∈ B(r_i)]      precision, less moved by a single far-out r
+        coverage  = 1/n Σ_i 1[∃ j: f_j ∈ B(r_i)]         data with a sample near by: sees a collapse of modes
+
+    real: (n, d), fake: (m, d), both with more than k rows; Euclidean distance; n (n + m) time, blocks of memory.
+    Raises ValueError: other shapes, NaN or infinity, k < 1.
+    Source: Kynkäänniemi et al. 2019, eq. 1-2; Naeem et al. 2020, §3.
+    """
+    _require_natural("k", k, 1)
+    real, fake = _feature_pair("real", real, "fake", fake, least=k + 1)
+    radius_real, radius_fake = _neighbour_radius(real, k), _neighbour_radius(fake, k)
+    on_real = np.zeros(len(fake), dtype=np.int64)                # in how many balls of the data each sample lies
+    recalled = np.zeros(len(real), dtype=bool)
+    covered = np.zeros(len(real), dtype=bool)
+    for rows, distance in _distances(real, fake):
+        inside = distance <= radius_real[rows, None]             # (rows of real, m)
+        on_real += inside.sum(axis=0)
+        covered[rows] = inside.any(axis=1)
+        recalled[rows] = (distance <= radius_fake).any(axis=1)
+    return Coverage(precision=float((on_real > 0).mean()), recall=float(recalled.mean()),
+                    density=float(on_real.mean() / k), coverage=float(covered.mean()))
+
+
+def _neighbour_radius(x: np.ndarray, k: int) -> np.ndarray:
+    # Each row's distance to itself is an exact 0 and sorts first, so index k is the k-th other point.
+    return np.concatenate([np.partition(distance, k, axis=1)[:, k] for _, distance in _distances(x, x)])
+
+
+def _distances(a: np.ndarray, b: np.ndarray, block: int = 1024):
+    """(rows, distances of those rows of a to all of b), block by block: n × m numbers need not fit in memory."""
+    from scipy.spatial.distance import cdist
+
+    # cdist takes differences; a² + b² − 2ab would be faster and cancels where points are close, which is what is asked.
+    for i in range(0, len(a), block):
+        yield slice(i, i + block), cdist(a[i:i + block], b)
+
+
+# ---------------------------------------------------------------------------------------------------------- variety
+
+def diversity(x: np.ndarray) -> float:
+    """The mean Euclidean distance between two different members of a set: 0 when all are the same.
+
+        1/(n (n − 1)) Σ_{i ≠ j} ‖x_i − x_j‖
+
+    x: (n, d), n ≥ 2; in feature units.   Raises ValueError: other shapes, NaN or infinity.
+    """
+    x = _features("x", x, least=2)
+    return float(sum(distance.sum() for _, distance in _distances(x, x)) / (len(x) * (len(x) - 1)))
+
+
+def distinct_ngrams(tokens: np.ndarray, n: int) -> float:
+    """The share of n-grams that are not repeats of another: low for a text that goes round in circles.
+
+        distinct-n = |set of n-grams| / number of n-grams
+
+    tokens: integers (length,) or (batch, length), n-grams never crossing a row.
+    Raises ValueError: no n-gram, or not integers.   Source: Li et al. 2016.
+    """
+    tokens = np.atleast_2d(np.asarray(tokens))
+    _require_natural("n", n, 1)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[0] == 0 or tokens.shape[1] < n:
+        raise ValueError(f"tokens: expected integers (length,) or (batch, length) with length ≥ n = {n}, "
+                         f"got {tokens.dtype} {tokens.shape}.")
+    grams = np.lib.stride_tricks.sliding_window_view(tokens, n, axis=1).reshape(-1, n)
+    return len(np.unique(grams, axis=0)) / len(grams)
+
+
+def mode_coverage(points: np.ndarray, centres: np.ndarray, *, radius: float) -> tuple[int, float]:
+    """For a toy mixture: how many modes were hit, and the share of points that hit one.
+
+        hit_j = min_k ‖x_j − μ_k‖ ≤ radius
+
+    points: (n, d), centres: (K, d), radius usually 3σ;  result: (modes hit, 0 … K; share, 0 … 1).
+    Raises ValueError: other shapes, NaN or infinity, radius ≤ 0.   Source: Srivastava et al. 2017 (VEEGAN).
+    """
+    points, centres = _feature_pair("points", points, "centres", centres, least=1)
+    if not radius > 0:
+        raise ValueError(f"radius: expected a positive number, got {radius!r}.")
+    hits = np.concatenate([np.where(distance.min(axis=1) <= radius, distance.argmin(axis=1), -1)
+                           for _, distance in _distances(points, centres)])
+    return len(np.unique(hits[hits >= 0])), float((hits >= 0).mean())
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+
+def _numbers(name: str, value: np.ndarray | float) -> np.ndarray:
+    value = np.asarray(value)
+    if value.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected real numbers, got {value.dtype}.")
+    value = value.astype(np.float64)
+    if np.isnan(value).any():
+        raise ValueError(f"{name}: expected numbers, got NaN.")
+    return value
+
+
+def _features(name: str, x: np.ndarray, *, least: int) -> np.ndarray:
+    x = _numbers(name, x)
+    if x.ndim != 2 or len(x) < least or x.shape[1] == 0:
+        raise ValueError(f"{name}: expected features of shape (n, d) with n ≥ {least} and d ≥ 1, got {x.shape}.")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: expected finite features, got an infinity.")
+    return x
+
+
+def _feature_pair(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray, *, least: int,
+                  ) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _features(name_a, a, least=least), _features(name_b, b, least=least)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{name_a}, {name_b}: expected equally many features, got {a.shape[1]} and {b.shape[1]}.")
+    return a, b
+
+
+def _require_natural(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}.")
+
+
+def _plain(value: np.ndarray) -> np.ndarray | float:
+    return value if value.ndim else float(value)

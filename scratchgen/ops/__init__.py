@@ -1,0 +1,89 @@
+"""The primitives, each with its equation, forward and vector-Jacobian product side by side.
+
+elementwise · reduce · shape · matrix (products) · convolution · fused (one node for what models spend time in).
+The block at the end gives tensors their operators and methods: the only place where that happens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scratchgen.ops import convolution, creation, elementwise, fused, matrix, reduce, shape
+from scratchgen.ops.convolution import *
+from scratchgen.ops.creation import *
+from scratchgen.ops.elementwise import *
+from scratchgen.ops.fused import *
+from scratchgen.ops.matrix import *
+from scratchgen.ops.reduce import *
+from scratchgen.ops.shape import *
+from scratchgen.tensor import Tensor
+
+clip = clamp
+concatenate = cat
+
+# What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
+METHODS = sorted({*elementwise.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"} - {"cast", "cat", "stack", "where"})
+TOP_LEVEL = sorted({*METHODS, *creation.__all__, "cat", "concatenate", "einsum", "stack", "where"} - {"contiguous", "pad", "repeat"})
+__all__ = sorted({*TOP_LEVEL, *METHODS, *convolution.__all__, *fused.__all__, *matrix.__all__, "cast"})
+
+
+def _attach() -> None:
+    """Operators and methods of Tensor. A method is the function of the same name with the tensor as its first argument."""
+
+    def swapped(function: Any) -> Any:
+        return lambda self, other: function(other, self)
+
+    def to(self: Tensor, *args: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+        """The tensor in another dtype (`to(float64)`) or on another device (`to("cpu")`); itself where nothing changes."""
+        for arg in args:
+            if isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda"):
+                device = arg
+            else:
+                dtype = arg
+        if device not in (None, "cpu"):
+            raise ValueError(f"to: expected device 'cpu', got {device!r}")
+        return self if dtype is None else cast(self, dtype)
+
+    operators = {
+        "__neg__": neg,
+        "__pos__": lambda self: self,
+        "__abs__": abs,
+        "__add__": add,
+        "__radd__": swapped(add),
+        "__sub__": sub,
+        "__rsub__": swapped(sub),
+        "__mul__": mul,
+        "__rmul__": swapped(mul),
+        "__truediv__": div,
+        "__rtruediv__": swapped(div),
+        "__pow__": pow,
+        "__rpow__": swapped(pow),
+        "__matmul__": matmul,
+        "__rmatmul__": swapped(matmul),
+        "__eq__": eq,
+        "__ne__": ne,
+        "__lt__": lt,
+        "__le__": le,
+        "__gt__": gt,
+        "__ge__": ge,
+        "__and__": logical_and,
+        "__or__": logical_or,
+        "__invert__": logical_not,
+        "__getitem__": shape.index,
+        "__iter__": shape.iterate,
+        "to": to,
+        "float": lambda self: cast(self, "float32"),
+        "double": lambda self: cast(self, "float64"),
+        "long": lambda self: cast(self, "int64"),
+        "bool": lambda self: cast(self, "bool"),
+        "view": reshape,
+        "t": lambda self: transpose(self, 0, 1) if self.ndim == 2 else self,
+        "T": property(lambda self: permute(self, tuple(reversed(range(self.ndim))))),
+        "mT": property(lambda self: transpose(self, -2, -1)),
+    }
+    methods = {name: globals()[name] for name in METHODS}
+    for name, function in (methods | operators).items():
+        setattr(Tensor, name, function)
+
+
+_attach()

@@ -1,0 +1,772 @@
+r"""Ops that act on each element: y_i = f(x_i), so x̄_i = f'(x_i) ȳ_i.
+
+Two operands broadcast as in NumPy; the engine sums a gradient back to the shape of a broadcast operand. A Python number
+takes the dtype of the tensor beside it; an integer tensor beside a floating one is converted to it; float32 beside
+float64 is refused, because a silent change of precision is a bug in hiding.
+
+At a kink the gradient is the one PyTorch documents: `abs` 0 at 0, `relu` 0 at 0, `maximum` and `minimum` halves at a tie,
+`clamp` 1 on its bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import kernels
+from scratchgen.tensor import Function, Tensor, constant
+
+__all__ = [
+    "abs",
+    "add",
+    "cast",
+    "ceil",
+    "clamp",
+    "cos",
+    "div",
+    "eq",
+    "erf",
+    "exp",
+    "expm1",
+    "floor",
+    "ge",
+    "gelu",
+    "gt",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "le",
+    "log",
+    "log10",
+    "log1p",
+    "log2",
+    "logaddexp",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "lt",
+    "masked_fill",
+    "maximum",
+    "minimum",
+    "mul",
+    "ne",
+    "neg",
+    "pow",
+    "reciprocal",
+    "relu",
+    "round",
+    "rsqrt",
+    "sigmoid",
+    "sign",
+    "sin",
+    "softplus",
+    "sqrt",
+    "square",
+    "sub",
+    "tanh",
+    "where",
+]
+
+Number = int | float
+
+
+def as_tensor(x: Any) -> Tensor:
+    """`x` itself if it is a tensor, else a tensor that copies it."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def operands(name: str, *xs: Any) -> tuple[Any, ...]:
+    """Tensors of one dtype, and Python numbers, from what the caller of `name` gave."""
+    dtype = None
+    mixed = False
+    tensors = []
+    for x in xs:
+        if not isinstance(x, Tensor):
+            if isinstance(x, int | float) and not isinstance(x, np.generic):  # (bool is an int)
+                tensors.append(x)
+                continue
+            if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex):
+                raise TypeError(f"{name}: expected tensors, arrays or numbers, got {type(x).__name__}")
+            x = Tensor(x)
+        tensors.append(x)
+        if dtype is None:
+            dtype = x.dtype
+        elif x.dtype is not dtype and x.dtype != dtype:
+            mixed = True
+    if dtype is None:
+        return (Tensor(tensors[0]), *tensors[1:])
+    if mixed:
+        found = {x.dtype for x in tensors if isinstance(x, Tensor)}
+        floats = {d for d in found if d.kind in "fc"}
+        if len(floats) > 1 and not any(d.kind == "c" for d in floats):
+            names = " and ".join(sorted(str(d) for d in floats))
+            raise TypeError(f"{name}: expected operands of one floating dtype, got {names}; convert one with .to(dtype)")
+        dtype = max(floats, key=lambda d: d.itemsize) if floats else np.result_type(*found)
+        tensors = [cast(x, dtype) if isinstance(x, Tensor) else x for x in tensors]
+    if dtype.kind in "iub" and any(isinstance(x, float) for x in tensors):
+        tensors = [cast(x, np.dtype(np.float32)) if isinstance(x, Tensor) else x for x in tensors]
+    return tuple(tensors)
+
+
+def floating(name: str, x: Any) -> Tensor:
+    """A tensor of a floating dtype: integers become float32, as the mathematics leaves the integers."""
+    x = as_tensor(x)
+    return x if x.dtype.kind in "fc" else cast(x, np.dtype(np.float32))
+
+
+class Cast(Function):
+    """y = x, in another dtype."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dtype: np.dtype) -> Any:
+        self.before = x.dtype
+        return x.astype(dtype)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return cast(dy, self.before)
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    """x in another dtype; itself where it already has it. The gradient comes back in x's dtype."""
+    dtype = np.dtype(dtype)
+    return x if x.dtype == dtype else Cast.apply(x, dtype=dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Add(Function):
+    """y = a + b          ā = ȳ,  b̄ = ȳ"""
+
+    keeps_inputs = False
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.add(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        return dy, dy
+
+
+class Sub(Function):
+    """y = a − b          ā = ȳ,  b̄ = −ȳ"""
+
+    keeps_inputs = False
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.subtract(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy, -dy if self.needs_input_grad[1] else None
+
+
+class Mul(Function):
+    """y = a b            ā = ȳ b,  b̄ = ȳ a"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.multiply(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.inputs
+        needs_a, needs_b = self.needs_input_grad
+        return dy * b if needs_a else None, dy * a if needs_b else None
+
+
+class Div(Function):
+    """y = a / b          ā = ȳ / b,  b̄ = −(ȳ / b) (a / b)"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.true_divide(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.inputs
+        da = dy / b
+        return da, -da * (a / b) if self.needs_input_grad[1] else None
+
+
+class Neg(Function):
+    """y = −x             x̄ = −ȳ"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        return np.negative(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return -dy
+
+
+class Pow(Function):
+    """y = aᵇ             ā = ȳ b aᵇ⁻¹,  b̄ = ȳ aᵇ log a
+
+    0⁰ = 1 with ā = 0; at a = 0 with b ≥ 0 the gradient with respect to b is its limit, 0.
+    """
+
+    keeps_outputs = True
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return a**b
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.inputs
+        (y,) = self.outputs
+        da = db = None
+        if self.needs_input_grad[0]:
+            if isinstance(b, Tensor):
+                lower = where((a == 0).logical_and(b == 0), 1.0, b - 1)  # 0 · 0⁻¹ is 0 here
+                da = dy * b * a**lower
+            elif b == 0:
+                da = dy * 0
+            else:
+                da = dy * b * a ** (b - 1)
+        if self.needs_input_grad[1]:
+            if isinstance(a, Tensor):
+                db = dy * y * log(where(a == 0, 1.0, a))
+            else:
+                db = dy * y * (math.log(a) if a > 0 else 0.0 if a == 0 else math.nan)
+        return da, db
+
+
+def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
+    """y = input + alpha · other"""
+    a, b = operands("add", input, other)
+    return Add.apply(a, b if alpha == 1 else b * alpha)
+
+
+def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
+    """y = input − alpha · other"""
+    a, b = operands("sub", input, other)
+    return Sub.apply(a, b if alpha == 1 else b * alpha)
+
+
+def mul(input: Any, other: Any) -> Tensor:
+    """y = input · other, element by element"""
+    return Mul.apply(*operands("mul", input, other))
+
+
+def div(input: Any, other: Any) -> Tensor:
+    """y = input / other; integers are divided as float32"""
+    a, b = operands("div", input, other)
+    if isinstance(a, Tensor) and a.dtype.kind in "iub":
+        a = cast(a, np.float32)
+    if isinstance(b, Tensor) and b.dtype.kind in "iub":
+        b = cast(b, np.float32)
+    return Div.apply(a, b)
+
+
+def neg(input: Any) -> Tensor:
+    """y = −input"""
+    return Neg.apply(as_tensor(input))
+
+
+def pow(input: Any, exponent: Any) -> Tensor:
+    """y = input^exponent. See Pow for 0⁰; the gradient with respect to the exponent of a negative base is NaN."""
+    return Pow.apply(*operands("pow", input, exponent))
+
+
+def square(input: Any) -> Tensor:
+    """y = input²"""
+    x = as_tensor(input)
+    return x * x
+
+
+def reciprocal(input: Any) -> Tensor:
+    """y = 1 / input"""
+    return 1.0 / as_tensor(input)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exponentials and logarithms
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Exp(Function):
+    """y = eˣ             x̄ = ȳ y"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        return np.exp(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy * y
+
+
+class Expm1(Function):
+    """y = eˣ − 1         x̄ = ȳ (y + 1)"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        return np.expm1(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy * (y + 1)
+
+
+class Log(Function):
+    """y = log x          x̄ = ȳ / x"""
+
+    def forward(self, x: Any) -> Any:
+        return np.log(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return dy / x
+
+
+class Log1p(Function):
+    """y = log(1 + x)     x̄ = ȳ / (1 + x)"""
+
+    def forward(self, x: Any) -> Any:
+        return np.log1p(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return dy / (1 + x)
+
+
+class Sqrt(Function):
+    """y = √x             x̄ = ȳ / 2y,  infinite at 0"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        return np.sqrt(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy / (2 * y)
+
+
+class LogAddExp(Function):
+    """y = log(eᵃ + eᵇ)   ā = ȳ σ(a − b),  b̄ = ȳ σ(b − a);  shared equally where both are −∞"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.logaddexp(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.inputs
+        both = constant(np.isinf(a.data) & (a.data == b.data))  # ∞ − ∞ is not a gap
+        gap = where(both, 0.0, a) - where(both, 0.0, b)
+        needs_a, needs_b = self.needs_input_grad
+        return dy * sigmoid(gap) if needs_a else None, dy * sigmoid(-gap) if needs_b else None
+
+
+class Softplus(Function):
+    """y = log(1 + e^{βx}) / β,  linear once βx exceeds the threshold      x̄ = ȳ σ(βx)
+
+    In the form max(βx, 0) + log1p(e^{−|βx|}), finite for every finite x.
+    """
+
+    def forward(self, x: Any, *, beta: float, threshold: float) -> Any:
+        self.beta, self.threshold = beta, threshold
+        z = x * beta
+        y = (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta
+        return np.where(z > threshold, x, y)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        slope = sigmoid(x * self.beta)
+        return dy * where(constant(x.data * self.beta > self.threshold), 1.0, slope)
+
+
+def exp(input: Any) -> Tensor:
+    """y = e^input"""
+    return Exp.apply(floating("exp", input))
+
+
+def expm1(input: Any) -> Tensor:
+    """y = e^input − 1, accurate near 0"""
+    return Expm1.apply(floating("expm1", input))
+
+
+def log(input: Any) -> Tensor:
+    """y = log input (natural)"""
+    return Log.apply(floating("log", input))
+
+
+def log2(input: Any) -> Tensor:
+    """y = log₂ input"""
+    return log(input) * (1 / math.log(2))
+
+
+def log10(input: Any) -> Tensor:
+    """y = log₁₀ input"""
+    return log(input) * (1 / math.log(10))
+
+
+def log1p(input: Any) -> Tensor:
+    """y = log(1 + input), accurate near 0"""
+    return Log1p.apply(floating("log1p", input))
+
+
+def sqrt(input: Any) -> Tensor:
+    """y = √input. Its slope at 0 is infinite; `norm` is the root of a sum of squares with a finite one."""
+    return Sqrt.apply(floating("sqrt", input))
+
+
+def rsqrt(input: Any) -> Tensor:
+    """y = 1 / √input"""
+    return floating("rsqrt", input) ** -0.5
+
+
+def logaddexp(input: Any, other: Any) -> Tensor:
+    """y = log(e^input + e^other), without overflow"""
+    a, b = operands("logaddexp", input, other)
+    like = a if isinstance(a, Tensor) else b
+    a, b = (x if isinstance(x, Tensor) else constant(np.asarray(x, like.dtype)) for x in (a, b))
+    return LogAddExp.apply(floating("logaddexp", a), floating("logaddexp", b))
+
+
+def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """y = log(1 + e^{β input}) / β;  y = input where β input > threshold"""
+    return Softplus.apply(floating("softplus", input), beta=beta, threshold=threshold)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trigonometry and sigmoids
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Sin(Function):
+    """y = sin x          x̄ = ȳ cos x"""
+
+    def forward(self, x: Any) -> Any:
+        return np.sin(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return dy * cos(x)
+
+
+class Cos(Function):
+    """y = cos x          x̄ = −ȳ sin x"""
+
+    def forward(self, x: Any) -> Any:
+        return np.cos(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return -dy * sin(x)
+
+
+class Tanh(Function):
+    """y = tanh x         x̄ = ȳ (1 − y²)"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        return np.tanh(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy * (1 - y * y)
+
+
+class Sigmoid(Function):
+    """y = σ(x) = 1 / (1 + e⁻ˣ)       x̄ = ȳ y (1 − y)"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        if x.dtype.kind == "c":
+            return 1 / (1 + np.exp(-x))
+        e = np.exp(-np.abs(x))  # e⁻ˣ overflows for large negative x; e^{−|x|} never does
+        return np.where(x >= 0, 1, e) / (1 + e)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy * (y * (1 - y))
+
+
+class Erf(Function):
+    """y = 2/√π ∫₀ˣ e^{−t²} dt        x̄ = ȳ (2/√π) e^{−x²}"""
+
+    def forward(self, x: Any) -> Any:
+        return kernels.erf(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return dy * (exp(-(x * x)) * (2 / math.sqrt(math.pi)))
+
+
+class Gelu(Function):
+    r"""y = x Φ(x),  Φ the standard normal distribution function;  Hendrycks & Gimpel 2016, arXiv:1606.08415
+
+    "none":  Φ(x) = ½ (1 + erf(x/√2))
+    "tanh":  Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))           x̄ = ȳ (Φ + x Φ')
+    """
+
+    def forward(self, x: Any, *, approximate: str) -> Any:
+        self.approximate = approximate
+        return kernels.gelu(x, approximate=approximate)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return constant(kernels.gelu_backward(dy.data, x.data, approximate=self.approximate))
+
+    def composed(self, x: Tensor) -> Tensor:
+        if self.approximate == "tanh":
+            return x * 0.5 * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+        return x * 0.5 * (1 + erf(x * math.sqrt(0.5)))
+
+
+def sin(input: Any) -> Tensor:
+    """y = sin input (radians)"""
+    return Sin.apply(floating("sin", input))
+
+
+def cos(input: Any) -> Tensor:
+    """y = cos input (radians)"""
+    return Cos.apply(floating("cos", input))
+
+
+def tanh(input: Any) -> Tensor:
+    """y = tanh input"""
+    return Tanh.apply(floating("tanh", input))
+
+
+def sigmoid(input: Any) -> Tensor:
+    """y = 1 / (1 + e^{−input})"""
+    return Sigmoid.apply(floating("sigmoid", input))
+
+
+def erf(input: Any) -> Tensor:
+    """y = erf input, the error function"""
+    return Erf.apply(floating("erf", input))
+
+
+def gelu(input: Any, *, approximate: str = "none") -> Tensor:
+    """y = input Φ(input), with Φ exact ("none") or by its tanh approximation ("tanh", as in GPT-2)."""
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: expected approximate to be 'none' or 'tanh', got {approximate!r}")
+    return Gelu.apply(floating("gelu", input), approximate=approximate)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kinks and choices
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Abs(Function):
+    """y = |x|            x̄ = ȳ sign x"""
+
+    def forward(self, x: Any) -> Any:
+        return np.abs(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return dy * constant(np.sign(x.data))
+
+
+class Relu(Function):
+    """y = max(x, 0)      x̄ = ȳ [x > 0]"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        return np.maximum(x, 0)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy * constant((y.data > 0).astype(dy.dtype))
+
+
+class Maximum(Function):
+    """y = max(a, b)      ā = ȳ ([a > b] + ½ [a = b]),  b̄ = ȳ − ā"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.maximum(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        a, b = (x.data if isinstance(x, Tensor) else x for x in self.inputs)
+        share = ((a > b) + 0.5 * (a == b)).astype(dy.dtype)
+        return dy * constant(share), dy * constant(1 - share)
+
+
+class Minimum(Function):
+    """y = min(a, b)      ā = ȳ ([a < b] + ½ [a = b]),  b̄ = ȳ − ā"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.minimum(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        a, b = (x.data if isinstance(x, Tensor) else x for x in self.inputs)
+        share = ((a < b) + 0.5 * (a == b)).astype(dy.dtype)
+        return dy * constant(share), dy * constant(1 - share)
+
+
+class Clamp(Function):
+    """y = min(max(x, lo), hi)        x̄ = ȳ [lo ≤ x ≤ hi]"""
+
+    def forward(self, x: Any, *, lo: Number | None, hi: Number | None) -> Any:
+        self.lo, self.hi = lo, hi
+        y = x if lo is None else np.maximum(x, x.dtype.type(lo))
+        return y if hi is None else np.minimum(y, x.dtype.type(hi))
+
+    def backward(self, dy: Tensor) -> Tensor:
+        x = self.inputs[0].data
+        inside = np.ones(x.shape, bool)
+        if self.lo is not None:
+            inside &= x >= self.lo
+        if self.hi is not None:
+            inside &= x <= self.hi
+        return dy * constant(inside.astype(dy.dtype))
+
+
+class Where(Function):
+    """y = a where c, else b          ā = ȳ where c else 0,  b̄ = 0 where c else ȳ"""
+
+    keeps_inputs = False
+
+    def forward(self, c: Any, a: Any, b: Any) -> Any:
+        self.c = c
+        return np.where(c, a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        c = constant(self.c)
+        _, needs_a, needs_b = self.needs_input_grad
+        return None, where(c, dy, 0.0) if needs_a else None, where(c, 0.0, dy) if needs_b else None
+
+
+class Step(Function):
+    """A function that is constant between jumps: its gradient is 0."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, function: Any) -> Any:
+        return function(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy * 0
+
+
+def abs(input: Any) -> Tensor:
+    """y = |input|"""
+    return Abs.apply(as_tensor(input))
+
+
+def relu(input: Any) -> Tensor:
+    """y = max(input, 0)"""
+    return Relu.apply(as_tensor(input))
+
+
+def maximum(input: Any, other: Any) -> Tensor:
+    """The larger of two, element by element; at a tie the gradient is shared in halves."""
+    return Maximum.apply(*operands("maximum", input, other))
+
+
+def minimum(input: Any, other: Any) -> Tensor:
+    """The smaller of two, element by element; at a tie the gradient is shared in halves."""
+    return Minimum.apply(*operands("minimum", input, other))
+
+
+def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
+    """y = input held between `min` and `max` (numbers or tensors, either may be left out)."""
+    x = as_tensor(input)
+    if min is None and max is None:
+        raise ValueError("clamp: expected min, max or both, got neither")
+    if isinstance(min, int | float | None) and isinstance(max, int | float | None):
+        if x.dtype.kind in "iub" and (isinstance(min, float) or isinstance(max, float)):
+            x = cast(x, np.float32)
+        return Clamp.apply(x, lo=min, hi=max)
+    if min is not None:
+        x, lo = operands("clamp", x, min)
+        x = where(x < lo, lo, x)
+    if max is not None:
+        x, hi = operands("clamp", x, max)
+        x = where(x > hi, hi, x)
+    return x
+
+
+def where(condition: Any, input: Any, other: Any) -> Tensor:
+    """y = input where the boolean `condition` holds, else other. Nothing leaks from the branch not taken, if it is finite."""
+    c = as_tensor(condition)
+    if c.dtype != np.bool_:
+        raise TypeError(f"where: expected a boolean condition, got {c.dtype}")
+    if not isinstance(input, Tensor) and not isinstance(other, Tensor):
+        a, b = operands("where", input, other)
+    elif isinstance(other, Tensor):
+        b, a = operands("where", other, input)
+    else:
+        a, b = operands("where", input, other)
+    dtype = next(x.dtype for x in (a, b) if isinstance(x, Tensor))
+    a, b = (x if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in (a, b))
+    return Where.apply(c, a, b)
+
+
+def masked_fill(input: Any, mask: Any, value: Number) -> Tensor:
+    """y = value where the boolean `mask` holds, else input"""
+    return where(mask, value, as_tensor(input))
+
+
+def sign(input: Any) -> Tensor:
+    """y = −1, 0 or 1; gradient 0"""
+    return Step.apply(as_tensor(input), function=np.sign)
+
+
+def floor(input: Any) -> Tensor:
+    """The largest whole number that is not larger; gradient 0"""
+    return Step.apply(as_tensor(input), function=np.floor)
+
+
+def ceil(input: Any) -> Tensor:
+    """The smallest whole number that is not smaller; gradient 0"""
+    return Step.apply(as_tensor(input), function=np.ceil)
+
+
+def round(input: Any) -> Tensor:
+    """The nearest whole number, halves to the even one; gradient 0"""
+    return Step.apply(as_tensor(input), function=np.round)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparisons: booleans, which have no gradient
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _compare(function: Any, name: str, symbol: str) -> Any:
+    def compare(input: Any, other: Any) -> Tensor:
+        a, b = (x.data if isinstance(x, Tensor) else x for x in (input, other))
+        return constant(function(a, b))
+
+    compare.__name__ = compare.__qualname__ = name
+    compare.__doc__ = f"input {symbol} other, element by element: booleans"
+    return compare
+
+
+eq = _compare(np.equal, "eq", "=")
+ne = _compare(np.not_equal, "ne", "≠")
+lt = _compare(np.less, "lt", "<")
+le = _compare(np.less_equal, "le", "≤")
+gt = _compare(np.greater, "gt", ">")
+ge = _compare(np.greater_equal, "ge", "≥")
+logical_and = _compare(np.logical_and, "logical_and", "and")
+logical_or = _compare(np.logical_or, "logical_or", "or")
+
+
+def logical_not(input: Any) -> Tensor:
+    """not input, element by element: booleans"""
+    return constant(np.logical_not(as_tensor(input).data))
+
+
+def isnan(input: Any) -> Tensor:
+    """Is each element NaN?"""
+    return constant(np.isnan(as_tensor(input).data))
+
+
+def isinf(input: Any) -> Tensor:
+    """Is each element infinite?"""
+    return constant(np.isinf(as_tensor(input).data))
+
+
+def isfinite(input: Any) -> Tensor:
+    """Is each element finite?"""
+    return constant(np.isfinite(as_tensor(input).data))

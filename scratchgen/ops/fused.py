@@ -1,0 +1,189 @@
+r"""Compositions that models spend their time in, as one node each: a single kernel forward, another backward.
+
+Each keeps, as `composed`, the same function written in primitives. It is what the kernels are tested against, and what
+is differentiated when a gradient is to be differentiated again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import kernels
+from scratchgen.ops.elementwise import as_tensor, floating, operands, where
+from scratchgen.ops.reduce import dims_of, mean
+from scratchgen.tensor import Function, Tensor, constant
+
+__all__ = [
+    "attention",
+    "class_losses",
+    "layer_norm",
+    "log_softmax",
+    "softmax",
+]
+
+
+class Softmax(Function):
+    r"""y_i = e^{x_i} / Σ_j e^{x_j}
+
+    ∂y_i/∂x_j = y_i (δ_ij − y_j)     so     x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)               any order: written in ops
+    """
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any, *, dim: int) -> Any:
+        self.dim = dim
+        return kernels.softmax(x, dim)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return y * (dy - (dy * y).sum(self.dim, keepdim=True))
+
+
+class LogSoftmax(Function):
+    r"""y_i = x_i − log Σ_j e^{x_j}
+
+    ∂y_i/∂x_j = δ_ij − e^{y_j}       so     x̄ = ȳ − e^y Σ_i ȳ_i                       any order: written in ops
+    """
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any, *, dim: int) -> Any:
+        self.dim = dim
+        return kernels.log_softmax(x, dim)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy - y.exp() * dy.sum(self.dim, keepdim=True)
+
+
+class CrossEntropy(Function):
+    r"""ℓ_n = −log p_{n, t_n},  p = softmax(x),  0 where t_n is ignored           x: (N, V), t: (N), ℓ: (N)
+
+    ∂ℓ_n/∂x_nj = p_nj − [j = t_n]    so     x̄_nj = ℓ̄_n (p_nj − [j = t_n])
+    """
+
+    def forward(self, x: Any, *, target: np.ndarray, ignore_index: int) -> Any:
+        self.target, self.ignore_index = target, ignore_index
+        loss, self.lse = kernels.cross_entropy(x, target, ignore_index=ignore_index)
+        return loss
+
+    def backward(self, dloss: Tensor) -> Tensor:
+        (x,) = self.inputs
+        dx = kernels.cross_entropy_backward(dloss.data, x.data, self.target, self.lse, ignore_index=self.ignore_index)
+        return constant(dx)
+
+    def composed(self, x: Tensor) -> Tensor:
+        kept = constant(self.target != self.ignore_index)
+        target = np.where(kept.data, self.target, 0)
+        loss = -log_softmax(x, 1).gather(1, target[:, None]).squeeze(1)
+        return where(kept, loss, 0.0)
+
+
+class LayerNorm(Function):
+    r"""y = x̂ ⊙ w + b,   x̂ = (x − μ) / σ,   μ, σ² = mean, variance of the row + ε      x: (N, n), w, b: (n)
+
+    With g = ȳ ⊙ w:      x̄ = (g − mean(g) − x̂ mean(g ⊙ x̂)) / σ,    w̄ = Σ_rows ȳ ⊙ x̂,    b̄ = Σ_rows ȳ
+    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+
+    def forward(self, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+        self.eps = eps
+        y, self.mean, self.rstd = kernels.layer_norm(x, weight, bias, eps=eps)
+        return y
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        x, weight, _ = self.inputs
+        grads = kernels.layer_norm_backward(dy.data, x.data, weight.data, self.mean, self.rstd)
+        return tuple([constant(g) for g in grads])
+
+    def composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        centred = x - mean(x, -1, keepdim=True)
+        return centred * (mean(centred * centred, -1, keepdim=True) + self.eps) ** -0.5 * weight + bias
+
+
+class Attention(Function):
+    r"""O = P V,   P = softmax(S),   S = τ Q Kᵀ + M          Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
+
+    V̄ = Pᵀ Ō,    P̄ = Ō Vᵀ,    S̄ = P ⊙ (P̄ − Σ_j P̄_j P_j) = P ⊙ (P̄ − Ō · O),    Q̄ = τ S̄ K,    K̄ = τ S̄ᵀ Q,    M̄ = S̄
+    A row of S that is −∞ throughout attends to nothing: O and all gradients are 0 there.
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; the form of S̄ is Dao et al. 2022, arXiv:2205.14135, §3.
+    """
+
+    keeps_outputs = True
+
+    def forward(self, q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float) -> Any:
+        self.causal, self.scale = causal, scale
+        out, self.lse = kernels.attention(q, k, v, causal=causal, mask=mask[0] if mask else None, scale=scale)
+        return out
+
+    def backward(self, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *mask = self.inputs
+        grads = kernels.attention_backward(
+            dout.data,
+            q.data,
+            k.data,
+            v.data,
+            self.outputs[0].data,
+            self.lse,
+            causal=self.causal,
+            mask=mask[0].data if mask else None,
+            scale=self.scale,
+            mask_grad=bool(mask) and self.needs_input_grad[3],
+        )
+        return tuple([None if g is None else constant(g) for g in grads])[: 3 + len(mask)]
+
+    def composed(self, q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
+        scores = (q @ k.mT) * self.scale  # (…, T, S)
+        if mask:
+            scores = scores + mask[0]
+        if self.causal:
+            future = ~np.tri(*scores.shape[-2:], dtype=bool)
+            scores = where(constant(future), -math.inf, scores)
+        return softmax(scores, -1) @ v
+
+
+def softmax(input: Any, dim: int) -> Tensor:
+    """y_i = e^{x_i} / Σ_j e^{x_j} along `dim`; a row of −∞ gives zeros, value and gradient."""
+    x = floating("softmax", input)
+    dims = dims_of("softmax", x, dim)
+    return Softmax.apply(x, dim=dims[0]) if dims else x * 0 + 1
+
+
+def log_softmax(input: Any, dim: int) -> Tensor:
+    """y_i = x_i − log Σ_j e^{x_j} along `dim`"""
+    x = floating("log_softmax", input)
+    dims = dims_of("log_softmax", x, dim)
+    return LogSoftmax.apply(x, dim=dims[0]) if dims else x * 0
+
+
+def class_losses(input: Tensor, target: np.ndarray, ignore_index: int) -> Tensor:
+    """−log softmax(x)[target] for each row. (N, V), (N) → (N)"""
+    return CrossEntropy.apply(input, target=target, ignore_index=ignore_index)
+
+
+def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """y = (x − μ) / √(σ² + ε) ⊙ weight + bias, with mean and variance over the last dimensions, `normalized_shape`.
+
+    x: (…, *normalized_shape) → the same. Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+    x = floating("layer_norm", input)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or x.shape[x.ndim - len(shape) :] != shape or len(shape) > x.ndim:
+        raise ValueError(f"layer_norm: expected an input of shape (…, {', '.join(map(str, shape))}), got {x.shape}")
+    n = math.prod(shape)
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None and as_tensor(p).shape != shape:
+            raise ValueError(f"layer_norm: expected a {name} of shape {shape}, got {as_tensor(p).shape}")
+    ones = constant(np.ones(n, x.dtype)) if weight is None else as_tensor(weight).reshape(n)
+    zeros = constant(np.zeros(n, x.dtype)) if bias is None else as_tensor(bias).reshape(n)
+    x_, w, b = operands("layer_norm", x, ones, zeros)
+    rows = math.prod(x.shape[: x.ndim - len(shape)])
+    return LayerNorm.apply(x_.reshape(rows, n), w, b, eps=eps).reshape(x.shape)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, scale: float) -> Tensor:
+    """The node behind `functional.scaled_dot_product_attention`, for tensors that are already of one shape and dtype."""
+    return Attention.apply(query, key, value, *(() if mask is None else (mask,)), causal=causal, scale=scale)

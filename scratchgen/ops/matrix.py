@@ -1,0 +1,181 @@
+r"""Matrix products: what nearly all the time of a model goes into. Each one's gradient is made of matrix products again."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import kernels
+from scratchgen.ops.elementwise import as_tensor, operands
+from scratchgen.tensor import Function, Tensor
+
+__all__ = [
+    "einsum",
+    "linear",
+    "matmul",
+]
+
+
+class MatMul(Function):
+    """C = A B                Ā = C̄ Bᵀ,  B̄ = Aᵀ C̄              A: (…, m, k), B: (…, k, n), C: (…, m, n)"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return kernels.matmul(a, b)
+
+    def backward(self, dc: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = self.inputs
+        needs_a, needs_b = self.needs_input_grad
+        return matmul(dc, b.mT) if needs_a else None, matmul(a.mT, dc) if needs_b else None
+
+
+class Linear(Function):
+    """y = x Wᵀ + b           x̄ = ȳ W,  W̄ = ȳᵀ x,  b̄ = Σ ȳ      x: (N, in), W: (out, in), b: (out), y: (N, out)"""
+
+    def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
+        return kernels.matmul(x, weight.T, bias=bias[0] if bias else None)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *bias = self.inputs
+        needs = self.needs_input_grad
+        dx = MatMul.apply(dy, weight) if needs[0] else None
+        dw = MatMul.apply(dy.mT, x) if needs[1] else None
+        return (dx, dw, dy.sum(0) if needs[2] else None) if bias else (dx, dw)
+
+
+class Einsum(Function):
+    """y_out = Σ_{labels not in out} Π_k x⁽ᵏ⁾_{labels_k};    x̄⁽ᵏ⁾ is the same sum with ȳ in the place of x⁽ᵏ⁾
+
+    Here each operand names a label once, and each label stands in the output or in a second operand.
+    """
+
+    def forward(self, *xs: Any, labels: tuple[str, ...], out: str) -> Any:
+        self.labels, self.out = labels, out
+        return kernels.einsum(",".join(labels) + "->" + out, *xs)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = []
+        for k, labels in enumerate(self.labels):
+            if not self.needs_input_grad[k]:
+                grads.append(None)
+                continue
+            others = [i for i in range(len(self.labels)) if i != k]
+            operands = [dy, *(self.inputs[i] for i in others)]
+            grads.append(Einsum.apply(*operands, labels=(self.out, *(self.labels[i] for i in others)), out=labels))
+        return tuple(grads)
+
+
+def matmul(input: Any, other: Any) -> Tensor:
+    """C = A B over the last two dimensions; leading ones broadcast. A vector counts as a row on the left, a column on the right.
+
+    Shapes (…, m, k), (…, k, n) → (…, m, n). Raises ValueError where the inner lengths differ.
+    """
+    a, b = operands("matmul", input, other)
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.ndim or not b.ndim:
+        raise ValueError("matmul: expected tensors of at least one dimension, got a scalar; use * for that")
+    if a.shape[-1] != (b.shape[-2] if b.ndim > 1 else b.shape[0]):
+        raise ValueError(f"matmul: expected inner lengths that agree, got shapes {a.shape} and {b.shape}")
+    if a.ndim == 1:
+        return matmul(a.unsqueeze(0), b).squeeze(-2 if b.ndim > 1 else 0)
+    if b.ndim == 1:
+        return matmul(a, b.unsqueeze(1)).squeeze(-1)
+    if a.ndim > 2 and b.ndim == 2:  # one product, not a batch of small ones whose weight gradients are then added up
+        return MatMul.apply(a.reshape(-1, a.shape[-1]), b).reshape(a.shape[:-1] + (b.shape[-1],))
+    for m, n in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False):
+        if m != n and 1 not in (m, n):
+            raise ValueError(f"matmul: expected leading dimensions that broadcast, got shapes {a.shape} and {b.shape}")
+    return MatMul.apply(a, b)
+
+
+def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
+    """y = x Wᵀ + b for each row of the last dimension.
+
+    x: (…, in), W: (out, in), b: (out) → (…, out). Raises ValueError where the lengths do not agree.
+    """
+    given = operands("linear", input, weight) if bias is None else operands("linear", input, weight, bias)
+    x, w = given[:2]
+    if w.ndim != 2 or not x.ndim or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear: expected an input of shape (…, in) and a weight of shape (out, in), got {x.shape} and {w.shape}")
+    if bias is not None and given[2].shape != w.shape[:1]:
+        raise ValueError(f"linear: expected a bias of shape {w.shape[:1]}, got {given[2].shape}")
+    rows = x if x.ndim == 2 else x.reshape(x.numel() // x.shape[-1] if x.shape[-1] else _rows(x), x.shape[-1])
+    y = Linear.apply(rows, *given[1:])
+    return y if x.ndim == 2 else y.reshape(x.shape[:-1] + (w.shape[0],))
+
+
+def _rows(x: Tensor) -> int:
+    n = 1
+    for m in x.shape[:-1]:
+        n *= m
+    return n
+
+
+def einsum(equation: str, *operands_: Any) -> Tensor:
+    """Sums of products in Einstein's notation: einsum("bhqd,bhkd->bhqk", q, k).
+
+    Letters name dimensions, those missing on the right are summed over, a letter twice in one operand means its
+    diagonal, "…" (written ...) stands for leading dimensions that broadcast. Without "->" the letters that occur once
+    stay, in alphabetical order.
+    """
+    if len(operands_) == 1 and isinstance(operands_[0], list | tuple):
+        operands_ = tuple(operands_[0])
+    xs = list(operands("einsum", *[as_tensor(x) for x in operands_]))
+    labels, out = _parse(equation, xs)
+    for k, name in enumerate(labels):
+        xs[k], name = _diagonals(xs[k], name)
+        elsewhere = set(out).union(*(other for i, other in enumerate(labels) if i != k))
+        alone = [d for d, c in enumerate(name) if c not in elsewhere]  # summed at once, so that each gradient is an einsum
+        if alone:
+            xs[k] = xs[k].sum(alone)
+            name = "".join(c for c in name if c in elsewhere)
+        labels[k] = name
+    return Einsum.apply(*xs, labels=tuple(labels), out=out)
+
+
+def _parse(equation: str, xs: Sequence[Tensor]) -> tuple[list[str], str]:
+    """The labels of each operand and of the result, with "..." spelled out in letters of its own."""
+    text = equation.replace(" ", "")
+    left, arrow, out = text.partition("->")
+    labels = left.split(",")
+    allowed = set(string.ascii_letters)
+    if len(labels) != len(xs):
+        raise ValueError(f"einsum: expected {len(labels)} operands for {equation!r}, got {len(xs)}")
+    spare = [c for c in string.ascii_uppercase + string.ascii_lowercase if c not in text]
+    longest = 0
+    for k, (name, x) in enumerate(zip(labels, xs, strict=True)):
+        named = name.replace("...", "")
+        rest = x.ndim - len(named)
+        if not set(named) <= allowed or rest < 0 or (rest and "..." not in name) or name.count("...") > 1:
+            raise ValueError(f"einsum: expected {name!r} in {equation!r} to name the dimensions of shape {x.shape}")
+        labels[k] = name.replace("...", "".join(reversed(spare[:rest])))
+        longest = max(longest, rest if "..." in name else 0)
+    dots = "".join(reversed(spare[:longest]))
+    if arrow:
+        out = out.replace("...", dots)
+    else:
+        every = "".join(labels)
+        out = dots + "".join(sorted(c for c in set(every) - set(dots) if every.count(c) == 1))
+    if len(set(out)) != len(out) or not set(out) <= set("".join(labels)):
+        raise ValueError(f"einsum: expected the result of {equation!r} to name labels of the operands, each once")
+    sizes: dict[str, int] = {}
+    for name, x in zip(labels, xs, strict=True):
+        for c, n in zip(name, x.shape, strict=True):
+            if sizes.setdefault(c, n) != n:
+                if 1 not in (n, sizes[c]):
+                    raise ValueError(f"einsum: expected one length for {c!r} in {equation!r}, got {sizes[c]} and {n}")
+                sizes[c] = max(n, sizes[c])
+    for k, (name, x) in enumerate(zip(labels, xs, strict=True)):
+        if name and any(x.shape[d] != sizes[c] for d, c in enumerate(name)):
+            xs[k] = x.expand(tuple(sizes[c] for c in name))
+    return labels, out
+
+
+def _diagonals(x: Tensor, name: str) -> tuple[Tensor, str]:
+    """A label twice in one operand: its diagonal, as a last dimension."""
+    for c in sorted(set(name)):
+        while name.count(c) > 1:
+            i = name.index(c)
+            j = name.index(c, i + 1)
+            x = x.diagonal(0, i, j)
+            name = name[:i] + name[i + 1 : j] + name[j + 1 :] + c
+    return x, name

@@ -1,0 +1,331 @@
+r"""Ops that shrink one or more dimensions. `dim` is a number, a tuple, or None for all of them; `keepdim` leaves 1 there."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scratchgen.ops.elementwise import Number, as_tensor, cast, floating, maximum, minimum, where
+from scratchgen.tensor import Function, Tensor, constant
+
+__all__ = [
+    "all",
+    "amax",
+    "amin",
+    "any",
+    "argmax",
+    "argmin",
+    "cumsum",
+    "logsumexp",
+    "max",
+    "mean",
+    "min",
+    "norm",
+    "prod",
+    "std",
+    "sum",
+    "var",
+]
+
+Dim = int | Sequence[int] | None
+
+
+def dims_of(name: str, x: Tensor, dim: Dim) -> tuple[int, ...]:
+    """The dimensions that `dim` names, each in 0 … ndim − 1, ascending."""
+    if dim is None:
+        return tuple(range(x.ndim))
+    rank = builtins.max(x.ndim, 1)  # a 0-d tensor may be reduced over 0 or −1
+    dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
+    for d in dims:
+        if isinstance(d, bool) or not isinstance(d, int | np.integer) or not -rank <= d < rank:
+            raise IndexError(f"{name}: expected a dimension from {-rank} to {rank - 1}, got {d!r}")
+    found = tuple(sorted(int(d) % rank for d in dims))
+    if len(set(found)) != len(found):
+        raise ValueError(f"{name}: expected each dimension once, got {dim!r}")
+    return found if x.ndim else ()
+
+
+def _kept(x_shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape after reducing `dims` with keepdim."""
+    return tuple(1 if d in dims else n for d, n in enumerate(x_shape))
+
+
+def _spread(dy: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
+    """Bring the gradient of a reduced tensor back beside its input: 1 at the reduced dimensions."""
+    return dy.reshape(_kept(shape, dims))
+
+
+class Sum(Function):
+    """y = Σ_j x_j            x̄_j = ȳ"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+        self.shape, self.dims = x.shape, dims
+        return np.sum(x, axis=dims, keepdims=keepdim)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return _spread(dy, self.shape, self.dims).expand(self.shape)
+
+
+class Prod(Function):
+    """y = Π_j x_j            x̄_i = ȳ Π_{j≠i} x_j           over the last dimension
+
+    The product without x_i is taken as such where some x_j is 0, and as y / x_i where none is.
+    """
+
+    keeps_outputs = True
+
+    def forward(self, x: Any) -> Any:
+        return np.prod(x, axis=-1)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        (y,) = self.outputs
+        if (x.data != 0).all():
+            return (dy * y).unsqueeze(-1) / x
+        n = x.shape[-1]
+        others = where(constant(np.eye(n, dtype=bool)), 1.0, x.unsqueeze(-2))  # (…, n, n): row i has 1 instead of x_i
+        return dy.unsqueeze(-1) * Prod.apply(others)
+
+
+class Cumsum(Function):
+    """y_i = Σ_{j≤i} x_j      x̄_j = Σ_{i≥j} ȳ_i"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dim: int) -> Any:
+        self.dim = dim
+        return np.cumsum(x, axis=dim)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Cumsum.apply(dy.flip(self.dim), dim=self.dim).flip(self.dim)
+
+
+class Amax(Function):
+    """y = max_j x_j (`largest`) or min_j x_j        x̄_j = ȳ [x_j = y] / #{i: x_i = y}"""
+
+    keeps_outputs = True
+
+    def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool, largest: bool) -> Any:
+        self.dims = dims
+        return (np.max if largest else np.min)(x, axis=dims, keepdims=keepdim)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        x, y = self.inputs[0], self.outputs[0].data
+        hit = x.data == y.reshape(_kept(x.shape, self.dims))
+        share = hit / hit.sum(axis=self.dims, keepdims=True)  # counted in integers: no overflow
+        return _spread(dy, x.shape, self.dims) * constant(share.astype(dy.dtype))
+
+
+class LogSumExp(Function):
+    """y = log Σ_j e^{x_j}    x̄_j = ȳ e^{x_j − y}
+
+    In the form m + log Σ e^{x_j − m}, m = max x. Where every x_j = −∞, y = −∞ and the gradient is 0.
+    """
+
+    keeps_outputs = True
+
+    def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+        self.dims = dims
+        if 0 in [x.shape[d] for d in dims]:
+            return np.full(tuple(n for d, n in enumerate(_kept(x.shape, dims)) if keepdim or d not in dims), -np.inf, x.dtype)
+        m = np.max(x.real, axis=dims, keepdims=True)
+        m = np.where(np.isinf(m), 0, m)
+        total = np.sum(np.exp(x - m), axis=dims, keepdims=True)
+        empty = total == 0
+        y = np.where(empty, -np.inf, np.log(np.where(empty, 1, total)) + m)
+        return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        y = _spread(self.outputs[0], x.shape, self.dims)
+        y = where(constant(y.data == -np.inf), 0.0, y)
+        return _spread(dy, x.shape, self.dims) * (x - y).exp()
+
+
+class Norm(Function):
+    """y = √Σ_j x_j²          x̄_j = ȳ x_j / y;  0 where y = 0
+
+    In the form m √Σ (x_j/m)², m = max |x_j|, which neither overflows nor underflows.
+    """
+
+    keeps_outputs = True
+
+    def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+        self.dims = dims
+        m = np.max(np.abs(x), axis=dims, keepdims=True, initial=0)
+        m = np.where((m == 0) | np.isinf(m), 1, m).astype(x.dtype)
+        y = np.sqrt(np.sum(np.square(x / m), axis=dims, keepdims=True)) * m
+        return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        y = _spread(self.outputs[0], x.shape, self.dims)
+        y = where(constant(y.data == 0), 1.0, y)
+        return x * (_spread(dy, x.shape, self.dims) / y)
+
+
+def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """y = Σ x over `dim`. Booleans and integers add up as int64."""
+    x = as_tensor(input)
+    if dtype is not None:
+        x = cast(x, dtype)
+    return Sum.apply(x, dims=dims_of("sum", x, dim), keepdim=keepdim)
+
+
+def _count(x: Tensor, dim: Dim, name: str) -> int:
+    return math.prod(x.shape[d] for d in dims_of(name, x, dim))
+
+
+def mean(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """y = (1/n) Σ x over `dim`; of nothing it is NaN, as in PyTorch."""
+    x = as_tensor(input)
+    if x.dtype.kind not in "fc":
+        raise TypeError(f"mean: expected a floating dtype, got {x.dtype}; convert it with .to(float32)")
+    n = _count(x, dim, "mean")
+    return sum(x, dim, keepdim) * (1 / n if n else math.nan)
+
+
+def var(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:
+    """y = Σ (x − mean)² / max(0, n − correction) over `dim`. `unbiased` is the older name: True for correction 1, False for 0."""
+    x = floating("var", input)
+    degrees = _degrees(x, dim, unbiased, correction)
+    centred = x - mean(x, dim, keepdim=True)
+    return sum(centred * centred, dim, keepdim) * degrees
+
+
+def std(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:
+    """y = √var. Where all values are equal the gradient is 0, not NaN."""
+    x = floating("std", input)
+    degrees = _degrees(x, dim, unbiased, correction)
+    return norm(x - mean(x, dim, keepdim=True), dim=dim, keepdim=keepdim) * math.sqrt(degrees)
+
+
+def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number) -> float:
+    """1 / degrees of freedom."""
+    if unbiased is not None:
+        correction = int(unbiased)
+    n = _count(x, dim, "var") - correction
+    return 1 / n if n > 0 else math.nan
+
+
+def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """y = (Σ |x|^p)^{1/p} over `dim`; p = inf gives max |x|, −inf min |x|, 0 the number of non-zeros.
+
+    For p = 2 the gradient at 0 is 0 (a subgradient), so penalties such as (‖g‖ − 1)² stay finite there.
+    """
+    x = floating("norm", input)
+    dims = dims_of("norm", x, dim)
+    if p in (2, "fro"):
+        return Norm.apply(x, dims=dims, keepdim=keepdim)
+    if not isinstance(p, int | float):
+        raise ValueError(f"norm: expected p to be a number or 'fro', got {p!r}")
+    if p == 1:
+        return sum(x.abs(), dim, keepdim)
+    if math.isinf(p):
+        return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
+    if p == 0:
+        return sum(cast(x != 0, x.dtype), dim, keepdim)
+    return sum(x.abs() ** p, dim, keepdim) ** (1 / p)
+
+
+def prod(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """y = Π x over one dimension, or over all of them."""
+    x = as_tensor(input)
+    if dim is None:
+        y = Prod.apply(x.reshape(-1))
+        return y.reshape((1,) * x.ndim) if keepdim else y
+    (d,) = dims_of("prod", x, dim) or (0,)
+    y = Prod.apply(x.movedim(d, -1) if x.ndim else x.reshape(1))
+    return y.unsqueeze(d) if keepdim and x.ndim else y
+
+
+def cumsum(input: Any, dim: int) -> Tensor:
+    """y_i = Σ_{j≤i} x_j along `dim`"""
+    x = as_tensor(input)
+    dims = dims_of("cumsum", x, dim)
+    return Cumsum.apply(x, dim=dims[0]) if dims else x
+
+
+def _not_empty(name: str, x: Tensor, dims: tuple[int, ...]) -> None:
+    if 0 in [x.shape[d] for d in dims]:
+        raise ValueError(f"{name}: expected something to choose from, got shape {x.shape} reduced over {dims}")
+
+
+def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """y = max x over `dim`; a tie shares the gradient equally."""
+    x = as_tensor(input)
+    dims = dims_of("amax", x, dim if dim != () else None)
+    _not_empty("amax", x, dims)
+    return Amax.apply(x, dims=dims, keepdim=keepdim, largest=True)
+
+
+def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """y = min x over `dim`; a tie shares the gradient equally."""
+    x = as_tensor(input)
+    dims = dims_of("amin", x, dim if dim != () else None)
+    _not_empty("amin", x, dims)
+    return Amax.apply(x, dims=dims, keepdim=keepdim, largest=False)
+
+
+def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Where the largest element is: the first of equals; in the flattened tensor without `dim`."""
+    x = as_tensor(input)
+    _not_empty("argmax", x, dims_of("argmax", x, dim))
+    return constant(np.asarray(np.argmax(x.data, axis=dim, keepdims=keepdim)))
+
+
+def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Where the smallest element is: the first of equals; in the flattened tensor without `dim`."""
+    x = as_tensor(input)
+    _not_empty("argmin", x, dims_of("argmin", x, dim))
+    return constant(np.asarray(np.argmin(x.data, axis=dim, keepdims=keepdim)))
+
+
+def _chosen(name: str, input: Any, dim: Any, keepdim: bool, whole: Any, arg: Any, pairwise: Any) -> Any:
+    if dim is None:
+        return whole(input)
+    if isinstance(dim, Tensor | np.ndarray):
+        return pairwise(input, dim)
+    x = as_tensor(input)
+    index = arg(x, dim, keepdim=True)
+    values = x.gather(dim, index) if x.ndim else x
+    if keepdim or not x.ndim:
+        return values, index
+    (d,) = dims_of(name, x, dim)
+    return values.squeeze(d), index.squeeze(d)
+
+
+def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The largest of all elements (a tie shares the gradient); with `dim` (values, indices), the gradient following the index;
+    with a second tensor, `maximum`."""
+    return _chosen("max", input, dim, keepdim, amax, argmax, maximum)
+
+
+def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The smallest of all elements (a tie shares the gradient); with `dim` (values, indices), the gradient following the index;
+    with a second tensor, `minimum`."""
+    return _chosen("min", input, dim, keepdim, amin, argmin, minimum)
+
+
+def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
+    """y = log Σ eˣ over `dim`, without overflow."""
+    x = floating("logsumexp", input)
+    return LogSumExp.apply(x, dims=dims_of("logsumexp", x, dim), keepdim=keepdim)
+
+
+def all(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Do all elements hold?"""
+    x = as_tensor(input)
+    return constant(np.asarray(np.all(x.data, axis=dims_of("all", x, dim), keepdims=keepdim)))
+
+
+def any(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Does any element hold?"""
+    x = as_tensor(input)
+    return constant(np.asarray(np.any(x.data, axis=dims_of("any", x, dim), keepdims=keepdim)))

@@ -1,0 +1,574 @@
+r"""Ops that move, copy, choose and join elements. All are linear; each one's gradient is its transpose:
+
+reshape ↔ reshape · permute ↔ inverse permute · expand ↔ sum (the engine's) · x[index] ↔ add into zeros at index ·
+gather ↔ scatter_add · cat ↔ slices · pad ↔ slice · flip ↔ flip
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import kernels
+from scratchgen.ops.elementwise import Number, as_tensor, operands, where
+from scratchgen.ops.reduce import dims_of
+from scratchgen.tensor import Function, Tensor, constant
+
+__all__ = [
+    "broadcast_to",
+    "cat",
+    "chunk",
+    "clone",
+    "contiguous",
+    "diagonal",
+    "expand",
+    "flatten",
+    "flip",
+    "gather",
+    "index_select",
+    "movedim",
+    "narrow",
+    "pad",
+    "permute",
+    "repeat",
+    "repeat_interleave",
+    "reshape",
+    "roll",
+    "scatter_add",
+    "split",
+    "squeeze",
+    "stack",
+    "transpose",
+    "tril",
+    "triu",
+    "unbind",
+    "unsqueeze",
+]
+
+
+class Reshape(Function):
+    """The same elements in the same order under another shape."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        self.before = x.shape
+        return x.reshape(shape)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Reshape.apply(dy, shape=self.before)
+
+
+class Permute(Function):
+    """y_{i_{d_0} i_{d_1} …} = x_{i_0 i_1 …}"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
+        self.dims = dims
+        return x.transpose(dims)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Permute.apply(dy, dims=tuple(int(i) for i in np.argsort(self.dims)))
+
+
+class Expand(Function):
+    """y = x for every copy along the new or stretched dimensions; the engine sums the gradient over the copies."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        return np.broadcast_to(x, shape)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy
+
+
+class Index(Function):
+    """y = x[index]           x̄ = zeros, with ȳ added at index"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, index: Any) -> Any:
+        self.shape, self.index = x.shape, index
+        return x[index]
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return IndexAdd.apply(dy, shape=self.shape, index=self.index)
+
+
+class IndexAdd(Function):
+    """y = zeros, with x added at index (repeats add up)          x̄ = ȳ[index]"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, shape: tuple[int, ...], index: Any) -> Any:
+        self.index = index
+        y = np.zeros_like(x, shape=shape)
+        parts = index if isinstance(index, tuple) else (index,)
+        if not any(isinstance(i, np.ndarray) for i in parts):
+            y[index] = x  # slices and numbers name each element once
+        elif len(parts) == 1 and parts[0].dtype.kind in "iu":
+            kernels.scatter_add(y, parts[0], x)
+        else:
+            np.add.at(y, index, x)
+        return y
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Index.apply(dy, index=self.index)
+
+
+def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
+    """The index arrays that let NumPy read index[i, j, k] along `dim` and i, j, k elsewhere."""
+    grid = np.ogrid[tuple(slice(n) for n in index.shape)]
+    return tuple(index if d == dim else g for d, g in enumerate(grid))
+
+
+class Gather(Function):
+    """y_{ijk} = x_{i, index_{ijk}, k}  (here along dim 1)       x̄ = zeros, with ȳ added at the same places"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dim: int, index: np.ndarray) -> Any:
+        self.shape, self.dim, self.index = x.shape, dim, index
+        return x[_along(index, dim)]
+
+    def backward(self, dy: Tensor) -> Tensor:
+        zeros = constant(np.zeros_like(dy.data, shape=self.shape))
+        return ScatterAdd.apply(zeros, dy, dim=self.dim, index=self.index)
+
+
+class ScatterAdd(Function):
+    """y = x, with y_{i, index_{ijk}, k} += source_{ijk}         x̄ = ȳ,  source̅ = gather of ȳ"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, source: Any, *, dim: int, index: np.ndarray) -> Any:
+        self.dim, self.index = dim, index
+        y = x.copy()
+        np.add.at(y, _along(index, dim), source)
+        return y
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        return dy, Gather.apply(dy, dim=self.dim, index=self.index)
+
+
+class Cat(Function):
+    """The inputs side by side along `dim`; each gets its slice of the gradient."""
+
+    keeps_inputs = False
+
+    def forward(self, *xs: Any, dim: int) -> Any:
+        self.dim, self.sizes = dim, [x.shape[dim] for x in xs]
+        return np.concatenate(xs, axis=dim)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        return tuple(split(dy, self.sizes, self.dim))
+
+
+class Pad(Function):
+    """x with `widths` = ((before, after), …) cells of `value` around it"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, widths: tuple[tuple[int, int], ...], value: Number) -> Any:
+        self.inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True))
+        y = np.full_like(x, value, shape=tuple(n + a + b for n, (a, b) in zip(x.shape, widths, strict=True)))
+        y[self.inner] = x
+        return y
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy[self.inner]
+
+
+class Flip(Function):
+    """The elements in reverse order along `dims`"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
+        self.dims = dims
+        return np.flip(x, axis=dims)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Flip.apply(dy, dims=self.dims)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shape
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shape_of(name: str, shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """f(x, 2, 3) and f(x, (2, 3)) mean the same."""
+    if len(shape) == 1 and isinstance(shape[0], tuple | list):
+        shape = tuple(shape[0])
+    for n in shape:
+        if not isinstance(n, int | np.integer) or isinstance(n, bool):
+            raise TypeError(f"{name}: expected a shape of whole numbers, got {shape!r}")
+    return tuple(int(n) for n in shape)
+
+
+def reshape(input: Any, *shape: Any) -> Tensor:
+    """The same elements, row by row, under another shape; one −1 is worked out."""
+    x = as_tensor(input)
+    shape = shape_of("reshape", shape)
+    if shape == x.shape:
+        return x
+    try:
+        return Reshape.apply(x, shape=shape)
+    except ValueError:
+        raise ValueError(f"reshape: expected a shape of {x.numel()} elements for a tensor of shape {x.shape}, got {shape}") from None
+
+
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Dimensions start_dim … end_dim joined into one."""
+    x = as_tensor(input)
+    if not x.ndim:
+        return x.reshape(1)
+    (start,), (end,) = dims_of("flatten", x, start_dim), dims_of("flatten", x, end_dim)
+    if start > end:
+        raise ValueError(f"flatten: expected start_dim before end_dim, got {start_dim} and {end_dim}")
+    return x.reshape(x.shape[:start] + (math.prod(x.shape[start : end + 1]),) + x.shape[end + 1 :])
+
+
+def permute(input: Any, *dims: Any) -> Tensor:
+    """The dimensions in another order."""
+    x = as_tensor(input)
+    dims = shape_of("permute", dims)
+    if sorted(d % x.ndim if x.ndim else d for d in dims) != list(range(x.ndim)):
+        raise ValueError(f"permute: expected each of {x.ndim} dimensions once, got {dims}")
+    return Permute.apply(x, dims=tuple(d % x.ndim for d in dims))
+
+
+def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
+    """Two dimensions swapped."""
+    x = as_tensor(input)
+    if not x.ndim:
+        return x
+    (a,), (b,) = dims_of("transpose", x, dim0), dims_of("transpose", x, dim1)
+    dims = list(range(x.ndim))
+    dims[a], dims[b] = b, a
+    return Permute.apply(x, dims=tuple(dims))
+
+
+def movedim(input: Any, source: int, destination: int) -> Tensor:
+    """One dimension moved to another place, the others in order."""
+    x = as_tensor(input)
+    (a,), (b,) = dims_of("movedim", x, source), dims_of("movedim", x, destination)
+    dims = [d for d in range(x.ndim) if d != a]
+    dims.insert(b, a)
+    return x if a == b else Permute.apply(x, dims=tuple(dims))
+
+
+def squeeze(input: Any, dim: int | Sequence[int] | None = None) -> Tensor:
+    """Without the dimensions of length 1 (those in `dim`, or all)."""
+    x = as_tensor(input)
+    dims = dims_of("squeeze", x, dim)
+    return x.reshape(tuple(n for d, n in enumerate(x.shape) if n != 1 or d not in dims))
+
+
+def unsqueeze(input: Any, dim: int) -> Tensor:
+    """With a new dimension of length 1 at `dim`."""
+    x = as_tensor(input)
+    if not -x.ndim - 1 <= dim <= x.ndim:
+        raise IndexError(f"unsqueeze: expected a dimension from {-x.ndim - 1} to {x.ndim}, got {dim}")
+    d = dim % (x.ndim + 1)
+    return x.reshape(x.shape[:d] + (1,) + x.shape[d:])
+
+
+def expand(input: Any, *shape: Any) -> Tensor:
+    """Dimensions of length 1 stretched, new ones in front, without copying; −1 keeps a length."""
+    x = as_tensor(input)
+    shape = shape_of("expand", shape)
+    added = len(shape) - x.ndim
+    if added >= 0:
+        shape = shape[:added] + tuple(x.shape[i] if n == -1 else n for i, n in enumerate(shape[added:]))
+    if shape == x.shape:
+        return x
+    if added < 0 or min(shape, default=0) < 0 or any(n not in (1, m) for n, m in zip(x.shape, shape[added:], strict=True)):
+        raise ValueError(f"expand: expected a shape that {x.shape} broadcasts to, got {shape}")
+    return Expand.apply(x, shape=shape)
+
+
+def broadcast_to(input: Any, shape: Sequence[int]) -> Tensor:
+    """`expand` under its other name."""
+    return expand(input, tuple(shape))
+
+
+def clone(input: Any) -> Tensor:
+    """A copy, with the gradient passed on."""
+    return Clone.apply(as_tensor(input))
+
+
+class Clone(Function):
+    """y = x, in memory of its own, in row order"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        return x.copy()
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy
+
+
+def contiguous(input: Any) -> Tensor:
+    """The tensor itself where its elements lie in row order, else a copy that does."""
+    x = as_tensor(input)
+    return x if x.data.flags.c_contiguous else clone(x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choosing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def index(input: Any, key: Any) -> Tensor:
+    """x[key] as in NumPy: numbers, slices, …, None, integer or boolean arrays and tensors. Repeats add up in the gradient."""
+    x = as_tensor(input)
+    key = tuple(_key(k) for k in key) if isinstance(key, tuple) else _key(key)
+    try:
+        return Index.apply(x, index=key)
+    except IndexError as error:
+        raise IndexError(f"index into a tensor of shape {x.shape}: {error}") from None
+
+
+def _key(k: Any) -> Any:
+    if isinstance(k, Tensor):
+        k = k.data
+    if isinstance(k, list):
+        k = np.asarray(k)
+    if isinstance(k, np.ndarray) and k.dtype.kind not in "iub":
+        if k.size:
+            raise TypeError(f"index: expected integers or booleans, got {k.dtype}")
+        k = k.astype(np.int64)
+    return k
+
+
+def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
+    """`length` slices of `dim`, from `start` on."""
+    x = as_tensor(input)
+    (d,) = dims_of("narrow", x, dim)
+    if not (0 <= start and 0 <= length and start + length <= x.shape[d]):
+        raise ValueError(f"narrow: expected a range within 0 … {x.shape[d]}, got start {start} and length {length}")
+    return Index.apply(x, index=(slice(None),) * d + (slice(start, start + length),))
+
+
+def split(input: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """Pieces along `dim`: of equal size (the last may be smaller), or of the sizes listed."""
+    x = as_tensor(input)
+    (d,) = dims_of("split", x, dim)
+    n, sizes = x.shape[d], split_size_or_sections
+    if isinstance(sizes, int | np.integer):
+        if sizes <= 0:
+            raise ValueError(f"split: expected a size above 0, got {sizes}")
+        sizes = [min(int(sizes), n - i) for i in range(0, n, int(sizes))] or [0]
+    if sum(sizes) != n or min(sizes, default=0) < 0:
+        raise ValueError(f"split: expected sizes that add up to {n}, got {list(sizes)}")
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return tuple([narrow(x, d, a, m) for a, m in zip(starts, sizes, strict=True)])
+
+
+def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most `chunks` pieces along `dim`, of equal size but for the last."""
+    x = as_tensor(input)
+    if chunks <= 0:
+        raise ValueError(f"chunk: expected at least 1 chunk, got {chunks}")
+    (d,) = dims_of("chunk", x, dim)
+    return split(x, max(1, -(-x.shape[d] // chunks)), d)
+
+
+def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """The slices along `dim`, without it."""
+    x = as_tensor(input)
+    (d,) = dims_of("unbind", x, dim) or _refuse_0d("unbind")
+    return tuple([Index.apply(x, index=(slice(None),) * d + (i,)) for i in range(x.shape[d])])
+
+
+def _refuse_0d(name: str) -> Any:
+    raise ValueError(f"{name}: expected at least one dimension, got a 0-d tensor")
+
+
+def iterate(input: Tensor) -> Any:
+    """for row in tensor"""
+    return iter(unbind(input, 0))
+
+
+def _whole(name: str, index: Any) -> np.ndarray:
+    found = as_tensor(index).data
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an integer index, got {found.dtype}")
+    return found
+
+
+def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.ndarray]:
+    index = _whole(name, index)
+    (d,) = dims_of(name, x, dim) or _refuse_0d(name)
+    if index.ndim != x.ndim or any(m > n for e, (m, n) in enumerate(zip(index.shape, x.shape, strict=True)) if e != d):
+        raise ValueError(f"{name}: expected an index no larger than {x.shape} outside dimension {d}, got shape {index.shape}")
+    if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
+        raise IndexError(f"{name}: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
+    return d, index
+
+
+def gather(input: Any, dim: int, index: Any) -> Tensor:
+    """y_{ijk} = x_{i, index_{ijk}, k} for dim 1, and so on: y has the shape of `index`."""
+    x = as_tensor(input)
+    d, index = _checked_along("gather", x, dim, index)
+    return Gather.apply(x, dim=d, index=index)
+
+
+def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
+    """y = x, with y_{i, index_{ijk}, k} += src_{ijk} for dim 1, and so on; repeats add up."""
+    x, src = operands("scatter_add", as_tensor(input), as_tensor(src))
+    d, index = _checked_along("scatter_add", x, dim, index)
+    if src.ndim != index.ndim or any(m > n for m, n in zip(index.shape, src.shape, strict=True)):
+        raise ValueError(f"scatter_add: expected src at least as large as the index, {index.shape}, got {src.shape}")
+    return ScatterAdd.apply(x, src[tuple(slice(n) for n in index.shape)], dim=d, index=index)
+
+
+def index_select(input: Any, dim: int, index: Any) -> Tensor:
+    """The slices of `dim` that a 1-d `index` names."""
+    x = as_tensor(input)
+    index = _whole("index_select", index)
+    (d,) = dims_of("index_select", x, dim) or _refuse_0d("index_select")
+    if index.ndim > 1:
+        raise ValueError(f"index_select: expected a 1-d index, got shape {index.shape}")
+    if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
+        raise IndexError(f"index_select: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
+    return Index.apply(x, index=(slice(None),) * d + (index.reshape(-1),))
+
+
+def tril(input: Any, diagonal: int = 0) -> Tensor:
+    """The lower triangle of each matrix, zeros above the `diagonal`."""
+    x = _matrices("tril", input)
+    return where(constant(np.tri(*x.shape[-2:], diagonal, dtype=bool)), x, 0.0 if x.dtype.kind == "f" else 0)
+
+
+def triu(input: Any, diagonal: int = 0) -> Tensor:
+    """The upper triangle of each matrix, zeros below the `diagonal`."""
+    x = _matrices("triu", input)
+    return where(constant(~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool)), x, 0.0 if x.dtype.kind == "f" else 0)
+
+
+def _matrices(name: str, input: Any) -> Tensor:
+    x = as_tensor(input)
+    if x.ndim < 2:
+        raise ValueError(f"{name}: expected matrices, at least 2 dimensions, got shape {x.shape}")
+    return x
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Joining, padding, turning
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """Tensors side by side along `dim`; all other lengths agree."""
+    if isinstance(tensors, Tensor) or not len(tensors):
+        raise ValueError("cat: expected a list of at least one tensor")
+    xs = operands("cat", *[as_tensor(x) for x in tensors])
+    (d,) = dims_of("cat", xs[0], dim) or _refuse_0d("cat")
+    for x in xs:
+        if x.ndim != xs[0].ndim or x.shape[:d] + x.shape[d + 1 :] != xs[0].shape[:d] + xs[0].shape[d + 1 :]:
+            raise ValueError(f"cat: expected shapes that agree outside dimension {d}, got {xs[0].shape} and {x.shape}")
+    return Cat.apply(*xs, dim=d)
+
+
+def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """Tensors of one shape side by side along a new `dim`."""
+    xs = [as_tensor(x) for x in tensors]
+    for x in xs:
+        if x.shape != xs[0].shape:
+            raise ValueError(f"stack: expected tensors of one shape, got {xs[0].shape} and {x.shape}")
+    return cat([x.unsqueeze(dim) for x in xs], dim)
+
+
+def repeat(input: Any, *sizes: Any) -> Tensor:
+    """Copies side by side: `sizes[d]` of them along dimension d."""
+    x = as_tensor(input)
+    sizes = shape_of("repeat", sizes)
+    if len(sizes) < x.ndim or min(sizes, default=0) < 0:
+        raise ValueError(f"repeat: expected at least {x.ndim} counts of at least 0, got {sizes}")
+    shape = (1,) * (len(sizes) - x.ndim) + x.shape
+    pairs = tuple(m for n in shape for m in (1, n))
+    copies = tuple(m for k, n in zip(sizes, shape, strict=True) for m in (k, n))
+    return x.reshape(pairs).expand(copies).reshape(tuple(k * n for k, n in zip(sizes, shape, strict=True)))
+
+
+def repeat_interleave(input: Any, repeats: int, dim: int | None = None) -> Tensor:
+    """Each element `repeats` times in a row along `dim`; of the flattened tensor without it."""
+    x = as_tensor(input)
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    (d,) = dims_of("repeat_interleave", x, dim)
+    y = x.unsqueeze(d + 1).expand(x.shape[: d + 1] + (repeats,) + x.shape[d + 1 :])
+    return y.reshape(x.shape[:d] + (x.shape[d] * repeats,) + x.shape[d + 1 :])
+
+
+def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Number | None = None) -> Tensor:
+    """Cells added around the last dimensions: pad = (left, right) of the last, then of the one before, and so on.
+
+    mode "constant" fills with `value` (0), "reflect" mirrors without the edge, "replicate" repeats the edge,
+    "circular" wraps around. Negative counts cut.
+    """
+    x = as_tensor(input)
+    if len(pad) % 2 or len(pad) > 2 * x.ndim:
+        raise ValueError(f"pad: expected pairs of counts, at most one for each of {x.ndim} dimensions, got {tuple(pad)}")
+    if mode not in ("constant", "reflect", "replicate", "circular"):
+        raise ValueError(f"pad: expected mode constant, reflect, replicate or circular, got {mode!r}")
+    pairs = [(0, 0)] * (x.ndim - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+    for d, (before, after) in enumerate(pairs):
+        if x.shape[d] + min(before, 0) + min(after, 0) < 0:
+            raise ValueError(f"pad: expected to cut at most {x.shape[d]} cells from dimension {d}, got {(before, after)}")
+        most = {"reflect": x.shape[d] - 1, "circular": x.shape[d]}.get(mode)
+        if most is not None and max(before, after) > max(most, 0):
+            raise ValueError(f"pad: expected at most {most} cells for mode {mode!r} in dimension {d}, got {(before, after)}")
+    if mode == "constant":
+        if any(n < 0 for pair in pairs for n in pair):
+            x = x[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, pairs, strict=True))]
+            pairs = [(max(a, 0), max(b, 0)) for a, b in pairs]
+        return Pad.apply(x, widths=tuple(pairs), value=0 if value is None else value)
+    for d, (before, after) in enumerate(pairs):
+        if before or after:
+            n = x.shape[d]
+            at = np.arange(-before, n + after)
+            if mode == "replicate":
+                at = at.clip(0, n - 1)
+            elif mode == "circular":
+                at = at % n
+            else:
+                at = np.abs(at)
+                at = np.where(at >= n, 2 * (n - 1) - at, at)
+            x = x.index_select(d, at)
+    return x
+
+
+def flip(input: Any, *dims: Any) -> Tensor:
+    """The elements in reverse order along `dims`."""
+    x = as_tensor(input)
+    return Flip.apply(x, dims=dims_of("flip", x, shape_of("flip", dims)))
+
+
+def roll(input: Any, shifts: int, dims: int) -> Tensor:
+    """The elements shifted along one dimension; those that leave come in on the other side."""
+    x = as_tensor(input)
+    (d,) = dims_of("roll", x, dims)
+    n = x.shape[d]
+    return x if not n else x.index_select(d, (np.arange(n) - shifts) % n)
+
+
+def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The diagonals of the matrices that dim1 and dim2 span, as a new last dimension."""
+    x = _matrices("diagonal", input)
+    (a,), (b,) = dims_of("diagonal", x, dim1), dims_of("diagonal", x, dim2)
+    if a == b:
+        raise ValueError(f"diagonal: expected two different dimensions, got {dim1} and {dim2}")
+    x = x.permute([d for d in range(x.ndim) if d not in (a, b)] + [a, b])
+    rows = np.arange(x.shape[-2])
+    rows = rows[(rows + offset >= 0) & (rows + offset < x.shape[-1])]
+    return x[..., rows, rows + offset]

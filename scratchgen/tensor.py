@@ -1,0 +1,927 @@
+r"""Tensors and the chain rule.
+
+An op applied to tensors is a *node*: it knows the nodes its inputs came from and how to turn the gradient of a scalar
+loss with respect to its output into the gradients with respect to its inputs,
+
+    y = f(x_1, …, x_n)        x̄_i = (∂f/∂x_i)ᵀ ȳ              x̄ := ∂loss/∂x           (reverse mode)
+
+`Function.backward` computes these products *with tensors*, so they are recorded like any other computation when
+asked (`create_graph=True`), and every gradient can be differentiated again, to any order.
+
+The order of the sweep is where recursion goes wrong. In
+
+    b = a + a
+    c = b + b
+
+b̄ must be complete (both uses counted) before it is passed on to a. Nodes are numbered as they are made, and a node's
+inputs exist before it does; visiting nodes from the largest number to the smallest therefore meets every node after
+all of its consumers. No recursion: a chain of 50,000 nodes is fine.
+
+Arrays are frozen (NumPy's read-only flag) once a tensor holds them, so nothing that was saved for the backward sweep can
+change behind its back. Parameters are changed through one door, `Tensor.writing`, which leaves a stamp; a backward
+sweep that meets an input stamped later than its use refuses, instead of yielding a wrong gradient.
+
+This file knows the chain rule and no particular op; `ops` gives tensors their arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import linecache
+import operator
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from scratchgen import random
+
+_ticks = itertools.count(1)  # numbers nodes and in-place writes on one time line
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+class _Mode(threading.local):
+    grad = True  # are ops recorded?
+    anomaly = False  # is every value and gradient checked for NaN and infinity?
+
+
+_mode = _Mode()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nodes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Function:
+    """One op. A subclass says how to compute it and its vector-Jacobian product; an instance is a node of the graph.
+
+        class Exp(Function):
+            keeps_inputs, keeps_outputs = False, True
+            def forward(self, x):              # arrays in, an array (or a tuple of arrays) out
+                return np.exp(x)
+            def backward(self, dy):            # tensors in, tensors out: one for each input, or None
+                y, = self.outputs
+                return dy * y
+
+        y = Exp.apply(x)
+
+    Inputs and outputs that `backward` does not read are not kept alive; the two class attributes say which it reads.
+    `needs_input_grad[i]` tells `backward` whether the i-th gradient is wanted. The gradient of an input that was
+    broadcast is summed back to its shape by the engine, not here.
+
+    `composed`, where a subclass has it, maps the input tensors to the same outputs by differentiable ops. Needed where
+    `backward` calls a kernel that has no derivative of its own: sweeps that keep the graph differentiate it instead.
+    """
+
+    keeps_inputs = True
+    keeps_outputs = False
+    composed: Callable[..., Any] | None = None
+
+    number: int  # time of creation; larger than that of every node it depends on
+    edges: tuple[tuple[Function, int] | None, ...] | None  # where each input came from; None once released
+    needs_input_grad: Sequence[bool]
+    where = ""  # the user's line that made this node; filled in by detect_anomaly
+
+    def forward(self, *arrays: Any, **params: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}.forward is missing")
+
+    def backward(self, *dys: Tensor) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}.backward is missing: the op cannot be differentiated")
+
+    @classmethod
+    def apply(cls, *inputs: Any, **params: Any) -> Any:
+        """Run the op on tensors (or Python numbers, which are constants) and record it if a gradient may be wanted."""
+        node = cls()
+        arrays = []
+        edges = []
+        record = False
+        grad_mode = _mode.grad
+        for x in inputs:
+            if isinstance(x, Tensor):
+                arrays.append(x._data)
+                if grad_mode and x.node is not None:
+                    edges.append((x.node, x.index))
+                    record = True
+                else:
+                    edges.append(None)
+            else:
+                arrays.append(x)
+                edges.append(None)
+        out = node.forward(*arrays, **params)
+        several = type(out) is tuple
+        outs = tuple([_freeze(y) for y in out]) if several else (_freeze(out),)
+        if record:
+            node.number = next(_ticks)
+            node.edges = tuple(edges)
+            node.metas = [(y.shape, y.dtype) for y in outs]
+            if cls.keeps_inputs:
+                node._inputs = inputs
+            if cls.keeps_outputs:
+                node._outputs = outs
+        if _mode.anomaly:
+            node.where = _user_line()
+            _check_forward(node, arrays, outs)
+        tensors = []
+        for i, y in enumerate(outs):
+            t = _new(Tensor)
+            t._data = y
+            t.node = node if record and y.dtype.kind in "fc" else None
+            t.index = i
+            t.grad = None
+            t._stamp = [0] if y.base is None else _stamp_of_base(y, inputs)
+            tensors.append(t)
+        return tuple(tensors) if several else tensors[0]
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The inputs as they were in the forward pass."""
+        for x in self._inputs:
+            if isinstance(x, Tensor) and x._stamp[0] > self.number:
+                raise RuntimeError(
+                    f"{type(self).__name__}: an input of shape {x.shape} was changed in place after the forward pass "
+                    "saved it; its gradient would be wrong. Change it after the backward sweep, or use a copy"
+                )
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The outputs, as tensors at this place in the graph (a node that held them themselves would be a cycle)."""
+        return tuple([_place(y, self, i) for i, y in enumerate(self._outputs)])
+
+    def vjp(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """x̄_i = (∂f/∂x_i)ᵀ ȳ for each input; by way of `composed` where the result will be differentiated again."""
+        if self.composed is not None and _mode.grad:
+            return self._vjp_composed(dys)
+        grads = self.backward(*dys)
+        if type(grads) is not tuple:
+            grads = (grads,)
+        if len(grads) != len(self.edges):
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: expected {len(self.edges)} gradients, one for each input, got {len(grads)}"
+            )
+        return grads
+
+    def _vjp_composed(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
+        xs = [Alias.apply(x) if isinstance(x, Tensor) else x for x in self.inputs]
+        return _vjp_through(_listed(self.composed(*xs)), dys, xs, xs, self.needs_input_grad)
+
+    def release(self) -> None:
+        """Forget what was saved, so that memory returns while the sweep goes on."""
+        self.__dict__.clear()
+        self.edges = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Leaf(Function):
+    """The node of a tensor that the user made: where gradients arrive."""
+
+    edges = ()
+
+    def __init__(self, tensor: Tensor):
+        self.number = next(_ticks)
+        self.tensor = weakref.ref(tensor)
+        self.metas = [(tensor.shape, tensor.dtype)]
+
+    def accumulate(self, g: Tensor) -> None:
+        tensor = self.tensor()
+        if tensor is not None:
+            tensor.grad = g if tensor.grad is None else tensor.grad + g
+
+    def release(self) -> None:
+        pass
+
+
+class Alias(Function):
+    """y = x, at a new place in the graph."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any) -> Any:
+        return x.view()
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The backward sweep
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sweep(
+    roots: list[Tensor],
+    cotangents: list[Tensor],
+    targets: list[Tensor] | None,
+    *,
+    retain: bool,
+    create_graph: bool,
+    boundary: frozenset[Function] = frozenset(),
+) -> list[Tensor | None]:
+    """Carry the cotangents of `roots` back through the graph, not past the nodes of `boundary`.
+
+    With `targets`, return their gradients (None where there is no path) and visit only nodes that lead to one;
+    without, add the gradients to the `.grad` of the leaves.
+    """
+    places = [(t.node, t.index) for t in targets] if targets is not None else []
+    seen = {t.node for t in roots}
+    stack = list(seen)
+    while stack:
+        node = stack.pop()
+        if node in boundary:
+            continue
+        if node.edges is None:
+            raise RuntimeError(
+                "backward: this part of the graph was already swept, and what it saved is freed. "
+                "Pass retain_graph=True to the earlier call to sweep it again"
+            )
+        for edge in node.edges:
+            if edge is not None and edge[0] not in seen:
+                seen.add(edge[0])
+                stack.append(edge[0])
+    order = sorted(seen, key=_number, reverse=True)
+
+    wanted = None  # all of them
+    if targets is not None:
+        wanted = {node for node, _ in places}
+        for node in reversed(order):
+            if node not in boundary and any([edge is not None and edge[0] in wanted for edge in node.edges]):
+                wanted.add(node)
+
+    sums: dict[tuple[Function, int], Tensor] = {}  # place in the graph -> gradient collected so far
+    ours: set[tuple[Function, int]] = set()  # places whose sum is an array made here, free to be added to
+
+    def collect(place: tuple[Function, int], g: Tensor) -> None:
+        total = sums.get(place)
+        if total is None:
+            sums[place] = g
+        elif create_graph:
+            sums[place] = total + g
+        elif place in ours:
+            np.add(total._data, g._data, out=total._data)
+        else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
+            array = total._data + g._data
+            sums[place] = _place(array if isinstance(array, np.ndarray) else np.asarray(array), None, 0)
+            ours.add(place)
+
+    def take(place: tuple[Function, int]) -> Tensor | None:
+        g = sums.pop(place, None)
+        if place in ours:
+            _freeze(g._data)
+        return g
+
+    def settle(g: Tensor, place: tuple[Function, int]) -> Tensor:
+        """A gradient that leaves the sweep owns its memory."""
+        if create_graph or place in ours:
+            return g
+        return constant(g._data.copy())
+
+    found: dict[tuple[Function, int], Tensor] = {}
+    goals = set(places)
+    for root, cotangent in zip(roots, cotangents, strict=True):
+        collect((root.node, root.index), cotangent)
+
+    with set_grad_enabled(create_graph):
+        for node in order:
+            if wanted is not None and node not in wanted:
+                continue
+            if len(node.metas) == 1:
+                dy = take((node, 0))
+                if dy is None:
+                    continue
+                dys = [dy]
+            else:
+                dys = [take((node, i)) for i in range(len(node.metas))]
+                if all([dy is None for dy in dys]):
+                    continue
+            if goals:
+                for i, dy in enumerate(dys):
+                    if dy is not None and (node, i) in goals:
+                        found[node, i] = settle(dy, (node, i))
+            if node in boundary:
+                continue
+            edges = node.edges
+            if not edges:
+                if targets is None:
+                    node.accumulate(settle(dys[0], (node, 0)))
+                continue
+            if wanted is None:
+                node.needs_input_grad = [edge is not None for edge in edges]
+            else:
+                node.needs_input_grad = needs = [edge is not None and edge[0] in wanted for edge in edges]
+                if not any(needs):
+                    continue
+            if len(dys) > 1:  # outputs that nothing used have gradient zero
+                like = next(dy._data for dy in dys if dy is not None)
+                for i, (shape, dtype) in enumerate(node.metas):
+                    if dys[i] is None:
+                        dys[i] = constant(np.zeros_like(like, shape=shape, dtype=dtype))
+            grads = node.vjp(dys)
+            if _mode.anomaly:
+                _check_backward(node, dys, grads)
+            for edge, need, g in zip(edges, node.needs_input_grad, grads, strict=True):
+                if need and g is not None:
+                    source, i = edge
+                    shape, dtype = source.metas[i]
+                    if g._data.shape != shape:
+                        g = _unbroadcast(g, shape, node)
+                    if g._data.dtype != dtype:
+                        raise RuntimeError(f"{type(node).__name__}.backward: expected a gradient of {dtype}, got {g.dtype}")
+                    collect(edge, g)
+            if not retain:
+                node.release()
+    return [found.get(place) for place in places]
+
+
+def _vjp_through(
+    ys: list[Tensor], dys: list[Tensor], aliases: list[Any], places: list[Any], needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients with respect to `places` through a graph that was built, just now, from `aliases` of a node's inputs."""
+    boundary = frozenset([x.node for x in aliases if isinstance(x, Tensor) and x.node is not None])
+    wanted = [i for i, need in enumerate(needs) if need]
+    roots = [(y, dy) for y, dy in zip(ys, dys, strict=True) if y.node is not None]
+    found = _sweep(
+        [y for y, _ in roots],
+        [dy for _, dy in roots],
+        [places[i] for i in wanted],
+        retain=_mode.grad,
+        create_graph=_mode.grad,
+        boundary=boundary,
+    )
+    grads: list[Tensor | None] = [None] * len(places)
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
+    return tuple(grads)
+
+
+def _unbroadcast(g: Tensor, shape: tuple[int, ...], node: Function) -> Tensor:
+    """Undo broadcasting: y_j = x for every copy j, so x̄ = Σ_j ȳ_j over the axes that were added or stretched."""
+    added = g.ndim - len(shape)
+    stretched = [added + i for i, n in enumerate(shape) if n == 1 and g.shape[added + i] != 1] if added >= 0 else []
+    dims = tuple(range(max(added, 0))) + tuple(stretched)
+    if added < 0 or any(n != 1 and n != m for n, m in zip(shape, g.shape[added:], strict=True)):
+        raise RuntimeError(f"{type(node).__name__}.backward: a gradient of shape {g.shape} does not fit an input of shape {shape}")
+    return g.sum(dims).reshape(shape)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (the sum over) `outputs` with respect to each of `inputs`; no `.grad` is touched.
+
+    x̄_i = Σ_k (∂y_k/∂x_i)ᵀ ȳ_k,  ȳ = `grad_outputs`, which may be left out where y_k is a scalar.
+    With `create_graph` the result can be differentiated again. Returns a tuple, one tensor of x_i's shape each.
+
+    Raises RuntimeError where an input does not influence the outputs, unless `allow_unused` (then None stands there).
+    """
+    outputs, inputs = _listed(outputs, "outputs"), _listed(inputs, "inputs")
+    for x in inputs:
+        if x.node is None:
+            raise RuntimeError(f"grad: expected inputs that require a gradient, got one of shape {x.shape} that does not")
+    roots, cotangents = _seeds(outputs, grad_outputs, "grad")
+    retain = create_graph if retain_graph is None else retain_graph
+    found = _sweep(roots, cotangents, inputs, retain=retain, create_graph=create_graph)
+    if not allow_unused:
+        for i, g in enumerate(found):
+            if g is None:
+                raise RuntimeError(f"grad: input {i} does not influence the outputs; pass allow_unused=True to get None for it")
+    return tuple(found)
+
+
+def _listed(x: Tensor | Sequence[Tensor], name: str = "outputs") -> list[Tensor]:
+    xs = [x] if isinstance(x, Tensor) else list(x) if isinstance(x, list | tuple) else [x]
+    for t in xs:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"expected {name} to be a tensor or a list of tensors, got {type(t).__name__}")
+    return xs
+
+
+def _seeds(outputs: list[Tensor], given: Any, caller: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The cotangents that start a sweep: those given, or 1 for scalars."""
+    if given is None:
+        given = [None] * len(outputs)
+    elif isinstance(given, Tensor):
+        given = [given]
+    if len(given) != len(outputs):
+        raise ValueError(f"{caller}: expected one cotangent for each of {len(outputs)} outputs, got {len(given)}")
+    cotangents = []
+    for y, dy in zip(outputs, given, strict=True):
+        if y.node is None:
+            raise RuntimeError(f"{caller}: expected an output that depends on a tensor that requires a gradient, got one that does not")
+        if dy is None:
+            if y._data.size != 1:
+                raise RuntimeError(f"{caller}: expected a scalar output, or a cotangent of shape {y.shape} beside it")
+            dy = constant(np.ones_like(y._data))
+        elif not isinstance(dy, Tensor):
+            raise TypeError(f"{caller}: expected the cotangent to be a tensor, got {type(dy).__name__}")
+        elif dy.shape != y.shape or dy.dtype != y.dtype:
+            raise ValueError(f"{caller}: expected a cotangent of shape {y.shape} and {y.dtype}, got {dy.shape} and {dy.dtype}")
+        cotangents.append(dy)
+    return outputs, cotangents
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Tensor:
+    """An array that remembers where it came from.
+
+    `data` its array (read-only; see `writing`) · `grad` the gradient that `backward` left here, or None ·
+    `node`, `index` the op that made it, and which of its outputs it is; None if no gradient can be asked for.
+    """
+
+    __slots__ = ("_data", "node", "index", "grad", "_stamp", "__weakref__")
+    __array_ufunc__ = None  # array * tensor asks the tensor
+
+    def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False):
+        """Copy `data` (numbers, nested lists, an array or a tensor). Python floats become float32; arrays keep their dtype."""
+        if isinstance(data, Tensor):
+            data = data._data
+        try:
+            array = np.array(data) if not hasattr(data, "dtype") else data.copy()
+        except ValueError as error:
+            raise ValueError(f"tensor: expected numbers in a regular nesting, got {data!r:.80}") from error
+        array = array if hasattr(array, "flags") and isinstance(array.shape, tuple) else np.asarray(array)
+        if dtype is None and array.dtype == np.float64 and not hasattr(data, "dtype") and not _has_numpy(data):
+            dtype = np.float32
+        if dtype is not None:
+            array = array.astype(_dtype(dtype), copy=False)
+        if array.dtype.kind not in "fciub":
+            raise TypeError(f"tensor: expected numbers, got {array.dtype}")
+        self._data = _freeze(np.asarray(array) if isinstance(array, np.generic) else array)
+        self.node = None
+        self.index = 0
+        self.grad = None
+        self._stamp = [0]
+        if requires_grad:
+            self.requires_grad = True
+
+    # What it is
+
+    @property
+    def data(self) -> np.ndarray:
+        """The array, read-only. Assigning replaces it: by an array of the same shape and dtype."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(f"Tensor.data: expected an array of shape {self.shape} and {self.dtype}, got {array.shape} and {array.dtype}")
+        with self.writing() as own:
+            own[...] = array
+
+    @property
+    def requires_grad(self) -> bool:
+        """Can a gradient with respect to this tensor be asked for?"""
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if not self.is_leaf:
+            raise RuntimeError("requires_grad: expected a tensor made by the user, got the result of an op; use detach()")
+        if value and self.dtype.kind not in "f":
+            raise TypeError(f"requires_grad: expected a floating dtype, got {self.dtype}; integers have no gradient")
+        if not value:
+            self.node = None
+        elif self.node is None:
+            self.node = Leaf(self)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set `requires_grad` and return the tensor."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Was it made by the user, not by a recorded op?"""
+        return self.node is None or type(self.node) is Leaf
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._data.ndim
+
+    @property
+    def device(self) -> str:
+        """Where the array lives: "cpu"."""
+        return "cpu"
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the length of one dimension."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self._data.ndim
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self._data.size
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self._data.itemsize
+
+    # Out to NumPy and Python
+
+    def numpy(self) -> np.ndarray:
+        """The array, read-only; take a `.copy()` to write to. Refuses a tensor that requires a gradient."""
+        if self.node is not None:
+            raise RuntimeError("numpy: this tensor requires a gradient, which NumPy would lose; use .detach().numpy()")
+        return self._data
+
+    def item(self) -> float | int | bool:
+        """The one element as a Python number."""
+        if self._data.size != 1:
+            raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}")
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers."""
+        return self._data.tolist()
+
+    def detach(self) -> Tensor:
+        """The same array, cut off from the graph."""
+        t = _place(self._data, None, 0)
+        t._stamp = self._stamp
+        return t
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        return self._data.__index__()
+
+    def __bool__(self) -> bool:
+        if self._data.size != 1:
+            raise ValueError(f"a tensor of shape {self.shape} is neither true nor false; use .any() or .all()")
+        return bool(self._data.item())
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("a 0-d tensor has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        text = np.array2string(self._data, separator=", ", precision=4, threshold=200, edgeitems=3, prefix="tensor(")
+        dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        source = "" if self.node is None else ", requires_grad=True" if self.is_leaf else f", node={self.node!r}"
+        return f"tensor({text}{dtype}{source})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self._data.size == 1 and spec else repr(self)
+
+    __hash__ = object.__hash__  # tensors are told apart by identity, though == compares elements
+
+    # The chain rule
+
+    def backward(
+        self,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add ∂self/∂x (times `gradient`, needed unless self is a scalar) to the `.grad` of every leaf x, or of `inputs`.
+
+        What was saved is freed on the way unless `retain_graph` (default: `create_graph`).
+        """
+        roots, cotangents = _seeds([self], gradient, "backward")
+        retain = create_graph if retain_graph is None else retain_graph
+        if inputs is None:
+            _sweep(roots, cotangents, None, retain=retain, create_graph=create_graph)
+            return
+        inputs = _listed(inputs, "inputs")
+        for x, g in zip(inputs, _sweep(roots, cotangents, inputs, retain=retain, create_graph=create_graph), strict=True):
+            if g is not None:
+                x.grad = g if x.grad is None else x.grad + g
+
+    # Change in place
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[np.ndarray]:
+        """The array, writable inside the `with`: the one door for changes in place (optimisers, initialisers, loading).
+
+        Raises RuntimeError for the result of a recorded op.
+        """
+        if not self.is_leaf:
+            raise RuntimeError(f"expected a tensor made by the user, got the result of {self.node!r}, which cannot be changed in place")
+        if 0 in self._data.strides and self._data.size > 1:
+            raise RuntimeError("expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it")
+        chain = [self._data]  # a view is written through to what it views
+        while isinstance(chain[-1].base, np.ndarray):
+            chain.append(chain[-1].base)
+        self._stamp[0] = next(_ticks)
+        for array in reversed(chain):
+            array.flags.writeable = True
+        try:
+            yield self._data
+        finally:
+            for array in chain:
+                array.flags.writeable = False
+
+    def copy_(self, source: Any) -> Tensor:
+        """Overwrite the elements with those of `source` (broadcast); shape and dtype stay."""
+        source = source._data if isinstance(source, Tensor) else np.asarray(source)
+        if source.shape != self.shape:
+            try:
+                source = np.broadcast_to(source, self.shape)
+            except ValueError:
+                raise ValueError(f"copy_: expected shape {self.shape}, or one that broadcasts to it, got {source.shape}") from None
+        with self.writing() as own:
+            own[...] = source
+        return self
+
+    def zero_(self) -> Tensor:
+        """Set every element to 0."""
+        return self.copy_(0)
+
+    def fill_(self, value: float) -> Tensor:
+        """Set every element to `value`."""
+        return self.copy_(value)
+
+    def _change(self, name: str, value: Any) -> Tensor:
+        """x += y and its kin: in place for a leaf that no graph is recorded of, else a new tensor (as for any number)."""
+        if not self.is_leaf or (self.node is None and _mode.grad and isinstance(value, Tensor) and value.node is not None):
+            return NotImplemented  # Python then computes x = x + y
+        if self.node is not None and _mode.grad:
+            raise RuntimeError("in-place change of a leaf that requires a gradient: wrap it in `with no_grad():`")
+        with no_grad():
+            result = getattr(self, name)(value)
+        if result.shape != self.shape or result.dtype != self.dtype:
+            raise ValueError(f"in-place {name}: expected a result of shape {self.shape} and {self.dtype}, got {result.shape} and {result.dtype}")
+        return self.copy_(result)
+
+    def __iadd__(self, value: Any) -> Tensor:
+        return self._change("__add__", value)
+
+    def __isub__(self, value: Any) -> Tensor:
+        return self._change("__sub__", value)
+
+    def __imul__(self, value: Any) -> Tensor:
+        return self._change("__mul__", value)
+
+    def __itruediv__(self, value: Any) -> Tensor:
+        return self._change("__truediv__", value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.node is not None and _mode.grad:
+            raise RuntimeError("assignment into a tensor that requires a gradient: wrap it in `with no_grad():`, or use where()")
+        if isinstance(value, Tensor) and value.node is not None and _mode.grad:
+            raise RuntimeError("assignment of a tensor that requires a gradient would cut the graph: use where(), cat() or scatter_add()")
+        with self.writing() as own:
+            own[_plain(index)] = value._data if isinstance(value, Tensor) else value
+
+
+def tensor(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """A new tensor that copies `data`. Python floats become float32, integers int64; arrays keep their dtype.
+
+    Raises TypeError where `data` is not numbers or integers are asked for a gradient, ValueError where it is ragged.
+    """
+    return Tensor(data, dtype, requires_grad=requires_grad)
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor of `array`, dtype kept. PyTorch would share the memory; here nobody changes a tensor from outside: a copy."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"from_numpy: expected a NumPy array, got {type(array).__name__}")
+    return Tensor(array)
+
+
+_new = Tensor.__new__
+_number = operator.attrgetter("number")
+
+
+def constant(array: Any) -> Tensor:
+    """A tensor around an array that was just made: no copy is taken, so nobody else may write to it."""
+    return _place(_freeze(array), None, 0)
+
+
+def _place(array: Any, node: Function | None, index: int) -> Tensor:
+    """A tensor around `array` at a given place in the graph, without any copy or check."""
+    t = _new(Tensor)
+    t._data = array
+    t.node = node
+    t.index = index
+    t.grad = None
+    t._stamp = [0]
+    return t
+
+
+def _freeze(array: Any) -> Any:
+    """Make read-only; NumPy's scalars become 0-d arrays."""
+    if isinstance(array, np.generic):
+        array = np.asarray(array)
+    array.flags.writeable = False
+    return array
+
+
+def _stamp_of_base(y: Any, inputs: Sequence[Any]) -> list[int]:
+    """A view is changed when what it views is: both share one stamp."""
+    for x in inputs:
+        if isinstance(x, Tensor) and (y.base is x._data or y.base is x._data.base or y is x._data):
+            return x._stamp
+    return [0]
+
+
+def _plain(index: Any) -> Any:
+    """An index with tensors replaced by their arrays."""
+    if isinstance(index, tuple):
+        return tuple([_plain(i) for i in index])
+    return index._data if isinstance(index, Tensor) else index
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype: expected a NumPy dtype such as float32, got {dtype!r}") from error
+    return found
+
+
+def _has_numpy(data: Any) -> bool:
+    """Does a nest of lists hold NumPy numbers, whose dtype is to be kept?"""
+    while isinstance(data, list | tuple) and data:
+        data = data[0]
+    return hasattr(data, "dtype")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Switches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class set_grad_enabled(contextlib.ContextDecorator):
+    """Record ops inside the `with` (or the decorated function), or not."""
+
+    def __init__(self, mode: bool):
+        self.mode = mode
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(_mode.grad)
+        _mode.grad = self.mode
+
+    def __exit__(self, *error: object) -> None:
+        _mode.grad = self.before.pop()
+
+
+class no_grad(set_grad_enabled):
+    """Ops inside the `with` (or the decorated function) are not recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+class enable_grad(set_grad_enabled):
+    """Ops inside the `with` are recorded, also within `no_grad`."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+def is_grad_enabled() -> bool:
+    """Are ops being recorded?"""
+    return _mode.grad
+
+
+class detect_anomaly(contextlib.ContextDecorator):
+    """Inside the `with`, the first op whose value or gradient turns NaN or infinite raises ArithmeticError.
+
+    The message names the op, whether its forward or its gradient did it, and the user's line that called it. An op whose
+    input was already NaN or infinite is not blamed. Slow: every array is scanned.
+    """
+
+    def __enter__(self) -> None:
+        self.before = _mode.anomaly
+        _mode.anomaly = True
+
+    def __exit__(self, *error: object) -> None:
+        _mode.anomaly = self.before
+
+
+def _user_line() -> str:
+    """The innermost line of the call stack that lies outside this package."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    if frame is None:
+        return "scratchgen itself"
+    path, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{path}:{line} in {frame.f_code.co_name}: {linecache.getline(path, line).strip()}"
+
+
+def _finite(array: Any) -> bool:
+    return getattr(array, "dtype", np.dtype(float)).kind not in "fc" or bool(np.isfinite(array).all())
+
+
+def _check_forward(node: Function, arrays: list[Any], outs: tuple[Any, ...]) -> None:
+    if all(_finite(a) for a in arrays) and not all(_finite(y) for y in outs):
+        kind = "NaN" if any(np.isnan(y).any() for y in outs if y.dtype.kind in "fc") else "infinity"
+        raise ArithmeticError(f"{type(node).__name__}: the forward pass made a {kind} from finite inputs, called at {node.where}")
+
+
+def _check_backward(node: Function, dys: list[Tensor], grads: tuple[Tensor | None, ...]) -> None:
+    if all(_finite(dy._data) for dy in dys):
+        for i, g in enumerate(grads):
+            if g is not None and not _finite(g._data):
+                kind = "NaN" if np.isnan(g._data).any() else "infinity"
+                raise ArithmeticError(
+                    f"{type(node).__name__}: the gradient of input {i} turned to {kind} from a finite cotangent; "
+                    f"the op was called at {node.where or 'a place not recorded: enter detect_anomaly before the forward pass'}"
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recompute instead of store
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint(Function):
+    """y = f(x), of which only x is kept; the backward sweep runs f again, with the same random numbers."""
+
+    def forward(self, *arrays: Any, function: Callable[..., Any], arity: int, random_state: dict, outputs: tuple[Any, ...]) -> Any:
+        self.function, self.arity, self.random_state = function, arity, random_state
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def backward(self, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        with enable_grad():
+            xs = [Alias.apply(x) if isinstance(x, Tensor) else x for x in self.inputs[: self.arity]]
+            after = random.get_rng_state()
+            random.set_rng_state(self.random_state)
+            try:
+                ys = _listed(self.function(*xs))
+            finally:
+                random.set_rng_state(after)
+        places = xs + list(self.inputs[self.arity :])
+        return _vjp_through(ys, list(dys), xs, places, self.needs_input_grad)
+
+
+def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), with its intermediate arrays recomputed in the backward sweep instead of stored.
+
+    Memory for one more forward pass of `function`. Its parameters, and whatever else it reaches besides its arguments,
+    are found by looking at the graph it builds, so every gradient, of any order, is the one it would give by itself.
+    `function` must compute the same again: randomness from the library's generator is replayed.
+    Source: Chen, Xu, Zhang & Guestrin 2016, arXiv:1604.06174.
+    """
+    if not _mode.grad:
+        return function(*inputs)
+    random_state = random.get_rng_state()
+    start = next(_ticks)
+    detached = [
+        x.detach().requires_grad_() if isinstance(x, Tensor) and x.node is not None else x for x in inputs
+    ]
+    ys = _listed(function(*detached), "the result of the checkpointed function")
+    outside: dict[tuple[Function, int], Tensor] = {}  # where the graph of f leaves f
+    seen = {y.node for y in ys if y.node is not None}
+    stack = list(seen)
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is None:
+                continue
+            node, index = edge
+            if node.number < start:
+                shape, dtype = node.metas[index]
+                outside[edge] = _place(np.broadcast_to(np.zeros((), dtype), shape), node, index)
+            elif node not in seen:
+                seen.add(node)
+                stack.append(node)
+    result = Checkpoint.apply(
+        *inputs,
+        *outside.values(),
+        function=function,
+        arity=len(inputs),
+        random_state=random_state,
+        outputs=tuple([y._data for y in ys]),
+    )
+    return result
