@@ -569,6 +569,14 @@ class Tensor:
         t._stamp = self._stamp
         return t
 
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if not self.is_leaf:
+            raise RuntimeError("deepcopy: expected a tensor made by the user, got the result of an op; use clone() or detach()")
+        t = _new(type(self))
+        t._data, t.node, t.index, t.grad, t._stamp = _freeze(self._data.copy()), None, 0, None, [0]
+        t.requires_grad = self.requires_grad
+        return t
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 

@@ -1,0 +1,386 @@
+r"""What one does with gradients: products with Jacobians and Hessians, the matrices themselves, and proof that they are right.
+
+For f: ℝⁿ → ℝᵐ with Jacobian J = ∂f/∂x (m × n):
+
+    vjp(f, x, v) = Jᵀ v        one backward sweep
+    jvp(f, x, u) = J u         two: Jᵀ v is linear in v, so its own gradient along u is ∂⟨Jᵀ v, u⟩/∂v = J u
+    hvp(f, x, u) = H u         two: H = ∂²f/∂x² is the Jacobian of the gradient
+
+`gradcheck` compares Jᵀ v with numbers that know nothing of any gradient code.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scratchgen.tensor import Tensor, constant, enable_grad, grad, no_grad
+
+Function = Callable[..., Any]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Products with derivatives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _tensors(x: Any, name: str) -> tuple[Tensor, ...]:
+    xs = tuple(x) if isinstance(x, list | tuple) else (x,)
+    for t in xs:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: expected a tensor or a tuple of tensors, got {type(t).__name__}")
+    return xs
+
+
+def _evaluated(name: str, func: Function, inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], bool, bool]:
+    """Fresh places of the inputs in the graph, the outputs there, and whether each of the two was a single tensor."""
+    given = _tensors(inputs, f"{name}: inputs")
+    xs = tuple(x * 1 if x.requires_grad else x.detach().requires_grad_() for x in given)
+    ys = func(*xs)
+    outputs = _tensors(ys, f"{name}: the result of func")
+    return xs, outputs, isinstance(inputs, Tensor), isinstance(ys, Tensor)
+
+
+def _zeros_for_none(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(constant(np.zeros_like(x.data)) if g is None else g for g, x in zip(grads, like, strict=True))
+
+
+def _gradients(ys: Sequence[Tensor], xs: Sequence[Tensor], vs: Sequence[Tensor] | None, create_graph: bool) -> tuple[Tensor, ...]:
+    """Jᵀ v, with zeros where a y does not depend on an x."""
+    pairs = [(y, None if vs is None else vs[i]) for i, y in enumerate(ys) if y.requires_grad]
+    if not pairs:
+        return _zeros_for_none([None] * len(xs), xs)
+    outputs, cotangents = [y for y, _ in pairs], None if vs is None else [v for _, v in pairs]
+    return _zeros_for_none(grad(outputs, list(xs), cotangents, create_graph=create_graph, retain_graph=True, allow_unused=True), xs)
+
+
+def _like(name: str, v: Any, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    vs = _tensors(v, name)
+    if len(vs) != len(xs) or any(a.shape != b.shape for a, b in zip(vs, xs, strict=True)):
+        raise ValueError(f"{name}: expected shapes {[x.shape for x in xs]}, got {[a.shape for a in vs]}")
+    return vs
+
+
+def _one(ts: tuple[Tensor, ...], single: bool) -> Any:
+    return ts[0] if single else ts
+
+
+def vjp(func: Function, inputs: Any, v: Any = None, create_graph: bool = False) -> tuple[Any, Any]:
+    """(f(x), Jᵀ v).  v has the shape of f(x), and may be left out where that is a scalar."""
+    with enable_grad():
+        xs, ys, single, _ = _evaluated("vjp", func, inputs)
+        vs = None if v is None else _like("vjp: v", v, ys)
+        return _one(ys, len(ys) == 1), _one(_gradients(ys, xs, vs, create_graph), single)
+
+
+def jvp(func: Function, inputs: Any, v: Any, create_graph: bool = False) -> tuple[Any, Any]:
+    """(f(x), J v), by differentiating the vector-Jacobian product.  v has the shape of x."""
+    with enable_grad():
+        xs, ys, _, single = _evaluated("jvp", func, inputs)
+        us = _like("jvp: v", v, xs)
+        dummies = tuple(constant(np.zeros_like(y.data)).requires_grad_() for y in ys)
+        products = _gradients(ys, xs, dummies, True)  # Jᵀ w, linear in w
+        return _one(ys, single), _one(_gradients(products, dummies, us, create_graph), single)
+
+
+def hvp(func: Function, inputs: Any, v: Any, create_graph: bool = False) -> tuple[Tensor, Any]:
+    """(f(x), H v) for a scalar function.  v has the shape of x."""
+    with enable_grad():
+        xs, ys, single, _ = _evaluated("hvp", func, inputs)
+        if len(ys) != 1 or ys[0].numel() != 1:
+            raise ValueError(f"hvp: expected a scalar function, got a result of shape {ys[0].shape}")
+        us = _like("hvp: v", v, xs)
+        return ys[0], _one(_gradients(_gradients(ys, xs, None, True), xs, us, create_graph), single)
+
+
+def jacobian(func: Function, inputs: Any, create_graph: bool = False) -> Any:
+    """J[i…, j…] = ∂f(x)_i… / ∂x_j…, of shape f(x).shape + x.shape; a tuple of them for several inputs."""
+    with enable_grad():
+        xs, ys, single, single_y = _evaluated("jacobian", func, inputs)
+        blocks = [_rows(y, xs, create_graph) for y in ys]
+        found = tuple(_one(block, single) for block in blocks)
+        return found[0] if single_y else found
+
+
+def _rows(y: Tensor, xs: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+    """∂y/∂x for each x, one backward sweep for each element of y."""
+    from scratchgen.ops import stack
+
+    rows: list[tuple[Tensor, ...]] = []
+    for i in range(y.numel()):
+        unit = np.zeros(y.numel(), y.dtype)
+        unit[i] = 1
+        rows.append(_gradients([y], xs, [constant(unit.reshape(y.shape))], create_graph))
+    if not rows:
+        return tuple(constant(np.zeros(y.shape + x.shape, x.dtype)) for x in xs)
+    return tuple(stack(column).reshape(y.shape + x.shape) for column, x in zip(zip(*rows, strict=True), xs, strict=True))
+
+
+def hessian(func: Function, inputs: Tensor, create_graph: bool = False) -> Tensor:
+    """H[i…, j…] = ∂²f / ∂x_i… ∂x_j… of a scalar function of one tensor, of shape x.shape + x.shape."""
+
+    def gradient(x: Tensor) -> Tensor:
+        y = func(x)
+        if not isinstance(y, Tensor) or y.numel() != 1:
+            raise ValueError(f"hessian: expected a scalar function, got {getattr(y, 'shape', type(y).__name__)}")
+        return _gradients([y], [x], None, True)[0]
+
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"hessian: expected one tensor, got {type(inputs).__name__}")
+    return jacobian(gradient, inputs, create_graph)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Proof
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class GradcheckError(AssertionError):
+    """A gradient that is not the derivative of its function."""
+
+
+@dataclass
+class Finding:
+    """One comparison: a gradient by the chain rule against one by differences."""
+
+    order: int  # 1: the gradient; 2: the gradient of the gradient
+    what: str  # which input, and which element or direction
+    analytic: float
+    numeric: float
+    error: float  # |analytic − numeric| / scale
+    steps: list[tuple[float, float]] = field(default_factory=list)  # (step, numeric value), where more were tried
+
+
+@dataclass
+class Report:
+    """The verdict of `gradcheck`; true when every comparison agreed. `print` it."""
+
+    name: str
+    tolerance: float
+    worst: Finding | None = None
+    compared: int = 0
+    failures: list[Finding] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def error(self) -> float:
+        """The largest relative error met."""
+        return self.worst.error if self.worst else 0.0
+
+    def __str__(self) -> str:
+        if self:
+            return f"{self.name}: {self.compared} comparisons agree, largest relative error {self.error:.1e}"
+        lines = [f"{self.name}: WRONG, {len(self.failures)} of {self.compared} comparisons are off by more than {self.tolerance:.0e}"]
+        worst = max(self.failures, key=lambda f: f.error if math.isfinite(f.error) else math.inf)
+        kind = {1: "gradient", 2: "second derivative"}[worst.order]
+        lines.append(f"  {kind} with respect to {worst.what}")
+        lines.append(f"    by the chain rule   {worst.analytic: .10e}")
+        lines.append(f"    by differences      {worst.numeric: .10e}     relative error {worst.error:.1e}")
+        if worst.steps:
+            lines.append("    step                " + "  ".join(f"{h:.0e}" for h, _ in worst.steps))
+            lines.append("    |chain − differences|" + "  ".join(f"{abs(n - worst.analytic):.0e}" for _, n in worst.steps).rjust(1))
+        lines += [f"  {text}" for text in self.advice]
+        return "\n".join(lines)
+
+
+def _central(value: Callable[[float], float], h: float) -> float:
+    """f'(0) = (8 (f(h) − f(−h)) − (f(2h) − f(−2h))) / 12h + O(h⁴)"""
+    return (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h)
+
+
+class _Checker:
+    """Compares, for f of leaves x and a random cotangent v, the gradient of ⟨v, f(x)⟩ with its differences."""
+
+    STEP = 3e-4  # rounding 2e-16/h and truncation h⁴ are both about 1e-13 of the values
+
+    def __init__(self, report: Report, tolerance: float, rng: np.random.Generator, most: int):
+        self.report, self.tolerance, self.rng, self.most = report, tolerance, rng, most
+
+    def check(self, order: int, evaluate: Callable[[], Sequence[Tensor]], leaves: list[tuple[str, Tensor]], highest: int) -> None:
+        """Check the gradient of `evaluate` at the leaves, then, if wanted, the gradient of that gradient."""
+        tensors = [t for _, t in leaves]
+        with enable_grad():
+            ys = evaluate()
+        vs = [constant(self.rng.standard_normal(y.shape)) for y in ys]
+        with enable_grad():
+            analytic = _gradients(evaluate(), tensors, vs, False)
+            again = _gradients(evaluate(), tensors, vs, True)
+
+        def value() -> float:
+            with enable_grad() if order > 1 else no_grad():
+                return math.fsum(float(np.sum(v.data * y.data)) for v, y in zip(vs, evaluate(), strict=True))
+
+        largest = max((float(np.abs(g.data).max()) for g in analytic if g.numel()), default=0.0)
+        rough = abs(value())
+        for (name, x), g, kept in zip(leaves, analytic, again, strict=True):
+            self._elements(order, name, x, g.data, value, largest, rough)
+            self._compare(order, f"{name}, kept graph against plain", g.data, kept.data, largest)
+        self._direction(order, leaves, analytic, value, largest, rough)
+        if order < highest and not self.report.failures:
+            for v in vs:
+                v.requires_grad_()
+
+            def gradients() -> Sequence[Tensor]:
+                return _gradients(evaluate(), tensors, vs, True)
+
+            both = leaves + [(f"the cotangent of output {i}", v) for i, v in enumerate(vs)]
+            self.check(order + 1, gradients, both, highest)
+
+    def _elements(self, order: int, name: str, x: Tensor, g: np.ndarray, value: Any, largest: float, rough: float) -> None:
+        """Each element (a random choice of them where there are many): ∂⟨v, f⟩/∂x_i."""
+        chosen = range(x.numel()) if x.numel() <= self.most else self.rng.choice(x.numel(), self.most, replace=False)
+        failed = []
+        for i in map(int, chosen):
+            at = np.unravel_index(i, x.shape)
+            centre = float(x.data[at])
+
+            def moved(h: float, at: Any = at, centre: float = centre) -> float:
+                with x.writing() as array:
+                    array[at] = centre + h
+                result = value()
+                with x.writing() as array:
+                    array[at] = centre
+                return result
+
+            scale = max(1.0, abs(centre))
+            numeric = _central(moved, self.STEP * scale)
+            what = f"{name}, element {tuple(map(int, at))}"
+            finding = self._judge(order, what, float(g[at]), numeric, largest, rough)
+            if finding is not None:
+                finding.steps = [(h, _central(moved, h * scale)) for h in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)]
+                failed.append((finding, moved, scale))
+        if failed:
+            self._advise(x, g, failed, name)
+
+    def _direction(self, order: int, leaves: Any, analytic: Any, value: Any, largest: float, rough: float) -> None:
+        """⟨v, J u⟩ = ⟨Jᵀ v, u⟩ along one random direction u of all inputs together."""
+        centres = [x.data.copy() for _, x in leaves]
+        us = [self.rng.standard_normal(c.shape) * np.maximum(1, np.abs(c)) for c in centres]
+        size = math.sqrt(math.fsum(float(np.sum(u * u)) for u in us)) or 1.0
+
+        def moved(h: float) -> float:
+            for (_, x), c, u in zip(leaves, centres, us, strict=True):
+                x.copy_(c + h * u)
+            result = value()
+            for (_, x), c in zip(leaves, centres, strict=True):
+                x.copy_(c)
+            return result
+
+        expected = math.fsum(float(np.sum(g.data * u)) for g, u in zip(analytic, us, strict=True))
+        numeric = _central(moved, self.STEP / max(1.0, size / 4))
+        self._judge(order, "all inputs, along a random direction", expected, numeric, largest * max(1.0, size), rough * size)
+
+    def _compare(self, order: int, what: str, a: np.ndarray, b: np.ndarray, largest: float) -> None:
+        """Two analytic gradients that must be the same but for rounding."""
+        if a.size:
+            i = int(np.argmax(np.abs(a - b)))
+            self._judge(order, what, float(b.reshape(-1)[i]), float(a.reshape(-1)[i]), largest, 0.0)
+
+    def _judge(self, order: int, what: str, analytic: float, numeric: float, largest: float, rough: float) -> Finding | None:
+        # The scale is the value itself, down to a thousandth of the largest; differences of `rough` have rounding noise.
+        scale = max(abs(analytic), abs(numeric), 1e-3 * largest, 1e-6 * rough, 1e-8)
+        error = abs(analytic - numeric) / scale if math.isfinite(analytic) and math.isfinite(numeric) else math.inf
+        finding = Finding(order, what, analytic, numeric, error)
+        self.report.compared += 1
+        if self.report.worst is None or not error <= self.report.worst.error:
+            self.report.worst = finding
+        if not error <= self.tolerance:
+            self.report.failures.append(finding)
+            return finding
+        return None
+
+    def _advise(self, x: Tensor, g: np.ndarray, failed: list[Any], name: str) -> None:
+        """What the pattern of the errors says about their cause."""
+        advice = self.report.advice
+        findings = [f for f, _, _ in failed]
+        advice.append(f"{len(findings)} elements of {name} (shape {x.shape}) are off")
+        ratios = np.array([f.analytic / f.numeric for f in findings if f.numeric and math.isfinite(f.numeric)])
+        if all(f.analytic == 0 for f in findings):
+            advice.append("the chain rule gives 0 there: is a term, or the whole path, missing?")
+        elif len(ratios) > 1 and np.ptp(ratios) < 1e-3 * abs(ratios.mean()):
+            advice.append(f"each is {ratios.mean():.4g} times what it should be: look for a factor or a sign")
+        elif len(ratios) > 1:
+            gaps = np.array([f.analytic - f.numeric for f in findings])
+            if np.ptp(gaps) < 1e-3 * abs(gaps.mean()):
+                advice.append(f"each is too large by {gaps.mean():.4g}: look for a term that is the same for all")
+        _, moved, scale = failed[0]
+        middle = moved(0.0)
+        h = 1e-6 * scale
+        left, right = (middle - moved(-h)) / h, (moved(h) - middle) / h
+        if abs(left - right) > 1e-2 * max(abs(left), abs(right), 1e-6):
+            advice.append(f"the slope is {left:.4g} on the left and {right:.4g} on the right: the point lies on a kink or a jump; check beside it")
+
+
+def gradcheck(
+    f: Function,
+    *inputs: Any,
+    order: int = 2,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+    elements: int = 24,
+    name: str | None = None,
+    raise_exception: bool = True,
+) -> Report:
+    r"""Is the gradient of f, and the gradient of that gradient, the derivative?
+
+    f is a function of tensors or a Module, whose parameters are then checked with its inputs; what it returns is one
+    tensor or several. Inputs that are floating are checked, in float64, on copies; all others are passed on. With
+    random cotangents v (never ones, to which softmax is blind) the analytic Jᵀ v is compared
+
+        element by element with  ∂⟨v, f(x)⟩/∂x_i,      and along a random direction u by  ⟨v, J u⟩ = ⟨Jᵀ v, u⟩,
+
+    both by central differences of fourth order. For `order` 2 the same is done to x ↦ Jᵀ v as a function of x and v.
+    At most `elements` of each input are compared one by one; the direction covers all of them.
+
+    Returns a Report (print it); raises GradcheckError with the same text where a comparison fails, unless told not to.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"gradcheck: expected order 1 or 2, got {order!r}")
+    name = name or getattr(f, "__name__", type(f).__name__)
+    report = Report(name, tolerance)
+    leaves: list[tuple[str, Tensor]] = []
+    arguments = []
+    for i, x in enumerate(inputs):
+        array = x.data if isinstance(x, Tensor) else x
+        if isinstance(array, np.ndarray | float | list) and np.asarray(array).dtype.kind == "f":
+            x = Tensor(np.asarray(array, np.float64), requires_grad=True)
+            leaves.append((f"input {i}", x))
+        elif isinstance(array, np.ndarray) and not isinstance(x, Tensor):
+            x = Tensor(array)
+        arguments.append(x)
+    if hasattr(f, "named_parameters"):
+        f = copy.deepcopy(f).double()
+        leaves += [(f"parameter {key!r}", p) for key, p in f.named_parameters() if p.requires_grad]
+    if not leaves:
+        raise ValueError(f"gradcheck of {name}: expected at least one floating input or parameter")
+    for key, x in leaves:
+        if not np.isfinite(x.data).all():
+            raise ValueError(f"gradcheck of {name}: expected finite inputs, got NaN or infinity in {key}")
+
+    def evaluate() -> list[Tensor]:
+        ys = f(*arguments)
+        ys = [y for y in (ys if isinstance(ys, list | tuple) else [ys]) if isinstance(y, Tensor) and y.dtype.kind == "f"]
+        for y in ys:
+            if y.dtype != np.float64:
+                raise TypeError(f"gradcheck of {name}: expected float64 results from float64 inputs, got {y.dtype}")
+        if not ys:
+            raise TypeError(f"gradcheck of {name}: expected f to return a floating tensor")
+        return ys
+
+    once, twice = evaluate(), evaluate()
+    if any(not np.array_equal(a.data, b.data, equal_nan=True) for a, b in zip(once, twice, strict=True)):
+        raise ValueError(f"gradcheck of {name}: f gives two values for the same inputs; give it a generator seeded inside")
+    if any(not np.isfinite(y.data).all() for y in once):
+        raise ValueError(f"gradcheck of {name}: f gives NaN or infinity at these inputs, where there is no derivative to check")
+    _Checker(report, tolerance, np.random.default_rng(seed), elements).check(1, evaluate, leaves, order)
+    if not report and raise_exception:
+        raise GradcheckError(str(report))
+    return report

@@ -1,0 +1,177 @@
+r"""The decoder-only transformer.  Radford et al. 2019 (GPT-2), on Vaswani et al. 2017, arXiv:1706.03762.
+
+A text is a sequence of tokens t_1 … t_T, and the model is the chain rule of probability,
+
+    p(t_1, …, t_T) = Π_i p(t_i | t_1, …, t_{i−1})                                                                 (1)
+
+with one network for every factor. Tokens and positions become vectors; blocks add to them what attention gathers from
+earlier positions and what a perceptron makes of each; a last projection, tied to the token table, gives the logits:
+
+    x⁰ = W_t[t] + W_p[position]
+    x  ← x + Attention(LayerNorm(x)),      x ← x + MLP(LayerNorm(x))            in each block                      (2)
+    p(t_{i+1} | t_1 … t_i) = softmax(LayerNorm(x_i) W_tᵀ)
+
+Attention is causal: position i sees positions ≤ i only, so that all factors of (1) come out of one pass. The loss is
+the mean of −log p(t_{i+1} | t_1 … t_i) over all positions, in nats per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratchgen import functional as F
+from scratchgen import nn, optim, random
+from scratchgen.tensor import Tensor, checkpoint, no_grad
+from scratchgen.text import sample
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int = 256
+    block_size: int = 64  # the longest context T
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128  # C, the width of the residual stream
+    dropout: float = 0.0
+    bias: bool = False  # in linear layers and layer norms
+    checkpoint: bool = False  # recompute the blocks in the backward sweep instead of storing what they computed
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    beta2: float = 0.99
+
+
+class CausalSelfAttention(nn.Module):
+    """softmax(Q Kᵀ / √D + causal mask) V in each of H heads of width D = C / H, then a projection."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # Q, K and V at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Four times as wide inside, with the tanh form of GELU, as in GPT-2."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        return F.dropout(self.c_proj(h), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """(2)"""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The network (2), its loss, and text from it. Parameter names are GPT-2's."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        if config.n_embd % config.n_head:
+            raise ValueError(f"GPT: expected n_embd to be a multiple of n_head, got {config.n_embd} and {config.n_head}")
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "h": nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
+                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
+            }
+        )
+        for name, p in self.named_parameters():
+            if p.ndim == 2:  # the residual stream adds 2 n_layer projections: smaller ones keep its variance
+                scale = 1 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
+                nn.init.normal_(p, 0.0, 0.02 * scale)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of the next token at every position.     (B, T) → (B, T, vocab_size)"""
+        _, T = ids.shape
+        if T > self.config.block_size:
+            raise ValueError(f"GPT: expected at most {self.config.block_size} tokens, got {T}")
+        wte = self.transformer["wte"]
+        x = wte(ids) + self.transformer["wpe"](Tensor(np.arange(T)))  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.transformer["h"]:
+            x = checkpoint(block, x) if self.config.checkpoint else block(x)
+        return F.linear(self.transformer["ln_f"](x), wte.weight)  # (B, T, V)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean −log p(target) over all positions, in nats.     (B, T), (B, T) → ()"""
+        logits = self(ids)
+        return F.cross_entropy(logits.reshape(-1, self.config.vocab_size), targets.reshape(-1))
+
+    def optimizers(self) -> dict[str, optim.Optimizer]:
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.ndim < 2]  # scales and biases are not drawn to 0
+        groups = [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return {"adamw": optim.AdamW(groups, lr=self.config.lr, betas=(0.9, self.config.beta2))}
+
+    def training_step(self, batch: tuple[np.ndarray, np.ndarray], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
+        """Lower the loss on one batch (x, y) of windows, y one token ahead of x; gradients are clipped to norm 1."""
+        x, y = batch
+        loss = self.loss(Tensor(x), Tensor(y))
+        optimizers["adamw"].zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        optimizers["adamw"].step()
+        return {"loss": loss.item()}
+
+    @no_grad()
+    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Mean −log p in nats per token on held-out windows, and its exponential, the perplexity."""
+        losses = [self.loss(Tensor(x), Tensor(y)).item() for x, y in batches]
+        nll = float(np.mean(losses))
+        return {"nll": nll, "perplexity": math.exp(nll)}
+
+    @no_grad()
+    def generate(
+        self,
+        ids: np.ndarray,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """Continue each row, token by token, drawing from (1); only the last block_size tokens are seen.     (B, T) → (B, T + new)"""
+        rng = random.generator(generator)
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not ids.shape[1] or ids.dtype.kind not in "iu":
+            raise ValueError(f"GPT.generate: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}")
+        for _ in range(max_new_tokens):
+            logits = self(Tensor(ids[:, -self.config.block_size :]))[:, -1].data  # (B, V)
+            new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=rng)
+            ids = np.concatenate([ids, new[:, None]], axis=1)
+        return ids

@@ -1,0 +1,179 @@
+r"""The variational autoencoder.  Kingma & Welling 2013, arXiv:1312.6114; Rezende, Mohamed & Wierstra 2014, arXiv:1401.4082.
+
+A picture x is thought to come from a latent code z ~ p(z) = N(0, I) by way of a decoder p(x | z). Its likelihood
+p(x) = ∫ p(x | z) p(z) dz cannot be computed, but for any q(z | x) it is bounded from below:
+
+    log p(x) = ELBO + KL(q(z | x) ‖ p(z | x)) ≥ ELBO                                                              (1)
+    ELBO     = E_{q(z | x)}[log p(x | z)] − KL(q(z | x) ‖ p(z))                                                   (2)
+               what the code says of x      what it costs to say it
+
+The encoder gives q(z | x) = N(μ(x), diag σ²(x)), for which the KL is known (`functional.kl_standard_gaussian`). The
+expectation is estimated with one sample, written so that the gradient passes through it (reparameterisation):
+
+    z = μ + σ ⊙ ε,   ε ~ N(0, I)                                                                                  (3)
+
+Pixels are Bernoulli: log p(x | z) = Σ_i x_i log σ(l_i) + (1 − x_i) log(1 − σ(l_i)), l the decoder's logits. With β ≠ 1
+the KL is weighted (Higgins et al. 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratchgen import functional as F
+from scratchgen import nn, optim, random
+from scratchgen.ops import exp, randn_like, sigmoid
+from scratchgen.tensor import Tensor, no_grad
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    shape: tuple[int, int, int] = (1, 8, 8)  # of a picture: channels, height, width
+    network: str = "mlp"  # or "conv"
+    hidden: int = 400  # width of the hidden layer; channels of the first convolution
+    latent: int = 20  # length of z
+    beta: float = 1.0  # weight of the KL
+    lr: float = 1e-3
+
+
+class MLPEncoder(nn.Module):
+    """x → (μ, log σ²) through one hidden layer, as in the paper."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, latent: int):
+        super().__init__()
+        self.fc = nn.Linear(math.prod(shape), hidden)
+        self.mean = nn.Linear(hidden, latent)
+        self.log_var = nn.Linear(hidden, latent)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.relu(self.fc(x.flatten(1)))  # (B, hidden)
+        return self.mean(h), self.log_var(h)
+
+
+class MLPDecoder(nn.Module):
+    """z → logits of the pixels, through one hidden layer."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, latent: int):
+        super().__init__()
+        self.shape = shape
+        self.fc = nn.Linear(latent, hidden)
+        self.out = nn.Linear(hidden, math.prod(shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.out(F.relu(self.fc(z))).reshape(-1, *self.shape)  # (B, C, H, W)
+
+
+class ConvEncoder(nn.Module):
+    """x → (μ, log σ²): two convolutions that halve the picture each."""
+
+    def __init__(self, shape: tuple[int, int, int], width: int, latent: int):
+        super().__init__()
+        c, h, w = shape
+        self.conv1 = nn.Conv2d(c, width, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
+        self.mean = nn.Linear(2 * width * (h // 4) * (w // 4), latent)
+        self.log_var = nn.Linear(2 * width * (h // 4) * (w // 4), latent)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.relu(self.conv1(x))  # (B, width, H/2, W/2)
+        h = F.relu(self.conv2(h)).flatten(1)  # (B, 2 width · H/4 · W/4)
+        return self.mean(h), self.log_var(h)
+
+
+class ConvDecoder(nn.Module):
+    """z → logits of the pixels: two transposed convolutions that double the picture each."""
+
+    def __init__(self, shape: tuple[int, int, int], width: int, latent: int):
+        super().__init__()
+        c, h, w = shape
+        self.start = (2 * width, h // 4, w // 4)
+        self.fc = nn.Linear(latent, math.prod(self.start))
+        self.conv1 = nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1)
+        self.conv2 = nn.ConvTranspose2d(width, c, 4, stride=2, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = F.relu(self.fc(z)).reshape(-1, *self.start)  # (B, 2 width, H/4, W/4)
+        return self.conv2(F.relu(self.conv1(h)))  # (B, C, H, W)
+
+
+class VAE(nn.Module):
+    """Encoder, decoder and the bound (2) they are trained to raise."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        if config.network not in ("mlp", "conv"):
+            raise ValueError(f"VAE: expected network 'mlp' or 'conv', got {config.network!r}")
+        if config.network == "conv" and (config.shape[1] % 4 or config.shape[2] % 4):
+            raise ValueError(f"VAE: the convolutional network expects sides divisible by 4, got pictures of shape {config.shape}")
+        encoder, decoder = (MLPEncoder, MLPDecoder) if config.network == "mlp" else (ConvEncoder, ConvDecoder)
+        self.encoder = encoder(config.shape, config.hidden, config.latent)
+        self.decoder = decoder(config.shape, config.hidden, config.latent)
+
+    def elbo(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The two terms of (2) for each picture, in nats: E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""
+        mean, log_var = self.encoder(x)
+        eps = randn_like(mean, generator=generator)
+        z = mean + exp(0.5 * log_var) * eps  # (3)
+        log_likelihood = F.bernoulli_log_prob(x, self.decoder(z)).sum((1, 2, 3))
+        return log_likelihood, F.kl_standard_gaussian(mean, log_var).sum(1)
+
+    def optimizers(self) -> dict[str, optim.Optimizer]:
+        return {"adam": optim.Adam(self.parameters(), lr=self.config.lr)}
+
+    def training_step(self, batch: tuple[np.ndarray, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
+        """Raise the mean bound over one batch (x, _) of pictures in [0, 1]. Returns the loss and its two terms, in nats."""
+        log_likelihood, kl = (term.mean() for term in self.elbo(Tensor(batch[0])))
+        loss = self.config.beta * kl - log_likelihood
+        optimizers["adam"].zero_grad()
+        loss.backward()
+        optimizers["adam"].step()
+        return {"loss": loss.item(), "reconstruction": -log_likelihood.item(), "kl": kl.item()}
+
+    @no_grad()
+    def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
+        """The bound (2) and its terms in nats, the mean over all pictures of the batches."""
+        terms = [np.stack([t.data for t in self.elbo(Tensor(x))]) for x, _ in batches]
+        log_likelihood, kl = np.concatenate(terms, axis=1).astype(np.float64).mean(1)
+        return {"elbo": float(log_likelihood - kl), "reconstruction": float(-log_likelihood), "kl": float(kl)}
+
+    # Generation: pictures are the means σ(l) of the pixels
+
+    @no_grad()
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """The mean code μ(x).     (B, C, H, W) → (B, latent)"""
+        return self.encoder(Tensor(x))[0].data
+
+    @no_grad()
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """The mean picture of a code.     (B, latent) → (B, C, H, W) in [0, 1]"""
+        return sigmoid(self.decoder(Tensor(z))).data
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """Pictures through the code and back."""
+        return self.decode(self.encode(x))
+
+    def generate(self, n: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
+        """n pictures of codes drawn from p(z).     → (n, C, H, W)"""
+        z = random.generator(generator).standard_normal((n, self.config.latent))
+        return self.decode(z.astype(self.decoder.fc.weight.dtype))
+
+    def interpolate(self, a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
+        """The pictures on the straight line from the code of a to that of b.     (C, H, W) twice → (steps, C, H, W)"""
+        za, zb = self.encode(np.stack([a, b]))
+        return self.decode(_line(za, zb, steps))
+
+    def walk(self, rows: int, steps: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
+        """Straight lines between pairs of codes drawn from p(z).     → (rows · steps, C, H, W)"""
+        ends = random.generator(generator).standard_normal((rows, 2, self.config.latent)).astype(self.decoder.fc.weight.dtype)
+        return self.decode(np.concatenate([_line(a, b, steps) for a, b in ends]))
+
+
+def _line(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
+    t = np.linspace(0, 1, steps, dtype=a.dtype)[:, None]
+    return (1 - t) * a + t * b
