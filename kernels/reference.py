@@ -362,7 +362,7 @@ def adamw(
     m += (1 - beta1) * g
     v *= beta2
     v += (1 - beta2) * (g * g)
-    denominator = np.sqrt(v)
+    denominator = np.sqrt(v, out=np.empty_like(v))  # an array even where v is 0-d
     denominator /= math.sqrt(1 - beta2**step)
     denominator += eps
     np.divide(m, denominator, out=denominator)

@@ -1,6 +1,33 @@
-"""Generative models from nothing but NumPy and Numba: `import scratchgen as sg`."""
-from scratchgen import functional, ops
+"""Generative models from nothing but NumPy and Numba: `import scratchgen as sg`.
+
+`tensor` the chain rule · `ops` the primitives · `functional` (as F) losses and activations · `calculus` jacobians and
+`gradcheck` · `nn`, `optim` layers and optimisers · `data`, `text`, `metrics` · `models` · `training`. Each knows only
+those before it.
+"""
+
+from scratchgen import calculus, data, functional, metrics, models, nn, ops, optim, text
+from scratchgen.calculus import gradcheck, hessian, hvp, jacobian, jvp, vjp
 from scratchgen.ops import *
 from scratchgen.random import get_rng_state, manual_seed, set_rng_state
-from scratchgen.tensor import *
-from scratchgen.tensor import Tensor, checkpoint, detect_anomaly, enable_grad, from_numpy, grad, no_grad, tensor
+from scratchgen.tensor import (
+    Tensor,
+    checkpoint,
+    detect_anomaly,
+    enable_grad,
+    from_numpy,
+    grad,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+    tensor,
+)
+
+__version__ = "0.1.0"
+__all__ = sorted(
+    {
+        *ops.TOP_LEVEL,
+        *"calculus data functional metrics models nn ops optim text".split(),
+        *"gradcheck hessian hvp jacobian jvp vjp get_rng_state manual_seed set_rng_state".split(),
+        *"Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad set_grad_enabled tensor".split(),
+    }
+)

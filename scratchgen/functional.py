@@ -305,7 +305,7 @@ def _class_loss(
     name: str, rows: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float, *, logits: bool
 ) -> Tensor:
     """The loss of class numbers. rows: (N, V) logits, or log-probabilities."""
-    t = target.data.reshape(-1)
+    t = target.data.reshape(-1).copy()  # the gradient needs it as it is now
     kept = t != ignore_index
     classes = rows.shape[1]
     wrong = t[kept & ((t < 0) | (t >= classes))]

@@ -14,7 +14,7 @@ The order of the sweep is where recursion goes wrong. In
     c = b + b
 
 b̄ must be complete (both uses counted) before it is passed on to a. Nodes are numbered as they are made, and a node's
-inputs exist before it does; visiting nodes from the largest number to the smallest therefore meets every node after
+inputs exist before it does. A queue that always gives the node of the largest number therefore gives every node after
 all of its consumers. No recursion: a chain of 50,000 nodes is fine.
 
 Arrays are frozen (NumPy's read-only flag) once a tensor holds them, so nothing that was saved for the backward sweep can
@@ -27,6 +27,7 @@ This file knows the chain rule and no particular op; `ops` gives tensors their a
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import linecache
 import operator
@@ -47,10 +48,10 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 class _Mode(threading.local):
     grad = True  # are ops recorded?
-    anomaly = False  # is every value and gradient checked for NaN and infinity?
 
 
 _mode = _Mode()
+_anomaly = False  # is every value and gradient checked for NaN and infinity? (in all threads)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,14 +80,18 @@ class Function:
     `backward` calls a kernel that has no derivative of its own: sweeps that keep the graph differentiate it instead.
     """
 
+    # What every node has stands in slots; what a forward pass saves on `self` goes to the instance's dictionary.
+    __slots__ = ("number", "edges", "wanted", "where", "_inputs", "_outputs", "__dict__", "__weakref__")
+
     keeps_inputs = True
     keeps_outputs = False
     composed: Callable[..., Any] | None = None
+    count = 1  # of outputs
 
     number: int  # time of creation; larger than that of every node it depends on
-    edges: tuple[tuple[Function, int] | None, ...] | None  # where each input came from; None once released
-    needs_input_grad: Sequence[bool]
-    where = ""  # the user's line that made this node; filled in by detect_anomaly
+    edges: Sequence[Edge | None] | None  # where each input came from; None once released
+    wanted: set[Function] | None  # the nodes that the sweep under way has to visit; None for all
+    where: str  # the user's line that made this node, if detect_anomaly was on
 
     def forward(self, *arrays: Any, **params: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward is missing")
@@ -96,85 +101,97 @@ class Function:
 
     @classmethod
     def apply(cls, *inputs: Any, **params: Any) -> Any:
-        """Run the op on tensors (or Python numbers, which are constants) and record it if a gradient may be wanted."""
+        """Run the op on tensors (anything else becomes a constant one) and record it if a gradient may be wanted."""
         node = cls()
-        arrays = []
-        edges = []
+        try:
+            arrays = list(map(_data_of, inputs))
+        except AttributeError:
+            inputs = tuple([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
+            arrays = list(map(_data_of, inputs))
+        y = node.forward(*arrays, **params) if params else node.forward(*arrays)
         record = False
-        grad_mode = _mode.grad
-        for x in inputs:
-            if isinstance(x, Tensor):
-                arrays.append(x._data)
-                if grad_mode and x.node is not None:
-                    edges.append((x.node, x.index))
-                    record = True
-                else:
-                    edges.append(None)
-            else:
-                arrays.append(x)
-                edges.append(None)
-        out = node.forward(*arrays, **params)
-        several = type(out) is tuple
-        outs = tuple([_freeze(y) for y in out]) if several else (_freeze(out),)
+        if _mode.grad:
+            edges = list(map(_edge_of, inputs))
+            record = any(edges)
+            if record:
+                node.number = next(_ticks)
+                node.edges = edges
+                if cls.keeps_inputs:
+                    node._inputs = inputs
+        if type(y) is _ndarray:
+            y.setflags(False)
+        elif type(y) is tuple:
+            return node._several(y, inputs, arrays, record)
+        else:
+            y = _freeze(y)
+        t = _new(Tensor)
+        t._data = y
+        t.grad = None
         if record:
-            node.number = next(_ticks)
-            node.edges = tuple(edges)
-            node.metas = [(y.shape, y.dtype) for y in outs]
-            if cls.keeps_inputs:
-                node._inputs = inputs
+            t.edge = (node, 0, y.shape, y.dtype)
+            t._stamp = _SEALED
             if cls.keeps_outputs:
-                node._outputs = outs
-        if _mode.anomaly:
-            node.where = _user_line()
-            _check_forward(node, arrays, outs)
+                node._outputs = [y]
+        else:
+            t.edge = None
+            t._stamp = _UNWRITTEN if y.base is None else _stamp_of_base(y, inputs)
+        if _anomaly:
+            _check_forward(node, arrays, [y])
+        return t
+
+    def _several(self, ys: tuple[Any, ...], inputs: tuple[Tensor, ...], arrays: list[Any], record: bool) -> tuple[Tensor, ...]:
+        """The tensors of an op with several results; those that are not floating have no gradient."""
         tensors = []
-        for i, y in enumerate(outs):
-            t = _new(Tensor)
-            t._data = y
-            t.node = node if record and y.dtype.kind in "fc" else None
-            t.index = i
-            t.grad = None
-            t._stamp = [0] if y.base is None else _stamp_of_base(y, inputs)
+        for i, y in enumerate(ys):
+            t = _place(_freeze(y), (self, i, y.shape, y.dtype) if record and y.dtype.kind in "fc" else None)
+            if t.edge is None and t._data.base is not None:
+                t._stamp = _stamp_of_base(t._data, inputs)
             tensors.append(t)
-        return tuple(tensors) if several else tensors[0]
+        if record:
+            self.count = len(tensors)
+            self.metas = [(t._data.shape, t._data.dtype) for t in tensors]
+            if self.keeps_outputs:
+                self._outputs = [t._data for t in tensors]
+        if _anomaly:
+            _check_forward(self, arrays, [t._data for t in tensors])
+        return tuple(tensors)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
         """The inputs as they were in the forward pass."""
+        if _last_write[0] > self.number:
+            self._refuse_changed()
+        return self._inputs
+
+    def _refuse_changed(self) -> None:
         for x in self._inputs:
-            if isinstance(x, Tensor) and x._stamp[0] > self.number:
+            if x._stamp[0] > self.number:
                 raise RuntimeError(
                     f"{type(self).__name__}: an input of shape {x.shape} was changed in place after the forward pass "
                     "saved it; its gradient would be wrong. Change it after the backward sweep, or use a copy"
                 )
-        return self._inputs
 
     @property
-    def outputs(self) -> tuple[Tensor, ...]:
+    def outputs(self) -> list[Tensor]:
         """The outputs, as tensors at this place in the graph (a node that held them themselves would be a cycle)."""
-        return tuple([_place(y, self, i) for i, y in enumerate(self._outputs)])
+        return [_place(y, (self, i, y.shape, y.dtype)) for i, y in enumerate(self._outputs)]
 
-    def vjp(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
-        """x̄_i = (∂f/∂x_i)ᵀ ȳ for each input; by way of `composed` where the result will be differentiated again."""
-        if self.composed is not None and _mode.grad:
-            return self._vjp_composed(dys)
-        grads = self.backward(*dys)
-        if type(grads) is not tuple:
-            grads = (grads,)
-        if len(grads) != len(self.edges):
-            raise RuntimeError(
-                f"{type(self).__name__}.backward: expected {len(self.edges)} gradients, one for each input, got {len(grads)}"
-            )
-        return grads
+    @property
+    def needs_input_grad(self) -> Sequence[Any]:
+        """Which inputs' gradients the sweep that is under way asks for: true or false for each."""
+        if self.wanted is None:
+            return self.edges
+        return [edge is not None and edge[0] in self.wanted for edge in self.edges]
 
-    def _vjp_composed(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
-        xs = [Alias.apply(x) if isinstance(x, Tensor) else x for x in self.inputs]
-        return _vjp_through(_listed(self.composed(*xs)), dys, xs, xs, self.needs_input_grad)
+    def vjp_composed(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """What `backward` computes, through `composed`: differentiable again."""
+        xs = [Alias.apply(x) for x in self.inputs]
+        return _vjp_through(_listed(self.composed(*xs)), dys, xs, self.needs_input_grad)
 
     def release(self) -> None:
         """Forget what was saved, so that memory returns while the sweep goes on."""
         self.__dict__.clear()
-        self.edges = None
+        self.edges = self._inputs = self._outputs = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -183,12 +200,10 @@ class Function:
 class Leaf(Function):
     """The node of a tensor that the user made: where gradients arrive."""
 
-    edges = ()
-
     def __init__(self, tensor: Tensor):
         self.number = next(_ticks)
+        self.edges = ()
         self.tensor = weakref.ref(tensor)
-        self.metas = [(tensor.shape, tensor.dtype)]
 
     def accumulate(self, g: Tensor) -> None:
         tensor = self.tensor()
@@ -230,121 +245,135 @@ def _sweep(
     With `targets`, return their gradients (None where there is no path) and visit only nodes that lead to one;
     without, add the gradients to the `.grad` of the leaves.
     """
-    places = [(t.node, t.index) for t in targets] if targets is not None else []
-    seen = {t.node for t in roots}
-    stack = list(seen)
-    while stack:
-        node = stack.pop()
-        if node in boundary:
-            continue
-        if node.edges is None:
-            raise RuntimeError(
-                "backward: this part of the graph was already swept, and what it saved is freed. "
-                "Pass retain_graph=True to the earlier call to sweep it again"
-            )
-        for edge in node.edges:
-            if edge is not None and edge[0] not in seen:
-                seen.add(edge[0])
-                stack.append(edge[0])
-    order = sorted(seen, key=_number, reverse=True)
-
-    wanted = None  # all of them
-    if targets is not None:
-        wanted = {node for node, _ in places}
-        for node in reversed(order):
-            if node not in boundary and any([edge is not None and edge[0] in wanted for edge in node.edges]):
-                wanted.add(node)
-
-    sums: dict[tuple[Function, int], Tensor] = {}  # place in the graph -> gradient collected so far
-    ours: set[tuple[Function, int]] = set()  # places whose sum is an array made here, free to be added to
-
-    def collect(place: tuple[Function, int], g: Tensor) -> None:
-        total = sums.get(place)
-        if total is None:
-            sums[place] = g
-        elif create_graph:
-            sums[place] = total + g
-        elif place in ours:
-            np.add(total._data, g._data, out=total._data)
-        else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
-            array = total._data + g._data
-            sums[place] = _place(array if isinstance(array, np.ndarray) else np.asarray(array), None, 0)
-            ours.add(place)
-
-    def take(place: tuple[Function, int]) -> Tensor | None:
-        g = sums.pop(place, None)
-        if place in ours:
-            _freeze(g._data)
-        return g
-
-    def settle(g: Tensor, place: tuple[Function, int]) -> Tensor:
-        """A gradient that leaves the sweep owns its memory."""
-        if create_graph or place in ours:
-            return g
-        return constant(g._data.copy())
-
-    found: dict[tuple[Function, int], Tensor] = {}
+    places = [t.edge[:2] for t in targets] if targets is not None else []
     goals = set(places)
-    for root, cotangent in zip(roots, cotangents, strict=True):
-        collect((root.node, root.index), cotangent)
+    wanted = None if targets is None else _leading_to({node for node, _ in places}, roots, boundary)
+    found: dict[tuple[Function, int], Tensor] = {}
+    sums: dict[Function, list[Tensor | None]] = {}  # node -> the gradients of its outputs, as far as collected
+    queue: list[tuple[int, Function]] = []  # the nodes in `sums`, largest number first
 
-    with set_grad_enabled(create_graph):
-        for node in order:
-            if wanted is not None and node not in wanted:
-                continue
-            if len(node.metas) == 1:
-                dy = take((node, 0))
-                if dy is None:
+    def settle(g: Tensor, ours: tuple[int, ...]) -> Tensor:
+        """A gradient that leaves the sweep owns its memory."""
+        return g if create_graph or id(g) in ours else constant(g._data.copy())
+
+    # The sweep starts as if one node, after all others, had handed each root its cotangent.
+    node, edges, grads = None, [root.edge for root in roots], cotangents
+    watched = _anomaly  # if so, a gradient's op is to be blamed, not what the gradient is made of
+    with set_grad_enabled(create_graph), detect_anomaly(False):
+        while True:
+            for edge, g in zip(edges, grads):  # noqa: B905 (lengths were compared; this loop is hot)
+                if edge is None or g is None:
                     continue
-                dys = [dy]
+                source, i, shape, dtype = edge
+                if wanted is not None and source not in wanted:
+                    continue
+                if g._data.shape != shape:
+                    g = _unbroadcast(g, shape, node)
+                if g._data.dtype is not dtype and g._data.dtype != dtype:
+                    raise RuntimeError(f"{type(node).__name__}.backward: expected a gradient of {dtype}, got {g.dtype}")
+                dys = sums.get(source)
+                if dys is None:
+                    sums[source] = dys = [None] * source.count
+                    heapq.heappush(queue, (-source.number, source))
+                total = dys[i]
+                if total is None:
+                    dys[i] = g
+                elif create_graph:
+                    dys[i] = total + g
+                elif total._stamp is _OURS:
+                    array = total._data
+                    array += g._data
+                else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
+                    dys[i] = total = _place(np.asarray(total._data + g._data), None)
+                    total._stamp = _OURS
+            if not retain and node is not None and sys.getrefcount(node) > 2:  # with 2, only this line knows it, and it goes by itself
+                node.release()
+            if not queue:
+                break
+
+            node = heapq.heappop(queue)[1]
+            dys = sums.pop(node)
+            edges, grads = node.edges, ()
+            dy = dys[0]
+            ours = ()
+            if len(dys) == 1:
+                if dy._stamp is _OURS:  # complete: from here on it is like any other
+                    dy._data.setflags(False)
+                    dy._stamp = _UNWRITTEN
+                    ours = (id(dy),)
             else:
-                dys = [take((node, i)) for i in range(len(node.metas))]
-                if all([dy is None for dy in dys]):
-                    continue
+                for dy in dys:
+                    if dy is not None and dy._stamp is _OURS:
+                        dy._data.setflags(False)
+                        dy._stamp = _UNWRITTEN
+                        ours += (id(dy),)
             if goals:
                 for i, dy in enumerate(dys):
                     if dy is not None and (node, i) in goals:
-                        found[node, i] = settle(dy, (node, i))
-            if node in boundary:
-                continue
-            edges = node.edges
+                        found[node, i] = settle(dy, ours)
+                if node in boundary:
+                    node = None
+                    continue
+            if edges is None:
+                _refuse_released()
             if not edges:
                 if targets is None:
-                    node.accumulate(settle(dys[0], (node, 0)))
+                    node.accumulate(settle(dys[0], ours))
                 continue
-            if wanted is None:
-                node.needs_input_grad = [edge is not None for edge in edges]
-            else:
-                node.needs_input_grad = needs = [edge is not None and edge[0] in wanted for edge in edges]
-                if not any(needs):
-                    continue
             if len(dys) > 1:  # outputs that nothing used have gradient zero
                 like = next(dy._data for dy in dys if dy is not None)
                 for i, (shape, dtype) in enumerate(node.metas):
                     if dys[i] is None:
                         dys[i] = constant(np.zeros_like(like, shape=shape, dtype=dtype))
-            grads = node.vjp(dys)
-            if _mode.anomaly:
+            node.wanted = wanted
+            if create_graph and node.composed is not None:
+                grads = node.vjp_composed(dys)
+            else:
+                grads = node.backward(*dys)
+                if type(grads) is not tuple:
+                    grads = (grads,)
+                if len(grads) != len(edges):
+                    raise RuntimeError(
+                        f"{type(node).__name__}.backward: expected {len(edges)} gradients, one for each input, got {len(grads)}"
+                    )
+            if watched:
                 _check_backward(node, dys, grads)
-            for edge, need, g in zip(edges, node.needs_input_grad, grads, strict=True):
-                if need and g is not None:
-                    source, i = edge
-                    shape, dtype = source.metas[i]
-                    if g._data.shape != shape:
-                        g = _unbroadcast(g, shape, node)
-                    if g._data.dtype != dtype:
-                        raise RuntimeError(f"{type(node).__name__}.backward: expected a gradient of {dtype}, got {g.dtype}")
-                    collect(edge, g)
-            if not retain:
-                node.release()
     return [found.get(place) for place in places]
 
 
-def _vjp_through(
-    ys: list[Tensor], dys: list[Tensor], aliases: list[Any], places: list[Any], needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Gradients with respect to `places` through a graph that was built, just now, from `aliases` of a node's inputs."""
-    boundary = frozenset([x.node for x in aliases if isinstance(x, Tensor) and x.node is not None])
+def _refuse_released() -> None:
+    raise RuntimeError(
+        "backward: this part of the graph was already swept, and what it saved is freed. "
+        "Pass retain_graph=True to the earlier call to sweep it again"
+    )
+
+
+def _leading_to(goals: set[Function], roots: list[Tensor], boundary: frozenset[Function]) -> set[Function]:
+    """The nodes between `roots` and `goals`, both included."""
+    seen = {t.edge[0] for t in roots}
+    stack = list(seen)
+    while stack:
+        node = stack.pop()
+        if node not in boundary:
+            if node.edges is None:
+                _refuse_released()
+            for edge in node.edges:
+                if edge is not None and edge[0] not in seen:
+                    seen.add(edge[0])
+                    stack.append(edge[0])
+    wanted = set(goals)
+    for node in sorted(seen, key=_number):
+        if node not in boundary:
+            for edge in node.edges:
+                if edge is not None and edge[0] in wanted:
+                    wanted.add(node)
+                    break
+    return wanted
+
+
+def _vjp_through(ys: list[Tensor], dys: list[Tensor], places: list[Tensor], needs: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Gradients with respect to `places` through a graph that was built, just now, from them."""
+    boundary = frozenset([x.edge[0] for x in places if x.edge is not None])
     wanted = [i for i, need in enumerate(needs) if need]
     roots = [(y, dy) for y, dy in zip(ys, dys, strict=True) if y.node is not None]
     found = _sweep(
@@ -413,7 +442,7 @@ def _seeds(outputs: list[Tensor], given: Any, caller: str) -> tuple[list[Tensor]
     """The cotangents that start a sweep: those given, or 1 for scalars."""
     if given is None:
         given = [None] * len(outputs)
-    elif isinstance(given, Tensor):
+    elif not isinstance(given, list | tuple):
         given = [given]
     if len(given) != len(outputs):
         raise ValueError(f"{caller}: expected one cotangent for each of {len(outputs)} outputs, got {len(given)}")
@@ -442,10 +471,10 @@ class Tensor:
     """An array that remembers where it came from.
 
     `data` its array (read-only; see `writing`) · `grad` the gradient that `backward` left here, or None ·
-    `node`, `index` the op that made it, and which of its outputs it is; None if no gradient can be asked for.
+    `edge` its place in the graph (the op that made it, which of its outputs it is, shape, dtype); None if no gradient can be asked for.
     """
 
-    __slots__ = ("_data", "node", "index", "grad", "_stamp", "__weakref__")
+    __slots__ = ("_data", "edge", "grad", "_stamp", "__weakref__")
     __array_ufunc__ = None  # array * tensor asks the tensor
 
     def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False):
@@ -464,10 +493,9 @@ class Tensor:
         if array.dtype.kind not in "fciub":
             raise TypeError(f"tensor: expected numbers, got {array.dtype}")
         self._data = _freeze(np.asarray(array) if isinstance(array, np.generic) else array)
-        self.node = None
-        self.index = 0
+        self.edge = None
         self.grad = None
-        self._stamp = [0]
+        self._stamp = _UNWRITTEN
         if requires_grad:
             self.requires_grad = True
 
@@ -494,13 +522,15 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         if not self.is_leaf:
+            if value:
+                return
             raise RuntimeError("requires_grad: expected a tensor made by the user, got the result of an op; use detach()")
         if value and self.dtype.kind not in "f":
             raise TypeError(f"requires_grad: expected a floating dtype, got {self.dtype}; integers have no gradient")
         if not value:
-            self.node = None
-        elif self.node is None:
-            self.node = Leaf(self)
+            self.edge = None
+        elif self.edge is None:
+            self.edge = (Leaf(self), 0, self.shape, self.dtype)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set `requires_grad` and return the tensor."""
@@ -510,7 +540,12 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         """Was it made by the user, not by a recorded op?"""
-        return self.node is None or type(self.node) is Leaf
+        return self.edge is None or type(self.edge[0]) is Leaf
+
+    @property
+    def node(self) -> Function | None:
+        """The op that made it, if that was recorded."""
+        return None if self.edge is None else self.edge[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -565,15 +600,15 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same array, cut off from the graph."""
-        t = _place(self._data, None, 0)
-        t._stamp = self._stamp
+        t = _place(self._data, None)
+        t._stamp = _own_stamp(self)
         return t
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         if not self.is_leaf:
             raise RuntimeError("deepcopy: expected a tensor made by the user, got the result of an op; use clone() or detach()")
         t = _new(type(self))
-        t._data, t.node, t.index, t.grad, t._stamp = _freeze(self._data.copy()), None, 0, None, [0]
+        t._data, t.edge, t.grad, t._stamp = _freeze(self._data.copy()), None, None, _UNWRITTEN
         t.requires_grad = self.requires_grad
         return t
 
@@ -641,14 +676,14 @@ class Tensor:
 
         Raises RuntimeError for the result of a recorded op.
         """
-        if not self.is_leaf:
-            raise RuntimeError(f"expected a tensor made by the user, got the result of {self.node!r}, which cannot be changed in place")
+        if self._stamp is _SEALED:
+            raise RuntimeError("expected a tensor made by the user, got (the memory of) a recorded op's result; change a clone() of it")
         if 0 in self._data.strides and self._data.size > 1:
             raise RuntimeError("expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it")
         chain = [self._data]  # a view is written through to what it views
         while isinstance(chain[-1].base, np.ndarray):
             chain.append(chain[-1].base)
-        self._stamp[0] = next(_ticks)
+        _own_stamp(self)[0] = _last_write[0] = next(_ticks)
         for array in reversed(chain):
             array.flags.writeable = True
         try:
@@ -726,22 +761,29 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 _new = Tensor.__new__
+_ndarray = np.ndarray
+_last_write = [0]  # the time of the latest change in place of any tensor
+_OURS = [0]  # marks, during a sweep, a sum that the sweep itself has made
+_UNWRITTEN = [0]  # the stamp of all that was never written to nor viewed
+_SEALED = [0]  # the stamp of all that a recorded op made: it is never written to
+Edge = tuple[Function, int, tuple[int, ...], np.dtype]
 _number = operator.attrgetter("number")
+_data_of = operator.attrgetter("_data")
+_edge_of = operator.attrgetter("edge")
 
 
 def constant(array: Any) -> Tensor:
     """A tensor around an array that was just made: no copy is taken, so nobody else may write to it."""
-    return _place(_freeze(array), None, 0)
+    return _place(_freeze(array), None)
 
 
-def _place(array: Any, node: Function | None, index: int) -> Tensor:
+def _place(array: Any, edge: Edge | None) -> Tensor:
     """A tensor around `array` at a given place in the graph, without any copy or check."""
     t = _new(Tensor)
     t._data = array
-    t.node = node
-    t.index = index
+    t.edge = edge
     t.grad = None
-    t._stamp = [0]
+    t._stamp = _UNWRITTEN if edge is None else _SEALED
     return t
 
 
@@ -749,16 +791,23 @@ def _freeze(array: Any) -> Any:
     """Make read-only; NumPy's scalars become 0-d arrays."""
     if isinstance(array, np.generic):
         array = np.asarray(array)
-    array.flags.writeable = False
+    array.setflags(write=False)
     return array
 
 
-def _stamp_of_base(y: Any, inputs: Sequence[Any]) -> list[int]:
+def _stamp_of_base(y: Any, inputs: Sequence[Tensor]) -> list[int]:
     """A view is changed when what it views is: both share one stamp."""
     for x in inputs:
-        if isinstance(x, Tensor) and (y.base is x._data or y.base is x._data.base or y is x._data):
-            return x._stamp
-    return [0]
+        if y.base is x._data or y.base is x._data.base or y is x._data:
+            return _own_stamp(x)
+    return _UNWRITTEN
+
+
+def _own_stamp(x: Tensor) -> list[int]:
+    """The stamp that x shares with whatever views its memory; made when it is first needed."""
+    if x._stamp is _UNWRITTEN:
+        x._stamp = [0]
+    return x._stamp
 
 
 def _plain(index: Any) -> Any:
@@ -829,12 +878,16 @@ class detect_anomaly(contextlib.ContextDecorator):
     input was already NaN or infinite is not blamed. Slow: every array is scanned.
     """
 
+    def __init__(self, mode: bool = True):
+        self.mode = mode
+
     def __enter__(self) -> None:
-        self.before = _mode.anomaly
-        _mode.anomaly = True
+        global _anomaly
+        self.before, _anomaly = _anomaly, self.mode
 
     def __exit__(self, *error: object) -> None:
-        _mode.anomaly = self.before
+        global _anomaly
+        _anomaly = self.before
 
 
 def _user_line() -> str:
@@ -852,7 +905,8 @@ def _finite(array: Any) -> bool:
     return getattr(array, "dtype", np.dtype(float)).kind not in "fc" or bool(np.isfinite(array).all())
 
 
-def _check_forward(node: Function, arrays: list[Any], outs: tuple[Any, ...]) -> None:
+def _check_forward(node: Function, arrays: list[Any], outs: list[Any]) -> None:
+    node.where = _user_line()
     if all(_finite(a) for a in arrays) and not all(_finite(y) for y in outs):
         kind = "NaN" if any(np.isnan(y).any() for y in outs if y.dtype.kind in "fc") else "infinity"
         raise ArithmeticError(f"{type(node).__name__}: the forward pass made a {kind} from finite inputs, called at {node.where}")
@@ -865,7 +919,7 @@ def _check_backward(node: Function, dys: list[Tensor], grads: tuple[Tensor | Non
                 kind = "NaN" if np.isnan(g._data).any() else "infinity"
                 raise ArithmeticError(
                     f"{type(node).__name__}: the gradient of input {i} turned to {kind} from a finite cotangent; "
-                    f"the op was called at {node.where or 'a place not recorded: enter detect_anomaly before the forward pass'}"
+                    f"the op was called at {getattr(node, 'where', '') or 'a place not recorded: enter detect_anomaly before the forward pass'}"
                 )
 
 
@@ -883,7 +937,7 @@ class Checkpoint(Function):
 
     def backward(self, *dys: Tensor) -> tuple[Tensor | None, ...]:
         with enable_grad():
-            xs = [Alias.apply(x) if isinstance(x, Tensor) else x for x in self.inputs[: self.arity]]
+            xs = [Alias.apply(x) for x in self.inputs[: self.arity]]
             after = random.get_rng_state()
             random.set_rng_state(self.random_state)
             try:
@@ -891,7 +945,7 @@ class Checkpoint(Function):
             finally:
                 random.set_rng_state(after)
         places = xs + list(self.inputs[self.arity :])
-        return _vjp_through(ys, list(dys), xs, places, self.needs_input_grad)
+        return _vjp_through(ys, list(dys), places, self.needs_input_grad)
 
 
 def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -904,32 +958,28 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
     """
     if not _mode.grad:
         return function(*inputs)
+    xs = [x for x in inputs if isinstance(x, Tensor)]
+
+    def call(*xs: Tensor) -> Any:
+        tensors = iter(xs)
+        return function(*[next(tensors) if isinstance(x, Tensor) else x for x in inputs])
+
     random_state = random.get_rng_state()
     start = next(_ticks)
-    detached = [
-        x.detach().requires_grad_() if isinstance(x, Tensor) and x.node is not None else x for x in inputs
-    ]
-    ys = _listed(function(*detached), "the result of the checkpointed function")
-    outside: dict[tuple[Function, int], Tensor] = {}  # where the graph of f leaves f
+    ys = _listed(call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result")
+    outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
     seen = {y.node for y in ys if y.node is not None}
     stack = list(seen)
     while stack:
         for edge in stack.pop().edges:
             if edge is None:
                 continue
-            node, index = edge
+            node, _, shape, dtype = edge
             if node.number < start:
-                shape, dtype = node.metas[index]
-                outside[edge] = _place(np.broadcast_to(np.zeros((), dtype), shape), node, index)
+                outside[edge] = _place(np.broadcast_to(np.zeros((), dtype), shape), edge)
             elif node not in seen:
                 seen.add(node)
                 stack.append(node)
-    result = Checkpoint.apply(
-        *inputs,
-        *outside.values(),
-        function=function,
-        arity=len(inputs),
-        random_state=random_state,
-        outputs=tuple([y._data for y in ys]),
+    return Checkpoint.apply(
+        *xs, *outside.values(), function=call, arity=len(xs), random_state=random_state, outputs=tuple([y._data for y in ys])
     )
-    return result

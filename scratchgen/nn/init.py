@@ -34,7 +34,12 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Gene
 
 
 def trunc_normal_(
-    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Generator | None = None
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
 ) -> Tensor:
     """x ~ N(mean, std²) given a ≤ x ≤ b:  x = mean + std Φ⁻¹(u),  u ~ U(Φ((a − mean) / std), Φ((b − mean) / std))"""
     from scipy import special  # imported when first wanted: it takes longer to import than NumPy
@@ -70,8 +75,8 @@ def ones_(tensor: Tensor) -> Tensor:
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor by which the standard deviation of W is to be raised before a nonlinearity.
 
-    1 for none, for convolutions and the sigmoid; 5/3 tanh; √2 ReLU; √(2 / (1 + s²)) leaky ReLU of slope s = `param` (0.01);
-    3/4 SELU.  Raises ValueError for another name.  Source: He et al. 2015, arXiv:1502.01852, eq. 14.
+    1 for none, for convolutions and the sigmoid; 5/3 tanh; √2 ReLU; √(2 / (1 + s²)) leaky ReLU of slope s = `param`
+    (0.01); 3/4 SELU.  Raises ValueError for another name.  Source: He et al. 2015, arXiv:1502.01852, eq. 14.
     """
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
@@ -81,7 +86,9 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     plain = {"linear", "sigmoid"} | {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)}
     gains = dict.fromkeys(plain, 1.0) | {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
     if nonlinearity not in gains:
-        raise ValueError(f"calculate_gain: expected one of {', '.join(sorted([*gains, 'leaky_relu']))}, got {nonlinearity!r}")
+        raise ValueError(
+            f"calculate_gain: expected one of {', '.join(sorted([*gains, 'leaky_relu']))}, got {nonlinearity!r}"
+        )
     return gains[nonlinearity]
 
 
@@ -98,7 +105,11 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | Non
 
 
 def kaiming_uniform_(
-    tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", generator: Generator | None = None
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
 ) -> Tensor:
     """x ~ U(−b, b),  b = gain √(3 / fan), `a` being the slope of a leaky ReLU.  He et al. 2015, arXiv:1502.01852."""
     bound = math.sqrt(3) * _kaiming_std("kaiming_uniform_", tensor, a, mode, nonlinearity)
@@ -106,14 +117,18 @@ def kaiming_uniform_(
 
 
 def kaiming_normal_(
-    tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", generator: Generator | None = None
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
 ) -> Tensor:
     """x ~ N(0, gain² / fan), `a` being the slope of a leaky ReLU.  He et al. 2015, arXiv:1502.01852, eq. 14."""
     return normal_(tensor, 0.0, _kaiming_std("kaiming_normal_", tensor, a, mode, nonlinearity), generator)
 
 
 def orthogonal_(tensor: Tensor, gain: float = 1, generator: Generator | None = None) -> Tensor:
-    """gain · Q with orthonormal rows or columns, whichever are fewer, uniform among all such; (m, …) counts as (m, rest).
+    """gain · Q with orthonormal rows or columns, whichever are fewer, uniform among all such; (m, …) is (m, rest) here.
 
     Q R = a Gaussian matrix, the signs of Q's columns chosen so that R's diagonal is positive: without that the
     distribution of Q is not the uniform one.  Saxe, McClelland & Ganguli 2013, arXiv:1312.6120; Mezzadri 2007.

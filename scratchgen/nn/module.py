@@ -7,6 +7,7 @@ registered, except that a tensor which is no parameter but belongs to the state 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,10 +27,6 @@ class Parameter(Tensor):
     def __init__(self, data: Any, requires_grad: bool = True, *, dtype: Any = None):
         super().__init__(data, dtype, requires_grad=requires_grad)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
-        memo[id(self)] = copy = Parameter(self._data, self.requires_grad)
-        return copy
-
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"
 
@@ -44,13 +41,13 @@ class LoadResult(NamedTuple):
 class Module:
     """The base of every layer and model: a subclass makes its parameters in `__init__` and computes in `forward`.
 
-        class Affine(Module):
-            def __init__(self, n):
-                super().__init__()
-                self.weight = Parameter(np.ones(n, np.float32))
+    class Affine(Module):
+        def __init__(self, n):
+            super().__init__()
+            self.weight = Parameter(np.ones(n, np.float32))
 
-            def forward(self, x):
-                return x * self.weight
+        def forward(self, x):
+            return x * self.weight
     """
 
     training: bool = True
@@ -71,9 +68,12 @@ class Module:
         if before is not None and value is not None:  # a slip that would silently take weights out of the model
             for kind, what in ((Parameter, "a Parameter"), (Module, "a Module")):
                 if isinstance(before, kind) and not isinstance(value, kind):
-                    raise TypeError(f"{type(self).__name__}.{name}: expected {what} or None, got {type(value).__name__}; `del` it first")
+                    given = f"{type(value).__name__}; `del` it first"
+                    raise TypeError(f"{type(self).__name__}.{name}: expected {what} or None, got {given}")
             if name in self._buffer_names() and not isinstance(value, Tensor):
-                raise TypeError(f"{type(self).__name__}.{name}: expected a tensor, as it is a buffer, got {type(value).__name__}")
+                raise TypeError(
+                    f"{type(self).__name__}.{name}: expected a tensor, as it is a buffer, got {type(value).__name__}"
+                )
         object.__setattr__(self, name, value)
 
     def _buffer_names(self) -> dict[str, bool]:
@@ -83,12 +83,12 @@ class Module:
     def _new_name(self, name: str) -> str:
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(f"{type(self).__name__}: expected a name without dots, not empty, got {name!r}")
-        if name not in self.__dict__ and hasattr(self, name):
+        if hasattr(type(self), name):
             raise ValueError(f"{type(self).__name__}: the name {name!r} is taken by a method or attribute of the class")
         return name
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Count the tensor `self.<name>` to the state: it is converted, saved and loaded with the module, but not learned.
+        """Count the tensor `self.<name>` to the state: it is converted, saved and loaded with the module, not learned.
 
         Without `persistent` it stays out of the state dict.
         """
@@ -100,7 +100,9 @@ class Module:
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """self.<name> = param, for a name that is computed."""
         if param is not None and not isinstance(param, Parameter):
-            raise TypeError(f"register_parameter: expected a Parameter or None for {name!r}, got {type(param).__name__}")
+            raise TypeError(
+                f"register_parameter: expected a Parameter or None for {name!r}, got {type(param).__name__}"
+            )
         setattr(self, self._new_name(name), param)
 
     def add_module(self, name: str, module: Module | None) -> None:
@@ -120,8 +122,10 @@ class Module:
     def children(self) -> Iterator[Module]:
         return (module for _, module in self.named_children())
 
-    def named_modules(self, memo: set[int] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
-        """This module, under the name `prefix`, and all below it; one that is shared comes once unless told otherwise."""
+    def named_modules(
+        self, memo: set[int] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module, under the name `prefix`, and all below it; a shared one comes once unless told otherwise."""
         memo = set() if memo is None else memo
         if id(self) in memo:
             return
@@ -144,7 +148,9 @@ class Module:
                 raise AttributeError(f"{type(self).__name__} has no module {target!r}: there is none under {name!r}")
         return module
 
-    def _named_tensors(self, own: Callable[[Module], Iterable[tuple[str, Any]]], prefix: str, recurse: bool, once: bool) -> Iterator[tuple[str, Any]]:
+    def _named_tensors(
+        self, own: Callable[[Module], Iterable[tuple[str, Any]]], prefix: str, recurse: bool, once: bool
+    ) -> Iterator[tuple[str, Any]]:
         """What `own` lists of each module, under its full name; a tensor that is shared once or under all its names."""
         seen: set[int] = set()
         for place, module in self.named_modules(prefix=prefix, remove_duplicate=once) if recurse else [(prefix, self)]:
@@ -153,14 +159,18 @@ class Module:
                     seen.add(id(value))
                     yield f"{place}.{name}" if place else name, value
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """Full name and parameter, in the order of definition; a parameter that is shared comes once, under its first name."""
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Full name and parameter, in the order of definition; a shared one comes once, under its first name."""
         return self._named_tensors(_own_parameters, prefix, recurse, remove_duplicate)
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         return (p for _, p in self.named_parameters(recurse=recurse))
 
-    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """Full name and buffer, also of those that are not persistent."""
         return self._named_tensors(_own_buffers, prefix, recurse, remove_duplicate)
 
@@ -174,7 +184,7 @@ class Module:
     # State
 
     def state_dict(self, *, prefix: str = "") -> dict[str, np.ndarray]:
-        """Name -> a copy of the array, for all parameters and persistent buffers, those that are shared under each name."""
+        """Name -> a copy of the array, for all parameters and persistent buffers, shared ones under each name."""
         return {name: np.array(tensor.detach().numpy()) for name, tensor in self._state(prefix)}
 
     def _state(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -186,15 +196,19 @@ class Module:
                 yield from value._state(f"{prefix}{name}.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
-        """Overwrite the state with arrays (or whatever `np.asarray` takes) of the same names and shapes; dtypes stay as they are here.
+        """Overwrite the state with arrays (or what `np.asarray` takes) of the same names and shapes; dtypes stay.
 
-        All or nothing: raises ValueError, before anything is written, where a shape or kind of number does not fit, or, if
-        `strict`, a key is missing or unexpected. Without `strict` those are returned instead.
+        All or nothing: raises ValueError, before anything is written, where a shape or kind of number does not fit, or,
+        if `strict`, a key is missing or unexpected. Without `strict` those are returned instead.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(f"load_state_dict: expected a mapping from names to arrays, got {type(state_dict).__name__}")
+            raise TypeError(
+                f"load_state_dict: expected a mapping from names to arrays, got {type(state_dict).__name__}"
+            )
         own = dict(self._state(""))
-        given = {name: np.asarray(value._data if isinstance(value, Tensor) else value) for name, value in state_dict.items()}
+        given = {
+            name: np.asarray(value._data if isinstance(value, Tensor) else value) for name, value in state_dict.items()
+        }
         missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
         wrong = []
         for name, tensor in own.items():
@@ -254,7 +268,7 @@ class Module:
         return self
 
     def to(self, *args: Any, dtype: Any = None, device: str | None = None) -> Module:
-        """In place: parameters, their gradients and the buffers of floating dtype in another one; the device can be "cpu" only."""
+        """In place: parameters, their gradients, and buffers of floating dtype in another; the device is "cpu"."""
         for arg in args:
             if isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda"):
                 device = arg
@@ -289,7 +303,11 @@ class Module:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.__dict__.items() if isinstance(child, Module)]
+        lines = [
+            f"({name}): {child!r}".replace("\n", "\n  ")
+            for name, child in self.__dict__.items()
+            if isinstance(child, Module)
+        ]
         extra = self.extra_repr()
         if not lines:
             return f"{type(self).__name__}({extra})"
@@ -371,7 +389,8 @@ class _Row(Module):
         return index
 
     def append(self, module: Module) -> Any:
-        self.add_module(str(len(self)), _module(self, module))
+        name = next(str(i) for i in itertools.count(len(self)) if str(i) not in self.__dict__)
+        self.add_module(name, _module(self, module))
         return self
 
     def extend(self, modules: Iterable[Module]) -> Any:
@@ -474,7 +493,9 @@ def blank(owner: Module, shape: tuple[int, ...], dtype: Any) -> Parameter:
 def whole(owner: Module, name: str, value: Any, least: int = 1) -> int:
     """`value` as a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{type(owner).__name__}: expected {name} to be a whole number of at least {least}, got {value!r}")
+        raise ValueError(
+            f"{type(owner).__name__}: expected {name} to be a whole number of at least {least}, got {value!r}"
+        )
     return int(value)
 
 

@@ -77,37 +77,43 @@ def as_tensor(x: Any) -> Tensor:
     return x if isinstance(x, Tensor) else Tensor(x)
 
 
-def operands(name: str, *xs: Any) -> tuple[Any, ...]:
-    """Tensors of one dtype, and Python numbers, from what the caller of `name` gave."""
-    dtype = None
-    mixed = False
+def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
+    """Tensors of one dtype from what the caller of `name` gave."""
     tensors = []
+    numbers = False
     for x in xs:
-        if not isinstance(x, Tensor):
-            if isinstance(x, int | float) and not isinstance(x, np.generic):  # (bool is an int)
-                tensors.append(x)
-                continue
+        if isinstance(x, int | float) and not isinstance(x, np.generic):  # takes the dtype of what stands beside it
+            numbers = True
+        elif not isinstance(x, Tensor):
             if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex):
                 raise TypeError(f"{name}: expected tensors, arrays or numbers, got {type(x).__name__}")
             x = Tensor(x)
         tensors.append(x)
+    found = {x.dtype for x in tensors if isinstance(x, Tensor)}
+    floats = {d for d in found if d.kind in "fc"}
+    if len(floats) > 1 and not any(d.kind == "c" for d in floats):
+        names = " and ".join(sorted(str(d) for d in floats))
+        raise TypeError(f"{name}: expected operands of one floating dtype, got {names}; convert one with .to(dtype)")
+    dtype = max(floats, key=lambda d: d.itemsize) if floats else np.result_type(*found) if found else None
+    if numbers:
         if dtype is None:
-            dtype = x.dtype
-        elif x.dtype is not dtype and x.dtype != dtype:
-            mixed = True
-    if dtype is None:
-        return (Tensor(tensors[0]), *tensors[1:])
-    if mixed:
-        found = {x.dtype for x in tensors if isinstance(x, Tensor)}
-        floats = {d for d in found if d.kind in "fc"}
-        if len(floats) > 1 and not any(d.kind == "c" for d in floats):
-            names = " and ".join(sorted(str(d) for d in floats))
-            raise TypeError(f"{name}: expected operands of one floating dtype, got {names}; convert one with .to(dtype)")
-        dtype = max(floats, key=lambda d: d.itemsize) if floats else np.result_type(*found)
-        tensors = [cast(x, dtype) if isinstance(x, Tensor) else x for x in tensors]
-    if dtype.kind in "iub" and any(isinstance(x, float) for x in tensors):
-        tensors = [cast(x, np.dtype(np.float32)) if isinstance(x, Tensor) else x for x in tensors]
-    return tuple(tensors)
+            return tuple([Tensor(x) for x in tensors])
+        if dtype.kind in "iub" and any(isinstance(x, float) for x in tensors):
+            dtype = np.dtype(np.float32)
+        elif dtype.kind == "b" and any(isinstance(x, int) and not isinstance(x, bool) for x in tensors):
+            dtype = np.dtype(np.int64)
+    return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in tensors])
+
+
+def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """`operands` for two; at once in the case that matters, two tensors of one dtype."""
+    try:
+        if a._data.dtype is b._data.dtype:
+            return a, b
+    except AttributeError:
+        if type(b) is float and isinstance(a, Tensor) and a._data.dtype.kind == "f":
+            return a, constant(np.asarray(b, a._data.dtype))
+    return operands(name, a, b)
 
 
 def floating(name: str, x: Any) -> Tensor:
@@ -132,7 +138,9 @@ class Cast(Function):
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype; itself where it already has it. The gradient comes back in x's dtype."""
     dtype = np.dtype(dtype)
-    return x if x.dtype == dtype else Cast.apply(x, dtype=dtype)
+    if x.dtype == dtype:
+        return x
+    return Cast.apply(x, dtype=dtype) if dtype.kind in "fc" else constant(x.data.astype(dtype))  # integers have no gradient
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +154,7 @@ class Add(Function):
     keeps_inputs = False
 
     def forward(self, a: Any, b: Any) -> Any:
-        return np.add(a, b)
+        return a + b
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         return dy, dy
@@ -158,7 +166,7 @@ class Sub(Function):
     keeps_inputs = False
 
     def forward(self, a: Any, b: Any) -> Any:
-        return np.subtract(a, b)
+        return a - b
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         return dy, -dy if self.needs_input_grad[1] else None
@@ -168,19 +176,19 @@ class Mul(Function):
     """y = a b            ā = ȳ b,  b̄ = ȳ a"""
 
     def forward(self, a: Any, b: Any) -> Any:
-        return np.multiply(a, b)
+        return a * b
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.inputs
         needs_a, needs_b = self.needs_input_grad
-        return dy * b if needs_a else None, dy * a if needs_b else None
+        return Mul.apply(dy, b) if needs_a else None, Mul.apply(dy, a) if needs_b else None
 
 
 class Div(Function):
     """y = a / b          ā = ȳ / b,  b̄ = −(ȳ / b) (a / b)"""
 
     def forward(self, a: Any, b: Any) -> Any:
-        return np.true_divide(a, b)
+        return a / b
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.inputs
@@ -194,10 +202,10 @@ class Neg(Function):
     keeps_inputs = False
 
     def forward(self, x: Any) -> Any:
-        return np.negative(x)
+        return -x
 
     def backward(self, dy: Tensor) -> Tensor:
-        return -dy
+        return Neg.apply(dy)
 
 
 class Pow(Function):
@@ -216,46 +224,46 @@ class Pow(Function):
         (y,) = self.outputs
         da = db = None
         if self.needs_input_grad[0]:
-            if isinstance(b, Tensor):
-                lower = where((a == 0).logical_and(b == 0), 1.0, b - 1)  # 0 · 0⁻¹ is 0 here
-                da = dy * b * a**lower
-            elif b == 0:
-                da = dy * 0
-            else:
-                da = dy * b * a ** (b - 1)
+            lower = where((a == 0).logical_and(b == 0), 1.0, b - 1)  # 0 · 0⁻¹ is 0 here
+            da = dy * b * a**lower
         if self.needs_input_grad[1]:
-            if isinstance(a, Tensor):
-                db = dy * y * log(where(a == 0, 1.0, a))
-            else:
-                db = dy * y * (math.log(a) if a > 0 else 0.0 if a == 0 else math.nan)
+            db = dy * y * log(where(a == 0, 1.0, a))
         return da, db
+
+
+class Power(Function):
+    """y = xᵖ for a number p          x̄ = ȳ p xᵖ⁻¹;  0 for p = 0"""
+
+    def forward(self, x: Any, *, p: Number) -> Any:
+        self.p = p
+        return x**p
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        return dy * 0.0 if self.p == 0 else dy * (x ** (self.p - 1) * float(self.p))
 
 
 def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     """y = input + alpha · other"""
-    a, b = operands("add", input, other)
+    a, b = pair("add", input, other)
     return Add.apply(a, b if alpha == 1 else b * alpha)
 
 
 def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     """y = input − alpha · other"""
-    a, b = operands("sub", input, other)
+    a, b = pair("sub", input, other)
     return Sub.apply(a, b if alpha == 1 else b * alpha)
 
 
 def mul(input: Any, other: Any) -> Tensor:
     """y = input · other, element by element"""
-    return Mul.apply(*operands("mul", input, other))
+    return Mul.apply(*pair("mul", input, other))
 
 
 def div(input: Any, other: Any) -> Tensor:
     """y = input / other; integers are divided as float32"""
-    a, b = operands("div", input, other)
-    if isinstance(a, Tensor) and a.dtype.kind in "iub":
-        a = cast(a, np.float32)
-    if isinstance(b, Tensor) and b.dtype.kind in "iub":
-        b = cast(b, np.float32)
-    return Div.apply(a, b)
+    a, b = pair("div", input, other)
+    return Div.apply(a, b) if a._data.dtype.kind in "fc" else Div.apply(cast(a, np.float32), cast(b, np.float32))
 
 
 def neg(input: Any) -> Tensor:
@@ -265,6 +273,11 @@ def neg(input: Any) -> Tensor:
 
 def pow(input: Any, exponent: Any) -> Tensor:
     """y = input^exponent. See Pow for 0⁰; the gradient with respect to the exponent of a negative base is NaN."""
+    if isinstance(exponent, int | float) and not isinstance(exponent, bool | np.generic):
+        x = as_tensor(input)
+        if x.dtype.kind in "iub" and isinstance(exponent, float):
+            x = cast(x, np.float32)
+        return Power.apply(x, p=exponent)
     return Pow.apply(*operands("pow", input, exponent))
 
 
@@ -419,9 +432,7 @@ def rsqrt(input: Any) -> Tensor:
 
 def logaddexp(input: Any, other: Any) -> Tensor:
     """y = log(e^input + e^other), without overflow"""
-    a, b = operands("logaddexp", input, other)
-    like = a if isinstance(a, Tensor) else b
-    a, b = (x if isinstance(x, Tensor) else constant(np.asarray(x, like.dtype)) for x in (a, b))
+    a, b = pair("logaddexp", input, other)
     return LogAddExp.apply(floating("logaddexp", a), floating("logaddexp", b))
 
 
@@ -586,7 +597,7 @@ class Maximum(Function):
         return np.maximum(a, b)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
-        a, b = (x.data if isinstance(x, Tensor) else x for x in self.inputs)
+        a, b = (x.data for x in self.inputs)
         share = ((a > b) + 0.5 * (a == b)).astype(dy.dtype)
         return dy * constant(share), dy * constant(1 - share)
 
@@ -598,7 +609,7 @@ class Minimum(Function):
         return np.minimum(a, b)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
-        a, b = (x.data if isinstance(x, Tensor) else x for x in self.inputs)
+        a, b = (x.data for x in self.inputs)
         share = ((a < b) + 0.5 * (a == b)).astype(dy.dtype)
         return dy * constant(share), dy * constant(1 - share)
 
@@ -626,14 +637,14 @@ class Where(Function):
 
     keeps_inputs = False
 
-    def forward(self, c: Any, a: Any, b: Any) -> Any:
+    def forward(self, a: Any, b: Any, *, c: np.ndarray) -> Any:
         self.c = c
         return np.where(c, a, b)
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         c = constant(self.c)
-        _, needs_a, needs_b = self.needs_input_grad
-        return None, where(c, dy, 0.0) if needs_a else None, where(c, 0.0, dy) if needs_b else None
+        needs_a, needs_b = self.needs_input_grad
+        return where(c, dy, 0.0) if needs_a else None, where(c, 0.0, dy) if needs_b else None
 
 
 class Step(Function):
@@ -660,12 +671,12 @@ def relu(input: Any) -> Tensor:
 
 def maximum(input: Any, other: Any) -> Tensor:
     """The larger of two, element by element; at a tie the gradient is shared in halves."""
-    return Maximum.apply(*operands("maximum", input, other))
+    return Maximum.apply(*pair("maximum", input, other))
 
 
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of two, element by element; at a tie the gradient is shared in halves."""
-    return Minimum.apply(*operands("minimum", input, other))
+    return Minimum.apply(*pair("minimum", input, other))
 
 
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
@@ -691,15 +702,7 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
     c = as_tensor(condition)
     if c.dtype != np.bool_:
         raise TypeError(f"where: expected a boolean condition, got {c.dtype}")
-    if not isinstance(input, Tensor) and not isinstance(other, Tensor):
-        a, b = operands("where", input, other)
-    elif isinstance(other, Tensor):
-        b, a = operands("where", other, input)
-    else:
-        a, b = operands("where", input, other)
-    dtype = next(x.dtype for x in (a, b) if isinstance(x, Tensor))
-    a, b = (x if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in (a, b))
-    return Where.apply(c, a, b)
+    return Where.apply(*pair("where", input, other), c=c.data.copy())
 
 
 def masked_fill(input: Any, mask: Any, value: Number) -> Tensor:

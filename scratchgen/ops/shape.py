@@ -338,14 +338,15 @@ def index(input: Any, key: Any) -> Tensor:
 
 
 def _key(k: Any) -> Any:
+    """One part of an index, arrays copied: the gradient needs it as it is now."""
     if isinstance(k, Tensor):
         k = k.data
-    if isinstance(k, list):
-        k = np.asarray(k)
-    if isinstance(k, np.ndarray) and k.dtype.kind not in "iub":
-        if k.size:
-            raise TypeError(f"index: expected integers or booleans, got {k.dtype}")
-        k = k.astype(np.int64)
+    if isinstance(k, list | np.ndarray):
+        k = np.array(k)
+        if k.dtype.kind not in "iub":
+            if k.size:
+                raise TypeError(f"index: expected integers or booleans, got {k.dtype}")
+            k = k.astype(np.int64)
     return k
 
 
@@ -399,7 +400,7 @@ def iterate(input: Tensor) -> Any:
 
 
 def _whole(name: str, index: Any) -> np.ndarray:
-    found = as_tensor(index).data
+    found = as_tensor(index).data.copy()  # the gradient needs it as it is now
     if found.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer index, got {found.dtype}")
     return found

@@ -1,0 +1,380 @@
+"""The command line: `scratchgen` or `python -m scratchgen`.
+
+A mistake of the user is answered by one sentence on stderr and exit code 2; whatever else goes wrong shows its traceback.
+Each command imports what it needs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class UsageError(ValueError):
+    """The command cannot be meant so; the message is one sentence."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def demo(args: argparse.Namespace) -> int:
+    from scratchgen.training import demo
+
+    return _end(
+        demo.run(Path(args.out), seed=args.seed, quick=args.quick),
+        "scratchgen demo" + (f" --out {args.out}" if args.out != "runs/demo" else ""),
+    )
+
+
+def train(args: argparse.Namespace) -> int:
+    from scratchgen import training
+
+    _check_device(args.device)
+    changes: dict[str, Any] = {}
+    for setting in args.set:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set: expected KEY=VALUE, got {setting!r}.")
+        changes[key] = value
+    changes |= {key: value for key in ("data", "steps", "seed") if (value := getattr(args, key)) is not None}
+    folder = args.out or f"runs/{args.recipe}"
+    outcome = training.train(args.recipe, folder, changes, resume=args.resume, progress=False if args.quiet else None)
+    again = f"scratchgen train {args.recipe} --resume" + (f" --out {args.out}" if args.out else "")
+    if outcome.signal is None:
+        print(f"done: {outcome.step:,} steps in {folder}; next: scratchgen sample {folder}, scratchgen eval {folder}")
+    return _end(outcome, again)
+
+
+def _end(outcome: Any, again: str) -> int:
+    """The exit code of a command that trained, and how to go on if a signal stopped it."""
+    if outcome is None or outcome.signal is None:
+        return 0
+    print(f"stopped and saved at step {outcome.step:,} of {outcome.steps:,}; to go on: {again}", file=sys.stderr)
+    return 128 + outcome.signal
+
+
+def sample(args: argparse.Namespace) -> int:
+    from scratchgen.training import folder, open_run, pictures, runs, tasks
+
+    run = open_run(args.run)
+    if args.label is not None:
+        raise UsageError(f"--label: the recipe {run.recipe.name!r} learns without labels, so it cannot draw a chosen class.")
+    text = run.tokenizer is not None
+    for option in ("prompt", "temperature", "top_k", "top_p", "length"):
+        if not text and getattr(args, option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')}: only models of text have one, and {args.run} makes images.")
+    if text:
+        options = {key: value for key in ("temperature", "top_k", "top_p") if (value := getattr(args, key)) is not None}
+        texts = tasks.continue_text(
+            run.model, run.tokenizer, args.prompt, args.length or 500, n=args.n or 1, seed=args.seed, **options
+        )
+        content = f"\n{'─' * 40}\n".join(texts) + "\n"
+        if args.out is None:
+            print(content, end="")
+            return 0
+        out = Path(args.out)
+        written: bytes = content.encode("utf-8", "replace")
+    else:
+        out = Path(args.out) if args.out else Path(args.run) / folder.SAMPLES / f"seed-{args.seed}.png"
+        if out.suffix.lower() != ".png":
+            raise UsageError(f"--out: expected the name of a .png file, got {args.out!r}.")
+        x = runs.pictures(run, args.n or 64, args.seed)
+        written = pictures.png(pictures.grid(x, math.ceil(math.sqrt(len(x)))))
+    if out.exists() and not out.is_file():
+        raise UsageError(f"--out: expected the name of a file, got {args.out!r}, which is something else.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_whole(out, written)
+    print(out)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from scratchgen.training import folder, open_run, scores
+
+    run = open_run(args.run)
+    found = scores(run)
+    content = {"recipe": run.recipe.name, "data": run.recipe.data, "step": run.step, "scores": found}
+    text = json.dumps(content, indent=2)
+    folder.write_whole(run.folder / "eval.json", text + "\n")
+    if args.json:
+        print(text)
+        return 0
+    print(f"{run.recipe.name} on held-out {run.recipe.data}, step {run.step:,}\n")
+    real = any(key.endswith("_real") for key in found)
+    rows = [(key.replace("_", " "), f"{value:.4g}", f"{found[key + '_real']:.4g}" if key + "_real" in found else "")
+            for key, value in found.items() if not key.endswith("_real")]  # fmt: skip
+    _table([("", "model", "real data" if real else ""), *rows])
+    print(f"\n{run.folder / 'eval.json'}")
+    return 0
+
+
+def gradcheck(args: argparse.Namespace) -> int:
+    from scratchgen import catalog
+
+    return catalog.main(args.names)
+
+
+def recipes(args: argparse.Namespace) -> int:
+    from scratchgen import training
+
+    if args.recipe:
+        chosen = training.recipe(args.recipe)
+        print(f"{chosen.name}: {chosen.what}\n\nsettings for --set KEY=VALUE:")
+        _table([(f"  {key}", str(value)) for key, value in training.settings(chosen).items()])
+        return 0
+    _table(
+        [("recipe", "data", "steps", "what"), *[(r.name, r.data, f"{r.steps:,}", r.what) for r in training.RECIPES.values()]]
+    )
+    print("\nscratchgen recipes RECIPE lists the settings; scratchgen train RECIPE trains it.")
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    from scratchgen import data
+
+    for source in data.catalogue():
+        print(f"{source.name}: {source.what}")
+        print(f"    from {source.where or 'the network, when first used'}\n    {source.licence}")
+    print("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images.")
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    import platform
+    from importlib import metadata
+
+    import numpy as np
+
+    import kernels
+    from scratchgen import data
+
+    build = np.show_config(mode="dicts")
+    blas = build["Build Dependencies"]["blas"]
+    simd = build["SIMD Extensions"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    try:
+        from threadpoolctl import threadpool_info
+
+        threads = (
+            ", ".join(f"{p['num_threads']} threads" for p in threadpool_info() if p["user_api"] == "blas") or "threads unknown"
+        )
+    except ImportError:
+        threads = "threads unknown"
+    folder = os.environ.get("SCRATCHGEN_DATA")
+    _table(
+        [
+            ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+            ("NumPy", np.__version__),
+            ("Numba", version("numba")),
+            ("SciPy", version("scipy")),
+            ("BLAS", f"{blas.get('name', 'unknown')} {blas.get('version', '')}, {threads}"),
+            ("cores", str(cores)),
+            ("vector units", " ".join([*simd.get("baseline", []), *simd.get("found", [])]) or "unknown"),
+            ("kernels", getattr(kernels, "storey", kernels.matmul.__module__.removeprefix("kernels."))),
+            ("device", "cpu"),
+            ("data", f"looked for in $SCRATCHGEN_DATA ({folder or 'not set'}), the user's cache and the system"),
+            ("data found", ", ".join(s.name for s in data.catalogue() if s.where)),
+        ]
+    )
+    return 0
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda":
+        raise UsageError("--device cuda: training runs on the CPU only so far; leave the option out or say --device cpu.")
+    if device != "cpu":
+        raise UsageError(f"--device: expected cpu or cuda, got {device!r}.")
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].lower()}{message[1:].rstrip('.')}; see {self.prog} --help.")
+
+
+def _number(kind: type, least: float, says: str, most: float = math.inf) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"expected {says}, got {text!r}")
+        return value
+
+    return read
+
+
+_natural = _number(int, 0, "a whole number of at least 0")
+_positive = _number(int, 1, "a whole number of at least 1")
+
+
+def _examples(*commands: str) -> str:
+    return "examples:\n" + "\n".join(f"  scratchgen {command}" for command in commands)
+
+
+def _parser() -> argparse.ArgumentParser:
+    main = _Parser(
+        prog="scratchgen",
+        description="Generative models from nothing but NumPy and Numba.",
+        epilog=_examples("demo", "train vae --set latent=2", "sample runs/vae") + "\n\nscratchgen COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = main.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], what: str, *examples: str) -> argparse.ArgumentParser:
+        epilog = _examples(*examples) if examples else None
+        parser = commands.add_parser(
+            name,
+            help=what,
+            description=what,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(command=run)
+        return parser
+
+    p = command(
+        "demo", demo, "the tour: train a GAN, a VAE and a GPT on real data, and show on one page what they make", "demo"
+    )
+    p.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the page and the runs (runs/demo)")
+    p.add_argument("--seed", type=_natural, default=0, metavar="S", help="of everything random (0)")
+    p.add_argument("--quick", action="store_true", help="a tenth of the steps: to see that all works")
+
+    p = command("train", train, "train a recipe in a folder of its own, or continue what is there",
+                "train gan", "train gpt --data notes.txt --steps 5000 --out runs/notes", "train gpt --resume",
+                "train vae --set latent=2 --set lr=5e-4")  # fmt: skip
+    p.add_argument("recipe", metavar="RECIPE", help="a name that `scratchgen recipes` lists")
+    p.add_argument("--data", metavar="D", help="a name that `scratchgen data` lists, or a path; else the recipe's own")
+    p.add_argument("--steps", type=_positive, metavar="N", help="length of the run; with --resume, a larger one extends it")
+    p.add_argument("--seed", type=_natural, metavar="S", help="of everything random")
+    p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu")
+    p.add_argument("--out", metavar="DIR", help="folder of the run (runs/RECIPE)")
+    p.add_argument(
+        "--resume", action="store_true", help="continue the run in the folder; ends as if it had never been interrupted"
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting that `scratchgen recipes RECIPE` lists",
+    )
+    p.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
+
+    p = command("sample", sample, "draw from a trained model: pictures as a PNG file, text on the screen",
+                "sample runs/gan -n 100 --out digits.png",
+                "sample runs/gpt --prompt 'The class ' --temperature 0.7 --top-p 0.95")  # fmt: skip
+    p.add_argument("run", metavar="RUN", help="folder of the run")
+    p.add_argument("-n", type=_positive, metavar="N", help="how many (64 pictures, or 1 text)")
+    p.add_argument("--seed", type=_natural, default=0, metavar="S", help="the same seed draws the same (0)")
+    p.add_argument("--out", metavar="FILE", help="where to write (pictures: RUN/samples/seed-S.png)")
+    p.add_argument("--label", metavar="K", help="the class to draw, for models that know classes")
+    p.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    p.add_argument("--length", type=_positive, metavar="L", help="tokens to add (500)")
+    p.add_argument(
+        "--temperature",
+        type=_number(float, 0, "a number of at least 0"),
+        metavar="T",
+        help="below 1 tamer, above 1 wilder; 0 always the likeliest token (1)",
+    )
+    p.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest tokens only")
+    p.add_argument(
+        "--top-p",
+        type=_number(float, 1e-300, "a number above 0 and up to 1", 1),
+        metavar="P",
+        help="draw among the likeliest tokens that make up P",
+    )
+
+    p = command(
+        "eval",
+        evaluate,
+        "score a trained model on held-out data: a table, and RUN/eval.json",
+        "eval runs/vae",
+        "eval runs/gpt --json",
+    )
+    p.add_argument("run", metavar="RUN", help="folder of the run")
+    p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    p = command(
+        "gradcheck",
+        gradcheck,
+        "check gradients against finite differences, and print the largest error of each",
+        "gradcheck",
+        "gradcheck softmax conv2d",
+    )
+    p.add_argument("names", nargs="*", metavar="NAME", help="ops, layers or models (all)")
+
+    p = command("recipes", recipes, "what can be trained", "recipes", "recipes vae")
+    p.add_argument("recipe", nargs="?", metavar="RECIPE", help="list the settings of this one")
+    command("data", data, "what it can be trained on, and where that is")
+    command("info", info, "on which machine, with which libraries and kernels")
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0; 2 for a mistake of the user; 1 where training went astray; 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    try:
+        args = _parser().parse_args(argv)
+        return args.command(args) or 0
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("\nscratchgen: stopped.", file=sys.stderr)
+        return 130
+    except _mistakes() as error:
+        print(f"scratchgen: {_sentence(error)}", file=sys.stderr)
+        return 1 if type(error).__name__ == "Diverged" else 2
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """The errors that say what the user can do; they are looked up among what is loaded, to load nothing for it."""
+    names = (
+        ("scratchgen.training.folder", "TrainingError"),
+        ("scratchgen.data", "DataError"),
+        ("scratchgen.text", "TokenError"),
+    )
+    loaded = [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
+    return (UsageError, OSError, MemoryError, *loaded)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or "not enough memory"
+    return " ".join(text.split()).rstrip(".") + "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+r"""The catalog: everything differentiable that has a public name, one row each, and the check of every row.
+
+    scratchgen gradcheck                         every row
+    scratchgen gradcheck softmax nn.GRU          these rows; "ops", "functional", "calculus", "nn" or "models": all of that room
+    scratchgen gradcheck mine.py:swish           your own function, op (a Function) or layer (a Module), from your own file
+
+A function of your own needs inputs, at which its derivatives exist: arrays, or a function of a NumPy generator that
+returns them, as its attribute `inputs` or beside it in the file, under its name followed by `_inputs`:
+
+    def swish(x):                                # tensors in, tensors out
+        return x * ops.sigmoid(x)
+
+    def swish_inputs(rng):                       # floating arrays are checked; integers and booleans are passed on
+        return rng.standard_normal((2, 3))       # one array, or a tuple of arrays
+
+A class is called without arguments to make the layer; an instance is taken as it is. Exit status: 0 where all agree,
+1 where a gradient is wrong, 2 where a name means nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchgen import calculus, functional, nn
+from scratchgen.catalog import compositions, layers, primitives
+from scratchgen.catalog.row import Bound, Case, Row, case, of, row
+from scratchgen.tensor import Function
+
+__all__ = ["NOT_DIFFERENTIABLE", "ROOMS", "ROWS", "Bound", "Case", "Row", "case", "check", "find", "main", "of", "row"]
+
+ROWS: dict[str, Row] = {}
+for _row in primitives.ROWS + compositions.ROWS + layers.ROWS:
+    if _row.name in ROWS:
+        raise ValueError(f"catalog: {_row.name!r} has two rows")
+    ROWS[_row.name] = _row
+
+ROOMS = {
+    "ops": [r.name for r in primitives.ROWS],
+    "functional": [name for name in ROWS if name in functional.__all__],
+    "calculus": [name for name in ROWS if name.startswith("calculus.")],
+    "nn": [name for name in ROWS if name.startswith("nn.")],
+    "models": [name for name in ROWS if name.startswith("models.")],
+}
+
+# What is public and has no row, by the reason why.
+NOT_DIFFERENTIABLE = {
+    "gives booleans": ["all", "any", "eq", "ge", "gt", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or", "lt", "ne"],
+    "gives whole numbers": ["argmax", "argmin", "one_hot"],
+    "made from nothing": ["arange", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros"],
+    "takes shape and dtype of a tensor, not its values": ["full_like", "ones_like", "rand_like", "randn_like", "zeros_like"],
+    "holds or initialises modules, computes nothing": ["nn.Module", "nn.ModuleDict", "nn.ModuleList", "nn.Parameter", "nn.init", "nn.utils"],
+    "is the checker": ["calculus.gradcheck"],
+}
+
+
+class UnknownName(LookupError):
+    """A name that means nothing here; the message is one sentence."""
+
+
+def find(name: str) -> list[Row]:
+    """The rows that a name stands for: of a room, of "nn.Linear" or "Linear", of "softmax", "functional.softmax", "F.softmax"."""
+    if name in ROOMS:
+        return [ROWS[n] for n in ROOMS[name]]
+    if name in ROWS:
+        return [ROWS[name]]
+    last = name.rpartition(".")[2]
+    shorter = {n.rpartition(".")[2]: n for n in reversed(ROWS)}
+    if name in (last, f"ops.{last}", f"functional.{last}", f"F.{last}") and last in shorter:
+        return [ROWS[shorter[last]]]
+    for reason, names in NOT_DIFFERENTIABLE.items():
+        if name in names or f"nn.{name}" in names:
+            raise UnknownName(f"{name} has no gradient to check: it {reason}.")
+    near = difflib.get_close_matches(name, [*ROOMS, *ROWS, *shorter], n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "`scratchgen gradcheck` without a name checks all, and lists them."
+    raise UnknownName(f"there is nothing called {name!r} to check; {hint}")
+
+
+def check(row: Row, *, seed: int = 0) -> list[calculus.Report]:
+    """gradcheck of each case of a row, to the highest order that the row promises."""
+    if not row.order:
+        return []
+    return [
+        calculus.gradcheck(f, *inputs, order=row.order, seed=seed, name=f"{row.name}{one}", raise_exception=False)
+        for one, f, inputs in row.drawn(seed)
+    ]
+
+
+def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
+    """The function that `path/to/file.py:name` means, and its inputs."""
+    path, _, name = place.rpartition(":")
+    if not Path(path).is_file():
+        raise UnknownName(f"there is no file {path!r}.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    f = getattr(module, name, None)
+    if not callable(f):
+        near = difflib.get_close_matches(name, [n for n, value in vars(module).items() if callable(value)], n=3)
+        raise UnknownName(f"{path} has no function {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "."))
+    inputs = getattr(f, "inputs", None) if not isinstance(f, type) or not issubclass(f, Function) else vars(f).get("inputs")
+    inputs = vars(module).get(f"{name}_inputs") if inputs is None else inputs
+    if inputs is None:
+        raise UnknownName(f"{name} needs inputs to be checked at: define {name}_inputs(rng) beside it, returning its arguments as arrays.")
+    if callable(inputs):
+        inputs = inputs(np.random.default_rng(0))
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    if isinstance(f, type):
+        f = f.apply if issubclass(f, Function) else f()
+    return f, tuple(x if isinstance(x, np.ndarray) or hasattr(x, "dtype") else np.asarray(x) for x in inputs)
+
+
+def main(names: list[str]) -> int:
+    """Check the rows that are named, or all; print a line for each, and the whole report of one that fails."""
+    try:
+        jobs = [(place, _loaded(place)) for place in names if ".py:" in place]
+        rows = {r.name: r for name in names or ROOMS for r in ([] if ".py:" in name else find(name))} | ({} if names else ROWS)
+    except UnknownName as error:
+        print(f"gradcheck: {error}", file=sys.stderr)
+        return 2
+    width = max(map(len, [*rows, *(place for place, _ in jobs)]))
+    failed = 0
+    for r in rows.values():
+        start = time.perf_counter()
+        failed += _printed(r.name, width, check(r), time.perf_counter() - start, r)
+    for place, (f, inputs) in jobs:
+        start = time.perf_counter()
+        try:
+            report = calculus.gradcheck(f, *inputs, name=place.rpartition(":")[2], raise_exception=False)
+        except (TypeError, ValueError) as error:
+            print(f"gradcheck: {error}", file=sys.stderr)
+            return 2
+        failed += _printed(place, width, [report], time.perf_counter() - start)
+    total = len(rows) + len(jobs)
+    if total > 1:
+        print(f"{total - failed} of {total} agree" + (f", {failed} are WRONG" if failed else ""))
+    return 1 if failed else 0
+
+
+def _printed(name: str, width: int, reports: list[calculus.Report], seconds: float, row: Row | None = None) -> bool:
+    """The line of a row, and whether it failed."""
+    wrong = [report for report in reports if not report]
+    compared, error = sum(r.compared for r in reports), max((r.error for r in reports), default=0.0)
+    cases = f"{len(reports):3} case{'s' * (len(reports) != 1):1}"
+    note = "" if row is None or row.order == 2 else f"   order {row.order} only: {row.why}"
+    print(f"{name:{width}}  {cases}  {compared:5} comparisons  largest error {error:7.1e}  {seconds:6.2f} s  {'WRONG' if wrong else 'ok'}{note}")
+    for report in wrong:
+        print("  " + str(report).replace("\n", "\n  "))
+    return bool(wrong)

@@ -1,0 +1,193 @@
+"""The folder of a run, and how it stays whole whenever the power fails.
+
+    config.json             the recipe as it was begun
+    metrics.jsonl           one line for each step that was logged
+    samples/                what the model made on its way
+    curves.png              the metrics as a picture
+    checkpoint.safetensors  everything the next step depends on
+
+Every file but the metrics is written beside its place and then moved there, so a name always means a whole file. The
+checkpoint of a step is written last, after all that belongs to the step is safe on disk: it is the commit. Whatever
+was written after it is written again, with the same content, by the run that continues from it.
+
+Nothing is ever unpickled: arrays are safetensors, all else is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONFIG, METRICS, CHECKPOINT, SAMPLES, CURVES = "config.json", "metrics.jsonl", "checkpoint.safetensors", "samples", "curves.png"
+
+
+class TrainingError(ValueError):
+    """A run cannot begin, continue or be read; the message is one sentence that says why."""
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that at any moment the name holds either the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder: a move across file systems is not atomic
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if os.name == "posix":  # the new name must be on disk, too, before anything is built on it
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_empty(folder: Path) -> bool:
+    """Is there nothing in the folder, or no folder? What a killed write left half done counts as nothing."""
+    return not folder.exists() or all(re.fullmatch(r"\..*\.tmp", entry.name) for entry in folder.iterdir())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder; the system lifts the lock when this process ends, however it ends.
+
+    Raises TrainingError where another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: the runs are whole without them, if nobody starts two
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{folder}: another process is training in this folder.") from None
+        except OSError:  # a network file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class MetricsLog:
+    """`metrics.jsonl`, continued after step `keep`: lines of later steps, and a line cut short, are removed first."""
+
+    def __init__(self, path: Path, *, keep: int):
+        self.rows = [row for row in read_metrics(path) if row["step"] <= keep]
+        write_whole(path, "".join(_line(row) for row in self.rows))
+        self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._file.write(_line(row))
+
+    def sync(self) -> None:
+        """Return when every line is on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, steps ascending; what a kill left of a last line is passed over."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            if row["step"] > (rows[-1]["step"] if rows else -1):
+                rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The checksum covers every byte of the file, itself counted as zeros. It stands in the header, inside the JSON of the
+# one metadata entry (one, since safetensors orders several at random, and equal states shall make equal files).
+_SEAL = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
+_ENTRY = "scratchgen"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a tree of dicts, lists, numbers, texts and arrays, sealed with a SHA-256. Equal trees make equal files."""
+    from safetensors.numpy import save
+
+    arrays: dict[str, np.ndarray] = {}
+    tree = json.dumps({"sha256": "0" * 64, "state": _pack(state, "", arrays)})
+    raw = bytearray(save(arrays, metadata={_ENTRY: tree}))
+    raw[slice(*_SEAL.search(raw).span(1))] = _digest(raw).encode()
+    write_whole(path, raw)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The tree that `save_checkpoint` wrote.
+
+    Raises TrainingError: no such file, or not byte for byte what was written.
+    """
+    from safetensors.numpy import load
+
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise TrainingError(f"{path.parent}: expected the folder of a run, found no {path.name} there.") from None
+    seal = _SEAL.search(raw)
+    if seal is None or _digest(raw) != seal[1].decode():
+        raise TrainingError(f"{path}: damaged or not a checkpoint of scratchgen (its checksum does not fit its content).")
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return _unpack(json.loads(header["__metadata__"][_ENTRY])["state"], load(raw))
+
+
+def _digest(raw: bytes | bytearray) -> str:
+    begin, end = _SEAL.search(raw).span(1)
+    view, sha256 = memoryview(raw), hashlib.sha256()
+    for part in (view[:begin], b"0" * 64, view[end:]):
+        sha256.update(part)
+    return sha256.hexdigest()
+
+
+def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """JSON that stands for `value`; arrays move to `arrays` under their place in the tree, such as "model/fc.weight"."""
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+        return {"array": name}
+    inside = f"{name}/" if name else ""
+    if isinstance(value, dict):  # as pairs: a key may be a number
+        return {"dict": [[key, _pack(item, f"{inside}{key}", arrays)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_pack(item, f"{inside}{i}", arrays) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, str | bool) or type(value) in (int, float):
+        return value
+    raise TypeError(f"checkpoint: {name} is a {type(value).__name__}; expected arrays, numbers, texts, lists or dicts")
+
+
+def _unpack(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "array":
+        return arrays[content]
+    if kind == "dict":
+        return {key: _unpack(item, arrays) for key, item in content}
+    items = [_unpack(item, arrays) for item in content]
+    return tuple(items) if kind == "tuple" else items

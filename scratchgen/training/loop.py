@@ -1,0 +1,342 @@
+"""The loop: one for all recipes.
+
+A step is a function of the state (weights, optimisers, average, random generator) and of its number, which decides the
+batch and the learning rate. The state is what a checkpoint holds, so a run that was interrupted, however and whenever,
+ends bit for bit where it would have ended: checkpoints and samples are equal files, and metrics.jsonl differs only in
+the seconds it tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import scratchgen
+from scratchgen import optim, random
+from scratchgen.training import pictures, recipes, tasks
+from scratchgen.training.folder import (
+    CHECKPOINT,
+    CONFIG,
+    CURVES,
+    METRICS,
+    SAMPLES,
+    MetricsLog,
+    TrainingError,
+    is_empty,
+    load_checkpoint,
+    locked,
+    save_checkpoint,
+    write_whole,
+)
+from scratchgen.training.recipes import Recipe
+
+
+class Diverged(TrainingError):
+    """A loss or a weight became NaN or infinite; the checkpoint from before is kept."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: after which step, of how many, and by which signal if it was stopped by one."""
+
+    folder: Path
+    step: int
+    steps: int
+    signal: int | None = None
+
+
+def train(
+    name: str,
+    folder: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool | None = None,
+    say: Callable[[str], Any] = print,
+) -> Outcome:
+    """Train the recipe `name`, with the settings in `changes`, in a folder of its own; or continue what is there.
+
+    To resume, the settings must be those the run was begun with, but for `steps`, which may grow. Where nothing was
+    begun yet, resuming begins. `progress`: a bar on stderr; None: if that is a terminal. `say` receives lines of text.
+    SIGINT and SIGTERM let the step under way finish and be saved; the second one stops at once.
+
+    Raises TrainingError, DataError or OSError, before anything is written, for what cannot begin or continue; Diverged.
+    """
+    folder = Path(folder)
+    recipe, resumed = _plan(name, folder, dict(changes or {}), resume)
+    task = tasks.load(recipe)
+    random.manual_seed(recipe.seed)
+    state = State(recipe, task)
+    batches = task.batches(0)
+    next(batches)  # data too small for a batch are refused here
+    if resumed and (folder / CHECKPOINT).exists():
+        state.restore(load_checkpoint(folder / CHECKPOINT), folder)
+        if state.step > recipe.steps:
+            raise TrainingError(f"{folder}: already at step {state.step}, so it cannot end at step {recipe.steps}.")
+        if state.step == recipe.steps:
+            say(f"{folder}: all {recipe.steps} steps are done; more steps (--steps) would extend it.")
+            return Outcome(folder, state.step, recipe.steps)
+    elif resume and not resumed:
+        say(f"{folder}: nothing to resume; the run begins.")
+
+    say(
+        f"{recipe.name}: {task.about} from {recipe.data}, {state.model.num_parameters():,} parameters, "
+        f"steps {state.step:,} to {recipe.steps:,}, in {folder}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        write_whole(folder / CONFIG, _config(recipe, state))  # the first file: it marks the folder as a run
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        log = MetricsLog(folder / METRICS, keep=state.step)
+        with contextlib.closing(log), _Progress(recipe, state.step, progress, say) as bar, _signals() as received:
+            _loop(state, folder, log, bar, received)
+    return Outcome(folder, state.step, recipe.steps, received[0] if received else None)
+
+
+def _plan(name: str, folder: Path, changes: dict[str, Any], resume: bool) -> tuple[Recipe, bool]:
+    """The recipe to train, and whether the folder holds its run already."""
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder}: expected a folder for the run, got a file.")
+    if is_empty(folder):
+        return recipes.adjust(recipes.recipe(name), changes), False
+    if not (folder / CONFIG).exists():
+        raise TrainingError(f"{folder}: holds files that are no run; choose another folder (--out).")
+    if not resume:
+        raise TrainingError(f"{folder}: already holds a run; continue it (--resume) or choose another folder (--out).")
+    saved = read_config(folder)
+    if saved.name != name:
+        raise TrainingError(f"{folder}: holds a run of the recipe {saved.name!r}, not of {name!r}.")
+    recipe = recipes.adjust(saved, changes)
+    before, after = recipes.settings(saved), recipes.settings(recipe)
+    changed = [key for key in after if key != "steps" and after[key] != before[key]]
+    if changed:
+        key = changed[0]
+        raise TrainingError(
+            f"{folder}: was begun with {key} = {before[key]}, so it cannot go on with {key} = {after[key]}; "
+            f"only steps can change."
+        )
+    return recipe, True
+
+
+def read_config(folder: Path) -> Recipe:
+    """The recipe in a run's `config.json`. Raises TrainingError where it is none."""
+    try:
+        return recipes.from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{folder / CONFIG}: not the configuration of a run ({str(error).rstrip('.')}).") from error
+
+
+def _config(recipe: Recipe, state: State) -> str:
+    content = {
+        "scratchgen": getattr(scratchgen, "__version__", ""),
+        "recipe": dataclasses.asdict(recipe),
+        "model": dataclasses.asdict(state.model.config),
+        "parameters": state.model.num_parameters(),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class State:
+    """Everything the next step depends on."""
+
+    def __init__(self, recipe: Recipe, task: tasks.ImageTask | tasks.TextTask):
+        self.recipe, self.task, self.step = recipe, task, 0
+        self.model = recipes.build(recipe, task.given)
+        self.optimizers = self.model.optimizers()
+        self.rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
+        self.ema = optim.EMA(averaged(self.model), recipe.ema) if recipe.ema else None
+
+    def advance(self, batch: tasks.Batch) -> dict[str, float]:
+        """One step; returns its losses."""
+        r = self.recipe
+        factor = optim.warmup_cosine(self.step, warmup=min(r.warmup, r.steps), steps=r.steps, final=r.final)
+        for name, optimizer in self.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
+                group["lr"] = factor * rate
+        # what overflows shows in the losses, which the loop looks at
+        with np.errstate(all="ignore"):
+            losses = self.model.training_step(batch, self.optimizers)
+            if self.ema:
+                self.ema.update()
+        self.step += 1
+        return losses
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[Any]:
+        """The model as it is used, with averaged weights and in evaluation mode; randomness in here leaves no trace."""
+        generator = random.get_rng_state()
+        random.manual_seed(self.recipe.seed)
+        self.model.eval()
+        try:
+            with self.ema.swapped() if self.ema else contextlib.nullcontext():
+                yield self.model
+        finally:
+            self.model.train()
+            random.set_rng_state(generator)
+
+    def to_tree(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        tokenizer = self.task.tokenizer
+        return {
+            "step": self.step,
+            "recipe": dataclasses.asdict(self.recipe),
+            "given": self.task.given,
+            "data": self.task.fingerprint,
+            "tokenizer": tokenizer and tokenizer.to_dict(),
+            "random": random.get_rng_state(),
+            "model": self.model.state_dict(),
+            "ema": self.ema and self.ema.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def restore(self, tree: dict[str, Any], folder: Path) -> None:
+        """Continue from what `to_tree` returned. Raises TrainingError where it belongs to another run or other data."""
+        if {**tree["recipe"], "steps": 0} != {**dataclasses.asdict(self.recipe), "steps": 0}:
+            raise TrainingError(f"{folder}: {CONFIG} and {CHECKPOINT} belong to different runs.")
+        if tree["data"] != self.task.fingerprint:
+            raise TrainingError(f"{folder}: the data in {self.recipe.data} are not those the run was begun with.")
+        self.model.load_state_dict(tree["model"])
+        if self.ema:
+            self.ema.load_state_dict(tree["ema"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(tree["optimizers"][name])
+        random.set_rng_state(tree["random"])
+        self.step = tree["step"]
+
+
+def averaged(model: Any) -> Any:
+    """The part of a model that samples come from, whose weights are averaged: a GAN's generator, else all of it."""
+    return getattr(model, "generator", model)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received: list[int]) -> None:
+    recipe, task = state.recipe, state.task
+    began = time.perf_counter() - (log.rows[-1]["seconds"] if log.rows else 0)
+    saved = state.step
+    if state.step == 0:
+        _save(state, folder, log)
+    state.model.train()
+    for batch in task.batches(state.step):
+        losses = state.advance(batch)
+        step, last = state.step, state.step == recipe.steps
+        for term, value in losses.items():
+            if not math.isfinite(value):
+                raise Diverged(f"step {step}: {term} is {value}, so the run stops; the checkpoint of step {saved} is kept.")
+        logged, shown = last or step % recipe.log_every == 0, last or step % recipe.sample_every == 0
+        if logged or shown:
+            row = {"step": step, "seconds": 0.0, **losses}
+            if shown:
+                with state.apart() as model:
+                    task.show(model, folder / SAMPLES / f"{step:06d}", recipe.seed)
+                    row |= {f"test_{key}": value for key, value in model.evaluate(task.held_out(recipe.eval_batches)).items()}
+            row["seconds"] = round(time.perf_counter() - began, 3)
+            log.write(row)
+        if shown:
+            write_whole(folder / CURVES, pictures.curves(recipe.family, log.rows))
+        if last or received or step % recipe.save_every == 0:
+            _save(state, folder, log)
+            saved = step
+        bar.show(step, losses, always=shown)
+        if last or received:
+            return
+
+
+def _save(state: State, folder: Path, log: MetricsLog) -> None:
+    """Commit the step: when its checkpoint is there, all else that belongs to it is."""
+    tree = state.to_tree()
+    for name, array in tree["model"].items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Diverged(
+                f"step {state.step}: the weight {name} is no longer finite, so the run stops; "
+                f"the checkpoint from before is kept."
+            )
+    log.sync()
+    save_checkpoint(folder / CHECKPOINT, tree)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list to which SIGINT and SIGTERM are added when they come; after the first, they act as they did before."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        restore()
+
+    if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+class _Progress:
+    """A bar where somebody watches; else a line now and then."""
+
+    def __init__(self, recipe: Recipe, step: int, bar: bool | None, say: Callable[[str], Any]):
+        from tqdm import tqdm
+
+        self.recipe, self.say = recipe, say
+        self.begin = self.step = step
+        self.bar = None
+        if bar or bar is None and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=recipe.steps, initial=step, desc=recipe.name, unit="step", dynamic_ncols=True, mininterval=0.2
+            )
+        self.began = self.spoke = time.perf_counter()
+
+    def show(self, step: int, losses: dict[str, float], *, always: bool) -> None:
+        if self.bar is not None:
+            if always or step % 10 == 0:
+                self.bar.set_postfix({key: f"{value:.3g}" for key, value in losses.items()}, refresh=False)
+            self.bar.update(step - self.step)
+        self.step = step
+        now = time.perf_counter()
+        if self.bar is None and (always or now - self.spoke > 10):
+            pace = (step - self.begin) / (now - self.began)
+            left = _duration((self.recipe.steps - step) / pace)
+            terms = "  ".join(f"{key} {value:.4g}" for key, value in losses.items())
+            self.say(f"{self.recipe.name}  step {step}/{self.recipe.steps}  {terms}  {pace:.3g} steps/s  {left} left")
+            self.spoke = now
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

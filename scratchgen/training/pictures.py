@@ -1,0 +1,105 @@
+"""Arrays as pictures: grids of images, and curves of metrics."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+def grid(x: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
+    """Images side by side, row by row.     (N, C, H, W) in [0, 1] → uint8 (h, w) if grey, else (h, w, 3)
+
+    Each pixel becomes scale × scale pixels: without `scale`, as many as make an image about 48 pixels high, so that an
+    8×8 digit can be seen. Between the images lie `gap` pixels of 0, scaled too. Of other than 1 or 3 channels, the first
+    3, or the first, are shown.
+    """
+    x = np.asarray(x)
+    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1]
+    n, c, h, w = x.shape
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * (h + gap) + gap, columns * (w + gap) + gap, c), np.uint8)
+    for i, image in enumerate(x):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[top : top + h, left : left + w] = np.rint(np.clip(image, 0, 1) * 255).transpose(1, 2, 0)
+    if scale is None:
+        scale = max(1, round(48 / max(h, w)))
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    return sheet if c == 3 else sheet[:, :, 0]
+
+
+def png(sheet: np.ndarray, *, colours: int | None = None) -> bytes:
+    """The bytes of a PNG file, all its colours kept or the best few.     uint8 (h, w) or (h, w, 3)"""
+    from PIL import Image
+
+    file = io.BytesIO()
+    picture = Image.fromarray(sheet)
+    (picture.quantize(colours) if colours else picture).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Curves
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    key: str  # of a row of metrics.jsonl
+    label: str
+    sign: int = 1  # −1 turns a bound that is raised into a loss that is lowered
+    held_out: bool = False
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: tuple[Line, ...]
+    level: tuple[float, str] | None = None  # a value worth comparing with, and what it is
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "gan": (
+        Panel("losses, nats", (Line("loss_d", "discriminator"), Line("loss_g", "generator"))),
+        Panel(
+            "mean judgement: probability of being real",
+            (Line("d_real", "of real pictures"), Line("d_fake", "of generated ones")),
+            (0.5, "D can tell nothing"),
+        ),
+    ),
+    "vae": (
+        Panel("−ELBO, nats per picture", (Line("loss", "training"), Line("test_elbo", "held out", -1, True))),
+        Panel("KL, nats per picture", (Line("kl", "training"), Line("test_kl", "held out", 1, True))),
+    ),
+    "gpt": (Panel("loss, nats per token", (Line("loss", "training"), Line("test_nll", "held out", 1, True))),),
+}
+
+
+def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a line; where there are more than can be seen, means of neighbours."""
+    found = [(row["step"], line.sign * row[line.key]) for row in rows if line.key in row]
+    if not found:
+        return np.zeros(0), np.zeros(0)
+    width = -(-len(found) // at_most)
+    whole = np.array(found[: len(found) // width * width], np.float64).reshape(-1, width, 2).mean(axis=1)
+    return whole[:, 0], whole[:, 1]
+
+
+def curves(family: str, rows: list[dict[str, Any]]) -> bytes:
+    """The panels of a family, drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = PANELS[family]
+    figure = Figure(figsize=(5.2 * len(panels), 3.4), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for line in panel.lines:
+            axes.plot(*points(rows, line), label=line.label, linewidth=1.2, marker="o" if line.held_out else None, markersize=4)
+        if panel.level:
+            axes.axhline(panel.level[0], color="0.6", linewidth=0.8, linestyle="--", label=panel.level[1])
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    canvas.draw()
+    return png(np.asarray(canvas.buffer_rgba())[:, :, :3], colours=32)

@@ -1,0 +1,418 @@
+"""One page that shows what trained models make: a single file, with everything in it and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchgen.training import pictures, runs, tasks
+from scratchgen.training.folder import SAMPLES, write_whole
+from scratchgen.training.runs import Run
+
+
+def page(path: Path, shown: Sequence[tuple[Run, dict[str, float]]]) -> None:
+    """Write the page that shows these runs, each with its scores, to `path`."""
+    sections = [_SECTIONS[run.recipe.family](run, scores) for run, scores in shown]
+    total = sum(run.rows[-1]["seconds"] for run, _ in shown)
+    machine = f"Python {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} cores, no framework"
+    contents = "".join(
+        f'<tr><th scope="row"><a href="#{run.recipe.family}">{_TITLES[run.recipe.family]}</a></th>'
+        f'<td>{_text(run.recipe.data)}</td><td class="n">{run.model.num_parameters():,}</td>'
+        f'<td class="n">{run.step:,}</td><td class="n">{_time(run.rows[-1]["seconds"])}</td></tr>'
+        for run, _ in shown
+    )
+    write_whole(
+        path,
+        f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>scratchgen: what three equations make of data</title>
+<link rel="icon" href="data:,">
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<p class="name">scratchgen</p>
+<h1>What three equations make of data</h1>
+<p class="lead">Every model on this page was trained from its equation on this machine, in {_time(total)} altogether:
+{machine}.</p>
+<table class="contents">
+<thead><tr><th scope="col">model</th><th scope="col">learned from</th><th scope="col" class="n">parameters</th>
+<th scope="col" class="n">steps</th><th scope="col" class="n">time</th></tr></thead>
+<tbody>{contents}</tbody>
+</table>
+</header>
+<main>
+{"".join(sections)}
+</main>
+<footer><p>To train longer, on other data, or with other settings: <code>scratchgen train --help</code>.</p></footer>
+</body>
+</html>
+""",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------------------------------
+
+_TITLES = {"gan": "Generative adversarial network", "vae": "Variational autoencoder", "gpt": "Transformer language model"}
+
+
+def _gan(run: Run, scores: dict[str, float]) -> str:
+    task, rng = tasks.load(run.recipe), np.random.default_rng(7)
+    made = runs.pictures(run, 60, 7)
+    few = made[:12]
+    flat = task.train.x.reshape(len(task.train), -1)
+    nearest = task.train.x[[np.argmin(((flat - x.reshape(-1)) ** 2).sum(1)) for x in few]]
+    return _section(
+        run,
+        scores,
+        "A generator <i>G</i> turns noise into pictures; a discriminator <i>D</i> judges whether a picture is real. Each is "
+        "the other’s teacher: <i>D</i> raises the value <i>V</i>, <i>G</i> lowers it, and where neither can improve, the pictures "
+        "have the distribution of the data.",
+        _math("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]"),
+        [
+            '<div class="pair">',
+            _figure(made, 10, "Drawn by <i>G</i> from noise."),
+            _figure(task.test.x[rng.permutation(len(task.test))[:60]], 10, "Real, and never seen in training."),
+            "</div>",
+            _figure(
+                run.model.walk(5, 16, generator=np.random.default_rng(1)),
+                16,
+                "Walks through the space of noise: each row goes from one code to another in equal steps.",
+            ),
+            _figure(
+                np.concatenate([few, nearest]),
+                12,
+                "Above, drawn by <i>G</i>; below, the nearest training picture to each. Were they equal, <i>G</i> would only "
+                "remember.",
+            ),
+            _growth(run),
+        ],
+    )
+
+
+def _vae(run: Run, scores: dict[str, float]) -> str:
+    task, rng = tasks.load(run.recipe), np.random.default_rng(7)
+    x = task.test.x[rng.permutation(len(task.test))]
+    walks = np.concatenate([run.model.interpolate(x[2 * i], x[2 * i + 1], 16) for i in range(5)])
+    return _section(
+        run,
+        scores,
+        "An encoder <i>q</i> gives each picture a cloud of codes; a decoder <i>p</i> turns a code into a picture. How likely "
+        "the model holds the data to be cannot be computed, but it is bounded from below: by how well a code restores its picture, "
+        "less what the code costs to say.",
+        _math("log p ( x ) ≥ 𝔼_{q(z∣x)} [ log p ( x ∣ z ) ] − KL ( q ( z ∣ x ) ‖ p ( z ) )")
+        + _math("z = μ ( x ) + σ ( x ) ⊙ ε ,   ε ∼ 𝒩 ( 0 , I )"),
+        [
+            _figure(
+                np.concatenate([x[:16], run.model.reconstruct(x[:16])]),
+                16,
+                "Above, real pictures never seen in training; below, through the code and back.",
+            ),
+            _figure(
+                walks,
+                16,
+                "Between two real pictures: the pictures on the straight line from the code of the first to that of the last.",
+            ),
+            _figure(runs.pictures(run, 80, 7), 20, "Drawn from the prior: a random code, decoded."),
+            _growth(run),
+        ],
+    )
+
+
+def _gpt(run: Run, scores: dict[str, float]) -> str:
+    tokenizer = run.tokenizer
+    prompt = "The " if all(c in tokenizer.characters for c in "The ") else None
+    written = [
+        (f"temperature {t:g}", tasks.continue_text(run.model, tokenizer, prompt, 360, seed=3, temperature=t)[0])
+        for t in (0.5, 0.8, 1.0)
+    ]
+    grown = [(f"step {step:,}", path.read_text(encoding="utf-8")[:150]) for step, path in _spread(run, ".txt")]
+    vocabulary = tokenizer.vocab_size
+    return _section(
+        run,
+        {**scores, "uniform": float(np.log(vocabulary))},
+        f"A text is a sequence of tokens, here {vocabulary} different characters, and its probability is the product of the "
+        "probabilities of each token given all before it. One network computes them all, by attention to what came earlier, "
+        "and a text is written by drawing one token after the other.",
+        _math("p ( t_1 , … , t_T ) = ∏__i p ( t_i ∣ t_1 , … , t_{i−1} )")
+        + _math("Attention ( Q , K , V ) = softmax ( Q K^⊤ / √d + M ) V"),
+        [
+            _texts(written, f"Written by the model, begun with “{_text(prompt)}”." if prompt else "Written by the model."),
+            _texts(grown, "On the way there."),
+        ],
+    )
+
+
+_SECTIONS = {"gan": _gan, "vae": _vae, "gpt": _gpt}
+
+
+def _section(run: Run, scores: dict[str, float], what: str, equations: str, figures: Iterable[str]) -> str:
+    r, rows = run.recipe, run.rows
+    facts = (
+        f"{run.model.num_parameters():,} parameters · {run.step:,} steps of {r.batch_size} · {_time(rows[-1]['seconds'])} · "
+        f"learned from {_text(r.data)}"
+    )
+    curves = "".join(_curve(panel, rows) for panel in pictures.PANELS[r.family])
+    return f"""<section id="{r.family}">
+<h2>{_TITLES[r.family]}</h2>
+<p>{what}</p>
+<div class="equations">{equations}</div>
+<p class="facts">{facts}</p>
+{"".join(figures)}
+<div class="curves">{curves}</div>
+{_scores(scores)}
+</section>
+"""
+
+
+# name in the scores -> what it is called, whether more (1) or less (−1) is better, and what it tells
+_MEANING = {
+    "value": ("<i>V</i>(<i>D</i>, <i>G</i>)", 0, "−log 4 = −1.386 where <i>D</i> can tell nothing"),
+    "d_real": ("<i>D</i> of real pictures", 0, "mean probability of being real, on held-out pictures"),
+    "d_fake": ("<i>D</i> of generated ones", 0, "the same of what <i>G</i> draws"),
+    "elbo": ("ELBO", 1, "nats per held-out picture"),
+    "reconstruction": ("−log <i>p</i>(<i>x</i> | <i>z</i>)", -1, "nats: how well a code restores its picture"),
+    "kl": ("KL", 0, "nats: what the code costs to say"),
+    "nll": ("loss", -1, "nats per held-out token"),
+    "perplexity": ("perplexity", -1, "of how many equally likely tokens it is unsure"),
+    "bits_per_byte": ("bits per byte", -1, "of held-out text, as a compressor would need"),
+    "uniform": ("loss of guessing", 0, "nats per token, where all are held equally likely"),
+    "frechet_distance": ("Fréchet distance", -1, "between samples and held-out pictures, as Gaussians"),
+    "precision": ("precision", 1, "share of samples that lie among the data"),
+    "recall": ("recall", 1, "share of the data that lie among samples"),
+    "density": ("density", 1, "precision, less moved by outliers"),
+    "coverage": ("coverage", 1, "share of the data with a sample near by"),
+    "diversity": ("diversity", 0, "mean distance between two samples; near that of real data is good"),
+}
+
+
+def _scores(scores: dict[str, float]) -> str:
+    real = any(key.endswith("_real") for key in scores)
+    head = '<th scope="col">held-out score</th><th scope="col" class="n">model</th>'
+    head += '<th scope="col" class="n">real data</th>' if real else ""
+    body = ""
+    for key, value in scores.items():
+        if key.endswith("_real"):
+            continue
+        name, better, tells = _MEANING.get(key, (_text(key), 0, ""))
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[better]
+        beside = f'<td class="n">{scores[key + "_real"]:.3g}</td>' if key + "_real" in scores else "<td></td>"
+        body += (
+            f'<tr><th scope="row">{name}{arrow}</th><td class="n">{value:.3g}</td>{beside if real else ""}<td>{tells}</td></tr>'
+        )
+    return f'<table class="scores"><thead><tr>{head}<th></th></tr></thead><tbody>{body}</tbody></table>'
+
+
+def _text(text: Any) -> str:
+    return html.escape(Path(text).name if os.sep in str(text) else str(text))
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _figure(x: np.ndarray, columns: int, caption: str) -> str:
+    sheet = pictures.grid(x, columns, scale=1)  # enlarged by the browser, pixel for pixel: the file stays small
+    image = _image(pictures.png(sheet), _plain(caption), ink=x.shape[1] == 1)
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _image(png: bytes, alt: str, *, ink: bool) -> str:
+    """Grey pictures are shown as ink on the paper of the page, in its light and in its dark form."""
+    kind = ' class="ink"' if ink else ""
+    return f'<img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _plain(markup: str) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", markup))
+
+
+def _spread(run: Run, suffix: str, n: int = 4) -> list[tuple[int, Path]]:
+    """Up to n of the samples that were kept on the way, evenly spread."""
+    kept = sorted(
+        (int(p.stem), p) for p in (run.folder / SAMPLES).glob(f"*{suffix}") if p.stem.isdigit() and int(p.stem) <= run.step
+    )
+    return [kept[round(i)] for i in np.linspace(0, len(kept) - 1, min(n, len(kept)))]
+
+
+def _growth(run: Run) -> str:
+    ink = run.model.config.shape[0] == 1
+    kept = "".join(
+        f"<figure>{_image(path.read_bytes(), f'samples at step {step}', ink=ink)}"
+        f"<figcaption>step {step:,}</figcaption></figure>"
+        for step, path in _spread(run, ".png")
+    )
+    return f'<div class="growth">{kept}</div><p class="caption">The same codes, as training went on.</p>'
+
+
+def _texts(texts: list[tuple[str, str]], caption: str) -> str:
+    blocks = "".join(f"<div><h3>{_text(title)}</h3><pre>{html.escape(text)}</pre></div>" for title, text in texts)
+    return f'<div class="texts">{blocks}</div><p class="caption">{caption}</p>'
+
+
+def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, height: int = 230) -> str:
+    """A panel as a drawing that takes its colours from the page."""
+    left, right, top, bottom = 44, 10, 30, 34
+    lines = [(line, *pictures.points(rows, line)) for line in panel.lines]
+    values = np.concatenate([y for _, _, y in lines if len(y)] + ([[panel.level[0]]] if panel.level else []))
+    last = max(row["step"] for row in rows)
+    # the first steps fall from far above; what is worth seeing comes after
+    low, high = float(values.min()), float(np.quantile(values, 0.98))
+    low, high = low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        share = (min(value, high) - low) / (high - low)
+        return left + (width - left - right) * step / last, height - bottom - (height - top - bottom) * share
+
+    drawn = []
+    for value in _ticks(low, high):
+        y = place(0, value)[1]
+        drawn.append(
+            f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>'
+            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+        )
+    for step in _ticks(0, last):
+        drawn.append(
+            f'<text class="tick" x="{place(step, low)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">'
+            f"{step:,.0f}</text>"
+        )
+    if panel.level:
+        drawn.append(f'<path class="level" d="M{left} {place(0, panel.level[0])[1]:.1f}H{width - right}"/>')
+    legend = []
+    for i, (line, steps, y) in enumerate(lines):
+        if not len(y):
+            continue
+        path = "L".join("{:.1f} {:.1f}".format(*place(s, v)) for s, v in zip(steps, y, strict=True))
+        drawn.append(f'<path class="line c{i}" d="M{path}"/>')
+        if line.held_out:
+            drawn += [
+                '<circle class="c{}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>'.format(i, *place(s, v))
+                for s, v in zip(steps, y, strict=True)
+            ]
+        legend.append(f'<span class="c{i}">{line.label}</span>')
+    if panel.level:
+        legend.append(f'<span class="l">{panel.level[1]}</span>')
+    return (
+        f"<figure><figcaption><b>{panel.title}</b> {' '.join(legend)}</figcaption>"
+        f'<svg viewBox="0 {top - 12} {width} {height - top + 12}" role="img" aria-label="{html.escape(panel.title)}">'
+        f"{''.join(drawn)}</svg></figure>"
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About four round numbers between low and high."""
+    raw = (high - low) / 4
+    size = 10 ** np.floor(np.log10(raw))
+    size *= min((m for m in (1, 2, 5, 10) if m * size >= raw), default=10)
+    return [round(float(k * size), 10) for k in range(int(np.ceil(low / size)), int(np.floor(high / size)) + 1)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _math(source: str) -> str:
+    """MathML of an equation: symbols parted by spaces; a_b and a_{bc} with subscripts, a^b, a__b with b under a."""
+    symbols = (_term(symbol) + _THIN * symbol.startswith(("log", "min", "max")) for symbol in source.split(" "))
+    return f'<math display="block">{"".join(symbols)}</math>'
+
+
+_THIN = '<mspace width="0.17em"/>'
+
+
+def _term(symbol: str) -> str:
+    for mark, element in (("__", "munder"), ("_", "msub"), ("^", "msup")):
+        base, found, script = symbol.partition(mark)
+        if found and base:
+            inner = "".join(map(_term, re.findall(r"\w+_\w+|\w+|.", script.strip("{}"))))
+            return f"<{element}>{_term(base)}<mrow>{inner}</mrow></{element}>"
+    if symbol.startswith("√"):
+        return f"<msqrt>{_term(symbol[1:])}</msqrt>"
+    if not symbol:
+        return '<mspace width="1em"/>'
+    if symbol.isdigit():
+        return f"<mn>{symbol}</mn>"
+    if symbol.isalpha():  # one letter is set in italics, a word upright
+        return f"<mi>{symbol}</mi>"
+    return f"<mo>{html.escape(symbol)}</mo>"
+
+
+_STYLE = """
+:root { --paper: #fbfaf6; --ink: #1d1c1a; --soft: #6d6a63; --line: #dedad0; --c0: #b5452c; --c1: #2b6a8f; --block: #f3f1ea; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #161513; --ink: #e9e6df; --soft: #9b968b; --line: #35322d; --c0: #e58a6f; --c1: #7fb6d6; --block: #1e1d1a; }
+}
+* { box-sizing: border-box; }
+html { background: var(--paper); color: var(--ink); font: 17px/1.6 "Iowan Old Style", Palatino, Georgia, serif; }
+body { max-width: 62rem; margin: 0 auto; padding: 4rem 1.5rem 3rem; }
+header, section > p, .equations, footer { max-width: 44rem; }
+.name { font-variant: small-caps; letter-spacing: .08em; color: var(--soft); margin: 0; }
+h1 { font-size: 2.5rem; line-height: 1.15; font-weight: 500; letter-spacing: -.01em; margin: .2rem 0 1rem; }
+h2 { font-size: 1.7rem; font-weight: 500; margin: 0 0 .6rem; }
+h3 { font: 600 .78rem/1.4 system-ui, sans-serif; color: var(--soft); margin: 0 0 .35rem; }
+.lead { font-size: 1.12rem; }
+section { border-top: 1px solid var(--line); margin-top: 4rem; padding-top: 2.4rem; }
+a { color: inherit; text-decoration-color: var(--c0); text-underline-offset: .18em; }
+.equations { margin: 1.4rem 0; overflow-x: auto; }
+math { font-size: 1.18rem; margin: .7rem 0; text-align: left; }
+.facts, .caption, figcaption { font: .82rem/1.5 system-ui, sans-serif; color: var(--soft); }
+figure { margin: 1.8rem 0; }
+figcaption { margin-top: .5rem; }
+img { display: block; width: 100%; image-rendering: pixelated; }
+img.ink { filter: invert(1); mix-blend-mode: multiply; }
+@media (prefers-color-scheme: dark) { img.ink { filter: none; mix-blend-mode: screen; } }
+.pair, .growth, .curves, .texts { display: grid; gap: 1.6rem; }
+.pair, .curves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+.pair figure, .growth figure, .curves figure { margin: 0; }
+.growth { grid-template-columns: repeat(4, 1fr); gap: 1rem; margin-top: 1.8rem; }
+.texts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1.2rem; margin-top: 1.8rem; }
+.caption { margin: .6rem 0 0; }
+.curves { margin: 2.2rem 0 1.6rem; }
+pre { font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--block); border-radius: 4px;
+  padding: .9rem 1rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+code { font: .88em ui-monospace, Menlo, Consolas, monospace; }
+table { border-collapse: collapse; font: .85rem/1.5 system-ui, sans-serif; }
+table { display: block; max-width: 100%; overflow-x: auto; }
+th, td { text-align: left; padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid var(--line); font-weight: 400;
+  vertical-align: baseline; }
+thead th { color: var(--soft); font-size: .78rem; white-space: nowrap; }
+.scores td:last-child { color: var(--soft); }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+svg { display: block; width: 100%; margin-top: .4rem; }
+.tick { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.grid { stroke: var(--line); }
+.level { stroke: var(--soft); stroke-dasharray: 4 4; }
+.line { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
+.line.c0 { stroke: var(--c0); } .line.c1 { stroke: var(--c1); }
+circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
+figcaption b { color: var(--ink); font-weight: 600; }
+figcaption span::before { content: "●"; margin: 0 .3em 0 .8em; }
+span.c0::before { color: var(--c0); } span.c1::before { color: var(--c1); }
+figcaption span.l::before { content: "┄"; }
+footer { border-top: 1px solid var(--line); margin-top: 4rem; padding-top: 1rem; color: var(--soft); font-size: .9rem; }
+@media (max-width: 40rem) {
+  html { font-size: 16px; } body { padding-top: 2rem; } h1 { font-size: 1.9rem; }
+  .growth { grid-template-columns: repeat(2, 1fr); }
+}
+@media print { body { max-width: none; } section { break-inside: avoid-page; } }
+"""

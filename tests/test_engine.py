@@ -1,0 +1,536 @@
+"""The chain rule: sweeps, accumulation, memory, refusals. What each op computes is tested from the catalogue."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import scratchgen as sg
+from scratchgen import functional as F
+from scratchgen.tensor import Function
+
+
+def leaf(*values):
+    return sg.tensor(np.array(values, np.float64), requires_grad=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ the sweep
+
+
+def test_a_node_used_twice_is_complete_before_it_is_passed_on():
+    a = leaf(3.0)
+    b = a + a
+    c = b + b
+    c.backward()
+    assert a.grad.item() == 4
+
+
+def test_diamonds_of_different_depth():
+    x = leaf(0.7)
+    deep = x
+    for _ in range(5):
+        deep = deep * x
+    y = deep * x + x  # x⁷ + x
+    y.backward()
+    np.testing.assert_allclose(x.grad.item(), 7 * 0.7**6 + 1, rtol=1e-14)
+
+
+def test_a_chain_of_50_000_nodes_needs_no_recursion():
+    x = leaf(1.0)
+    y = x
+    for _ in range(50_000):
+        y = y + x
+    y.backward()
+    assert x.grad.item() == 50_001
+
+
+def test_a_chain_of_50_000_nodes_is_freed_without_recursion():
+    x = leaf(1.0)
+    y = x
+    for _ in range(50_000):
+        y = y * x
+    del y
+    gc.collect()
+
+
+def test_grad_to_any_order():
+    x = leaf(0.3, -1.2)
+    y = (x**5).sum()
+    for factor, power in [(5, 4), (20, 3), (60, 2), (120, 1)]:
+        (g,) = sg.grad(y, x, create_graph=True)
+        np.testing.assert_allclose(g.data, factor * x.data**power, rtol=1e-13)
+        y = g.sum()
+
+
+def test_grad_touches_no_dot_grad_and_backward_accumulates():
+    x = leaf(2.0)
+    (g,) = sg.grad(x * x, x)
+    assert g.item() == 4 and x.grad is None
+    (x * x).backward()
+    (x * x).backward()
+    assert x.grad.item() == 8
+
+
+def test_backward_with_inputs_leaves_others_alone():
+    x, y = leaf(2.0), leaf(5.0)
+    (x * y).backward(inputs=[x])
+    assert x.grad.item() == 5 and y.grad is None
+
+
+def test_gradient_at_an_intermediate_tensor():
+    x = leaf(2.0, 3.0)
+    h = x * x
+    (gh, gx) = sg.grad((h * h).sum(), [h, x])
+    np.testing.assert_array_equal(gh.data, 2 * x.data**2)
+    np.testing.assert_array_equal(gx.data, 4 * x.data**3)
+
+
+def test_several_roots_with_cotangents():
+    x = leaf(2.0)
+    (g,) = sg.grad([x * 3, x * x], x, [leaf(10.0).detach(), leaf(1.0).detach()])
+    assert g.item() == 34
+
+
+def test_an_input_that_does_not_matter():
+    x, y = leaf(1.0), leaf(1.0)
+    with pytest.raises(RuntimeError, match="input 1 does not influence"):
+        sg.grad(x * 2, [x, y])
+    assert sg.grad(x * 2, [x, y], allow_unused=True)[1] is None
+
+
+def test_pruned_sweep_does_not_compute_what_nobody_asked_for():
+    asked = []
+
+    class Spy(Function):
+        def forward(self, a, b):
+            return a * b
+
+        def backward(self, dy):
+            asked.append(tuple(bool(n) for n in self.needs_input_grad))
+            a, b = self.inputs
+            return dy * b, dy * a
+
+    x, w = leaf(2.0), leaf(3.0)
+    (g,) = sg.grad(Spy.apply(x, w), x)
+    assert g.item() == 3 and asked == [(True, False)]
+
+
+class TwoRoots(Function):
+    """(x², x³): several outputs"""
+
+    def forward(self, x):
+        return x**2, x**3
+
+    def backward(self, dsquare, dcube):
+        (x,) = self.inputs
+        return dsquare * 2.0 * x + dcube * 3.0 * x * x
+
+
+def test_several_outputs_some_unused():
+    x = leaf(2.0)
+    square, cube = TwoRoots.apply(x)
+    assert sg.grad(cube, x, retain_graph=True)[0].item() == 12
+    assert sg.grad(square, x, retain_graph=True)[0].item() == 4
+    assert sg.grad(square + cube, x)[0].item() == 16
+
+
+def test_broadcasting_is_undone():
+    a, b = sg.randn(3, 1, 4, requires_grad=True), sg.randn(5, 1, requires_grad=True)
+    (a * b).sum().backward()
+    assert a.grad.shape == (3, 1, 4) and b.grad.shape == (5, 1)
+    np.testing.assert_allclose(a.grad.data, np.full((3, 1, 4), b.data.sum()), rtol=1e-5)
+    np.testing.assert_allclose(b.grad.data, np.full((5, 1), a.data.sum()), rtol=1e-4)
+
+
+def test_composed_form_where_the_graph_is_kept():
+    x = sg.randn(3, 5, dtype=np.float64, requires_grad=True)
+    (plain,) = sg.grad(F.layer_norm(x, 5).square().sum(), x)
+    (kept,) = sg.grad(F.layer_norm(x, 5).square().sum(), x, create_graph=True)
+    np.testing.assert_allclose(plain.data, kept.data, atol=1e-12)
+    assert kept.requires_grad and not plain.requires_grad
+
+
+# ----------------------------------------------------------------------------------------------- accumulation and aliasing
+
+
+def test_gradients_never_share_memory():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    cotangent = sg.tensor(np.array([1.0, 1.0]))
+    (x + y).backward(cotangent)
+    assert not np.shares_memory(x.grad.data, y.grad.data)
+    assert not np.shares_memory(x.grad.data, cotangent.data)
+    gx, gy = sg.grad((x + y).sum(), [x, y])
+    assert not np.shares_memory(gx.data, gy.data)
+
+
+def test_in_graph_accumulation_never_writes_into_a_borrowed_array():
+    x = leaf(1.0, 2.0)
+    y = leaf(5.0, 6.0)
+    cotangent = sg.tensor(np.array([1.0, 10.0]))
+    s = x + y  # passes the cotangent on as it is, to x and to y
+    t = s + x + x  # so x collects four times
+    t.backward(cotangent)
+    np.testing.assert_array_equal(cotangent.data, [1, 10])
+    np.testing.assert_array_equal(x.grad.data, [3, 30])
+    np.testing.assert_array_equal(y.grad.data, [1, 10])
+
+
+def test_a_gradient_once_handed_out_stays_as_it_is():
+    x = leaf(1.0)
+    (x * 2).backward()
+    first = x.grad
+    (x * 2).backward()
+    assert first.item() == 2 and x.grad.item() == 4
+
+
+def test_same_bits_twice():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((64, 64)).astype(np.float32)
+
+    def run():
+        x = sg.tensor(a, requires_grad=True)
+        y = F.softmax(x @ x.T, 1) @ x
+        (y * y).sum().backward()
+        return x.grad.data
+
+    np.testing.assert_array_equal(run(), run())
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_saved_arrays_are_freed_as_the_sweep_passes():
+    x = leaf(*np.ones(10))
+    h = x * 2
+    y = h * h
+    z = (y * y).sum()
+    saved = weakref.ref(h)
+    del h, y
+    assert saved() is not None  # the graph keeps it
+    z.backward()
+    assert saved() is None  # without any garbage collection
+
+
+def test_a_graph_dropped_is_freed_without_the_garbage_collector():
+    gc.disable()
+    try:
+        x = leaf(1.0, 2.0)
+        y = F.softmax((x * x).exp(), 0)
+        node = weakref.ref(y.node)
+        del y
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+def test_a_second_sweep_is_refused_unless_the_graph_is_kept():
+    x = leaf(2.0)
+    y = x * x
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.item() == 8
+    with pytest.raises(RuntimeError, match="already swept.*retain_graph=True"):
+        y.backward()
+    with pytest.raises(RuntimeError, match="already swept"):
+        sg.grad(y, x)
+
+
+# -------------------------------------------------------------------------------------------- nothing changes behind its back
+
+
+def test_a_leaf_changed_after_it_was_saved_is_refused():
+    x = leaf(2.0)
+    y = x * x
+    with sg.no_grad():
+        x += 1
+    with pytest.raises(RuntimeError, match="Mul: an input .* changed in place"):
+        y.backward()
+
+
+def test_a_change_through_a_view_is_refused_too():
+    x = leaf(2.0, 3.0)
+    with sg.no_grad():
+        view = x[:1]
+    y = (x * x).sum()
+    view.fill_(7.0)
+    assert x.data[0] == 7
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.backward()
+
+
+def test_a_view_sees_that_what_it_views_was_changed():
+    c = sg.tensor(np.array([1.0, 2.0]))
+    row = c[:1]
+    x = leaf(3.0)
+    y = x * row
+    c.zero_()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.backward()
+
+
+def test_a_detached_twin_changed_is_refused():
+    c = sg.tensor(np.array([2.0]))
+    twin = c.detach()
+    x = leaf(3.0)
+    y = x * c
+    twin.fill_(5.0)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.backward()
+
+
+def test_an_op_that_did_not_save_it_does_not_mind():
+    x = leaf(2.0)
+    y = x + 1
+    with sg.no_grad():
+        x += 1
+    y.backward()
+    assert x.grad.item() == 1
+
+
+@pytest.mark.parametrize("change", [lambda t: t.fill_(1.0), lambda t: t.zero_(), lambda t: t.__setitem__(0, 1.0)])
+def test_results_of_recorded_ops_cannot_be_changed(change):
+    y = leaf(1.0, 2.0) * 2
+    with sg.no_grad(), pytest.raises(RuntimeError, match="clone"):
+        change(y)
+    with sg.no_grad(), pytest.raises(RuntimeError, match="clone"):
+        change(y.detach())
+
+
+def test_arrays_handed_out_are_read_only_and_arrays_taken_in_are_copied():
+    mine = np.ones(3)
+    t = sg.tensor(mine)
+    mine[0] = 7
+    assert t.data[0] == 1 and sg.from_numpy(mine).data[0] == 7
+    with pytest.raises(ValueError, match="read-only"):
+        t.data[0] = 5
+    with pytest.raises(ValueError, match="read-only"):
+        t.numpy()[0] = 5
+    with pytest.raises(ValueError, match="read-only"):
+        (t * 2).data[0] = 5
+
+
+def test_indices_and_masks_are_taken_as_they_are_at_the_time():
+    x = leaf(1.0, 2.0, 3.0)
+    index = np.array([0, 0])
+    mask = sg.tensor(np.array([True, False, True]))
+    y = x[index].sum() + sg.where(mask, x, 0.0).sum()
+    index[:] = 2
+    mask.fill_(False)
+    y.backward()
+    np.testing.assert_array_equal(x.grad.data, [3, 0, 1])
+
+
+def test_update_in_place_inside_no_grad():
+    x = leaf(1.0, 2.0)
+    same = x
+    with sg.no_grad():
+        x -= 0.5
+        x *= 2
+        x[1] = 9
+    assert same is x
+    np.testing.assert_array_equal(x.data, [1, 9])
+    x.data = np.array([4.0, 4.0])
+    np.testing.assert_array_equal(x.data, [4, 4])
+
+
+def test_update_in_place_while_recording():
+    x = leaf(1.0)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        x += 1
+    with pytest.raises(RuntimeError, match="no_grad"):
+        x[0] = 1
+    y = x * 2
+    y += x  # a new tensor, as for any number
+    y.backward()
+    assert x.grad.item() == 3
+
+
+# ----------------------------------------------------------------------------------------------------------- switches
+
+
+def test_no_grad_and_enable_grad():
+    x = leaf(1.0)
+    with sg.no_grad():
+        assert not (x * 2).requires_grad and not sg.is_grad_enabled()
+        with sg.enable_grad():
+            assert (x * 2).requires_grad
+    assert sg.is_grad_enabled()
+
+    @sg.no_grad()
+    def double(t):
+        return t * 2
+
+    assert not double(x).requires_grad and sg.is_grad_enabled()
+
+
+def test_grad_mode_belongs_to_the_thread():
+    seen = []
+    with sg.no_grad():
+        thread = threading.Thread(target=lambda: seen.append(sg.is_grad_enabled()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+def test_anomaly_names_the_forward_op_and_the_line():
+    x = leaf(-1.0)
+    with np.errstate(invalid="ignore"), sg.detect_anomaly(), pytest.raises(ArithmeticError) as caught:
+        sg.sqrt(x)  # this line
+    assert "Sqrt: the forward pass made a NaN" in str(caught.value)
+    assert "test_engine.py" in str(caught.value) and "# this line" in str(caught.value)
+
+
+def test_anomaly_names_the_gradient_and_the_line_of_the_forward():
+    x = leaf(0.0)
+    with np.errstate(divide="ignore"), sg.detect_anomaly():
+        y = sg.sqrt(x)  # the culprit
+        z = y * 3
+        with pytest.raises(ArithmeticError) as caught:
+            z.backward()
+    assert "Sqrt: the gradient of input 0 turned to infinity" in str(caught.value)
+    assert "# the culprit" in str(caught.value)
+
+
+def test_anomaly_does_not_blame_who_was_given_nan():
+    with sg.detect_anomaly():
+        y = sg.tensor(np.array([np.nan])) * 2
+    assert np.isnan(y.item())
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoint
+
+
+@pytest.fixture
+def block():
+    rng = np.random.default_rng(3)
+    w = sg.tensor(rng.standard_normal((6, 6)), requires_grad=True)
+
+    def f(x, scale):
+        return F.dropout(F.softmax(x @ w, -1), 0.3) @ w.T * scale
+
+    return f, w, sg.tensor(rng.standard_normal((4, 6)), requires_grad=True)
+
+
+def test_checkpoint_is_plain_bit_for_bit(block):
+    f, w, x = block
+    results = []
+    for run in (f, lambda *a: sg.checkpoint(f, *a)):
+        sg.manual_seed(1)
+        w.grad = x.grad = None
+        y = run(x * 1.5, 2.0)
+        y.square().sum().backward()
+        results.append((y.data, x.grad.data, w.grad.data, sg.get_rng_state()))
+    for plain, checkpointed in zip(*results, strict=True):
+        np.testing.assert_equal(plain, checkpointed)
+
+
+def test_checkpoint_to_second_order(block):
+    f, w, x = block
+    found = []
+    for run in (f, lambda *a: sg.checkpoint(f, *a)):
+        sg.manual_seed(1)
+        gx, gw = sg.grad(run(x, 2.0).square().sum(), [x, w], create_graph=True)
+        found.append([g.data for g in sg.grad((gx * gx).sum() + (gw * gw).sum(), [x, w])])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_checkpoint_reaches_captured_tensors_of_the_graph():
+    x = leaf(0.5, -0.3)
+    scale = x.exp()  # captured by the function, not an argument
+    plain = sg.grad((x * scale).tanh().sum(), x)[0]
+    scale = x.exp()
+    y = sg.checkpoint(lambda t: (t * scale).tanh(), x)
+    np.testing.assert_allclose(sg.grad(y.sum(), x)[0].data, plain.data, rtol=1e-14)
+
+
+def test_checkpoint_stores_only_its_input():
+    x = sg.ones(1000, requires_grad=True)
+    inner = []
+
+    def f(t):
+        for _ in range(5):
+            t = t * 1.5
+            inner.append(weakref.ref(t))
+        return t * t
+
+    y = sg.checkpoint(f, x)
+    assert all(ref() is None for ref in inner)
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.data, 2 * 1.5**10, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: sg.tensor([1, 2], requires_grad=True), TypeError, "floating dtype, got int64"),
+        (lambda: sg.tensor("abc"), TypeError, "numbers"),
+        (lambda: sg.tensor([[1.0], [1.0, 2.0]]), ValueError, "regular nesting"),
+        (lambda: sg.tensor([1.0], dtype="banana"), TypeError, "dtype"),
+        (lambda: sg.from_numpy([1.0]), TypeError, "NumPy array, got list"),
+        (lambda: leaf(1.0, 2.0).backward(), RuntimeError, r"scalar output, or a cotangent of shape \(2,\)"),
+        (lambda: sg.tensor([1.0]).backward(), RuntimeError, "requires a gradient"),
+        (lambda: leaf(1.0).backward(sg.ones(3)), ValueError, r"shape \(1,\) and float64, got \(3,\)"),
+        (lambda: leaf(1.0).backward(3.0), TypeError, "cotangent to be a tensor"),
+        (lambda: sg.grad(leaf(1.0), sg.tensor([1.0])), RuntimeError, "inputs that require a gradient"),
+        (lambda: sg.grad(3.0, leaf(1.0)), TypeError, "outputs to be a tensor"),
+        (lambda: leaf(1.0).numpy(), RuntimeError, "detach"),
+        (lambda: np.asarray(leaf(1.0)), RuntimeError, "detach"),
+        (lambda: leaf(1.0, 2.0).item(), ValueError, "one element"),
+        (lambda: bool(leaf(1.0, 2.0)), ValueError, "neither true nor false"),
+        (lambda: len(sg.tensor(1.0)), TypeError, "no length"),
+        (lambda: leaf(1.0) + sg.ones(1), TypeError, "one floating dtype, got float32 and float64"),
+        (lambda: leaf(1.0) + "a", TypeError, "got str"),
+        (lambda: (leaf(1.0) * 2).requires_grad_(False), RuntimeError, "made by the user"),
+        (lambda: sg.tensor([1.0]).copy_(np.ones(3)), ValueError, r"shape \(1,\)"),
+        (lambda: setattr(sg.tensor([1.0]), "data", np.ones(2)), ValueError, r"shape \(1,\)"),
+        (lambda: sg.zeros(1).expand(4).fill_(1.0), RuntimeError, "expanded"),
+        (lambda: sg.manual_seed(-1), ValueError, "at least 0"),
+        (lambda: sg.rand(3, generator=7), TypeError, "numpy.random.Generator"),
+        (lambda: sg.tensor([1.0]).to("cuda"), ValueError, "'cpu'"),
+        (lambda: sg.set_rng_state({"a": 1}), ValueError, "get_rng_state"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(call, error, words):
+    with pytest.raises(error, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_custom_function_that_forgets_a_gradient_is_told():
+    class Forgetful(Function):
+        def forward(self, a, b):
+            return a * b
+
+        def backward(self, dy):
+            return dy
+
+    with pytest.raises(RuntimeError, match="Forgetful.backward: expected 2 gradients, one for each input, got 1"):
+        Forgetful.apply(leaf(1.0), leaf(1.0)).backward()
+
+
+def test_a_custom_function_with_a_gradient_of_another_shape_is_told():
+    class Wrong(Function):
+        def forward(self, a):
+            return a.sum()
+
+        def backward(self, dy):
+            return sg.ones(5, dtype=np.float64)
+
+    with pytest.raises(RuntimeError, match=r"Wrong.backward: a gradient of shape \(5,\) does not fit an input of shape \(2,\)"):
+        Wrong.apply(leaf(1.0, 2.0)).backward()
+
+
+def test_a_custom_function_that_writes_into_its_input_is_stopped():
+    class Vandal(Function):
+        def forward(self, a):
+            a += 1
+            return a
+
+    with pytest.raises(ValueError, match="read-only"):
+        Vandal.apply(leaf(1.0))
