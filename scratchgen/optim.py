@@ -147,7 +147,7 @@ class Optimizer:
             if str(i) not in by_number:
                 raise ValueError(f"{name}: expected the state of parameters {', '.join(numbers)}, got one of {i!r}")
             p = by_number[str(i)]
-            state[p] = {key: self._loaded(name, str(i), key, value, p) for key, value in values.items()}
+            state[p] = {key: self._loaded(name, str(i), key, x, p) for key, x in values.items() if x is not None}
         groups = []
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             unknown = set(saved) - set(group) - {"initial_lr"}
@@ -166,9 +166,7 @@ class Optimizer:
 
     @staticmethod
     def _loaded(name: str, number: str, key: str, value: Any, p: Tensor) -> Any:
-        """One value of a parameter's state: numbers as they are, arrays as copies of the parameter's dtype."""
-        if isinstance(value, bool | int | float) or value is None:
-            return value
+        """One value of a parameter's state: the count of steps, or a copy of an array like the parameter."""
         array = np.asarray(value)
         if key == "step":
             return int(array)

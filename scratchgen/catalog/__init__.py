@@ -44,18 +44,40 @@ for _row in primitives.ROWS + compositions.ROWS + layers.ROWS:
 ROOMS = {
     "ops": [r.name for r in primitives.ROWS],
     "functional": [name for name in ROWS if name in functional.__all__],
-    "calculus": [name for name in ROWS if name.startswith("calculus.")],
+    "calculus": [r.name for r in compositions.CALCULUS],
     "nn": [name for name in ROWS if name.startswith("nn.")],
     "models": [name for name in ROWS if name.startswith("models.")],
 }
 
 # What is public and has no row, by the reason why.
 NOT_DIFFERENTIABLE = {
-    "gives booleans": ["all", "any", "eq", "ge", "gt", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or", "lt", "ne"],
+    "gives booleans": [
+        "all",
+        "any",
+        "eq",
+        "ge",
+        "gt",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "le",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "lt",
+        "ne",
+    ],
     "gives whole numbers": ["argmax", "argmin", "one_hot"],
     "made from nothing": ["arange", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros"],
     "takes shape and dtype of a tensor, not its values": ["full_like", "ones_like", "rand_like", "randn_like", "zeros_like"],
-    "holds or initialises modules, computes nothing": ["nn.Module", "nn.ModuleDict", "nn.ModuleList", "nn.Parameter", "nn.init", "nn.utils"],
+    "holds or initialises modules, computes nothing": [
+        "nn.Module",
+        "nn.ModuleDict",
+        "nn.ModuleList",
+        "nn.Parameter",
+        "nn.init",
+        "nn.utils",
+    ],
     "is the checker": ["calculus.gradcheck"],
 }
 
@@ -65,7 +87,7 @@ class UnknownName(LookupError):
 
 
 def find(name: str) -> list[Row]:
-    """The rows that a name stands for: of a room, of "nn.Linear" or "Linear", of "softmax", "functional.softmax", "F.softmax"."""
+    """The rows that a name stands for: a room, "nn.Linear" or "Linear", "softmax" or "functional.softmax" or "F.softmax"."""
     if name in ROOMS:
         return [ROWS[n] for n in ROOMS[name]]
     if name in ROWS:
@@ -77,7 +99,7 @@ def find(name: str) -> list[Row]:
     for reason, names in NOT_DIFFERENTIABLE.items():
         if name in names or f"nn.{name}" in names:
             raise UnknownName(f"{name} has no gradient to check: it {reason}.")
-    near = difflib.get_close_matches(name, [*ROOMS, *ROWS, *shorter], n=4, cutoff=0.5)
+    near = difflib.get_close_matches(name, {*ROOMS, *ROWS, *shorter}, n=4, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`scratchgen gradcheck` without a name checks all, and lists them."
     raise UnknownName(f"there is nothing called {name!r} to check; {hint}")
 
@@ -87,8 +109,10 @@ def check(row: Row, *, seed: int = 0) -> list[calculus.Report]:
     if not row.order:
         return []
     return [
-        calculus.gradcheck(f, *inputs, order=row.order, seed=seed, name=f"{row.name}{one}", raise_exception=False)
-        for one, f, inputs in row.drawn(seed)
+        calculus.gradcheck(
+            f, *xs, order=row.order, seed=seed, elements=row.elements, name=f"{row.name}{one}", raise_exception=False
+        )
+        for one, f, xs in row.drawn(seed)
     ]
 
 
@@ -112,7 +136,9 @@ def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
     inputs = getattr(f, "inputs", None) if not isinstance(f, type) or not issubclass(f, Function) else vars(f).get("inputs")
     inputs = vars(module).get(f"{name}_inputs") if inputs is None else inputs
     if inputs is None:
-        raise UnknownName(f"{name} needs inputs to be checked at: define {name}_inputs(rng) beside it, returning its arguments as arrays.")
+        raise UnknownName(
+            f"{name} needs inputs to be checked at: define {name}_inputs(rng) beside it, returning them as arrays."
+        )
     if callable(inputs):
         inputs = inputs(np.random.default_rng(0))
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -154,7 +180,8 @@ def _printed(name: str, width: int, reports: list[calculus.Report], seconds: flo
     compared, error = sum(r.compared for r in reports), max((r.error for r in reports), default=0.0)
     cases = f"{len(reports):3} case{'s' * (len(reports) != 1):1}"
     note = "" if row is None or row.order == 2 else f"   order {row.order} only: {row.why}"
-    print(f"{name:{width}}  {cases}  {compared:5} comparisons  largest error {error:7.1e}  {seconds:6.2f} s  {'WRONG' if wrong else 'ok'}{note}")
+    verdict = "WRONG" if wrong else "ok" if reports else "not checked"
+    print(f"{name:{width}}  {cases}  {compared:5} comparisons  largest error {error:7.1e}  {seconds:6.2f} s  {verdict}{note}")
     for report in wrong:
         print("  " + str(report).replace("\n", "\n  "))
     return bool(wrong)

@@ -6,7 +6,9 @@ import numpy as np
 
 from scratchgen import models, nn
 from scratchgen.catalog.compositions import REDUCTION
-from scratchgen.catalog.row import apart, away, fixed, of, positive, real, row, simplex, unit, whole
+from scratchgen.catalog.row import apart, away, fixed, of, real, row, simplex, unit, whole
+from scratchgen.models.gan import discriminator_loss, generator_loss
+from scratchgen.tensor import Tensor
 
 _WEIGHT = np.array([0.5, 2.0, 1.25])
 _CLASSES = fixed([0, 1, 2, 1])
@@ -33,7 +35,11 @@ ACTIVATIONS = [
 ]
 
 LOSSES = [
-    row("nn.BCEWithLogitsLoss", *(of(_WEIGHT, reduction=r, pos_weight=_WEIGHT)(real(2, 3), unit(2, 3)) for r in REDUCTION), of()(real(3), unit(3))),
+    row(
+        "nn.BCEWithLogitsLoss",
+        *(of(_WEIGHT, reduction=r, pos_weight=_WEIGHT)(real(2, 3), unit(2, 3)) for r in REDUCTION),
+        of()(real(3), unit(3)),
+    ),
     row(
         "nn.CrossEntropyLoss",
         *(of(_WEIGHT, ignore_index=1, reduction=r, label_smoothing=0.2)(real(4, 3), _CLASSES) for r in REDUCTION),
@@ -41,18 +47,32 @@ LOSSES = [
         of()(real(2, 3), simplex(2, 3)),
     ),
     row("nn.HuberLoss", *(of(r, 0.52)(apart(5), fixed([0.12] * 5)) for r in REDUCTION)),
-    row("nn.KLDivLoss", *(of(reduction=r)(real(2, 3), unit(2, 3)) for r in (*REDUCTION, "batchmean")), of(log_target=True)(real(3), real(3))),
+    row(
+        "nn.KLDivLoss",
+        *(of(reduction=r)(real(2, 3), unit(2, 3)) for r in (*REDUCTION, "batchmean")),
+        of(log_target=True)(real(3), real(3)),
+    ),
     row("nn.L1Loss", *(of(reduction=r)(apart(2, 2), apart(2, 2, phase=1)) for r in REDUCTION)),
     row("nn.MSELoss", *(of(reduction=r)(real(2, 3), real(2, 3)) for r in REDUCTION), analytic=True),
-    row("nn.NLLLoss", *(of(_WEIGHT, ignore_index=1, reduction=r)(real(4, 3), _CLASSES) for r in REDUCTION), of()(real(2, 3), whole(3, 2))),
+    row(
+        "nn.NLLLoss",
+        *(of(_WEIGHT, ignore_index=1, reduction=r)(real(4, 3), _CLASSES) for r in REDUCTION),
+        of()(real(2, 3), whole(3, 2)),
+    ),
     row("nn.SmoothL1Loss", *(of(reduction=r, beta=0.52)(apart(5), fixed([0.12] * 5)) for r in REDUCTION)),
 ]
 
 MAPS = [
     row("nn.Identity", of(3, any=True)(real(2, 3)), analytic=True),
     row("nn.Linear", of(3, 2)(real(2, 3)), of(3, 2, bias=False)(real(3)), of(2, 1)(real(0, 2)), analytic=True),
-    row("nn.Embedding", of(3, 2)(whole(3, 2, 2)), of(3, 2, padding_idx=-1)(fixed([2, 0, 0])), analytic=True),
-    row("nn.Conv1d", of(2, 2, 3, 2, 1)(real(1, 2, 4)), of(2, 4, 2, padding="same", groups=2, bias=False)(real(2, 3)), of(1, 1, 3, padding=1, padding_mode="circular")(real(1, 1, 3)), analytic=True),
+    row("nn.Embedding", of(3, 2)(whole(3, 2, 2)), of(3, 2, padding_idx=-1)(fixed([1, 0, 0])), analytic=True),
+    row(
+        "nn.Conv1d",
+        of(2, 2, 3, 2, 1)(real(1, 2, 4)),
+        of(2, 4, 2, padding="same", groups=2, bias=False)(real(2, 3)),
+        of(1, 1, 3, padding=1, padding_mode="circular")(real(1, 1, 3)),
+        analytic=True,
+    ),
     row(
         "nn.Conv2d",
         of(2, 1, (2, 1), 2, 1)(real(1, 2, 3, 2)),
@@ -61,28 +81,78 @@ MAPS = [
         of(1, 1, 3, padding=(1, 2), padding_mode="reflect")(real(1, 1, 3, 3)),
         analytic=True,
     ),
-    row("nn.ConvTranspose1d", of(2, 1, 3, 2, 1, 1)(real(1, 2, 2)), of(2, 2, 2, groups=2, bias=False, dilation=2)(real(2, 3)), of(1, 1, 2, 3)(real(1, 1, 2), output_size=[6]), analytic=True),
-    row("nn.ConvTranspose2d", of(2, 1, (2, 3), 2, 1, (0, 1))(real(1, 2, 2, 2)), of(2, 2, 1, groups=2, bias=False)(real(2, 1, 2)), of(1, 1, 2, 2)(real(1, 1, 2, 1), output_size=(5, 2)), analytic=True),
+    row(
+        "nn.ConvTranspose1d",
+        of(2, 1, 3, 2, 1, 1)(real(1, 2, 2)),
+        of(2, 2, 2, groups=2, bias=False, dilation=2)(real(2, 3)),
+        of(1, 1, 2, 3)(real(1, 1, 2), output_size=[6]),
+        analytic=True,
+    ),
+    row(
+        "nn.ConvTranspose2d",
+        of(2, 1, (2, 3), 2, 1, (0, 1))(real(1, 2, 2, 2)),
+        of(2, 2, 1, groups=2, bias=False)(real(2, 1, 2)),
+        of(1, 1, 2, 2)(real(1, 1, 2, 1), output_size=(5, 2)),
+        analytic=True,
+    ),
     row("nn.Dropout", of(0.4)(real(2, 3)), of(0.4, training=False)(real(3)), analytic=True, seeded=True),
     row("nn.Flatten", of()(real(2, 2, 2)), of(0, 1)(real(2, 2, 2)), analytic=True),
     row("nn.Unflatten", of(1, (2, 2))(real(2, 4)), of(-2, (-1, 3))(real(3, 2)), analytic=True),
-    row("nn.Upsample", of(scale_factor=2)(real(1, 1, 2, 2)), of((3, 4), mode="bilinear")(real(1, 1, 2, 3)), of(5, mode="linear", align_corners=True)(real(1, 2, 3)), analytic=True),
+    row(
+        "nn.Upsample",
+        of(scale_factor=2)(real(1, 1, 2, 2)),
+        of((3, 4), mode="bilinear")(real(1, 1, 2, 3)),
+        of(5, mode="linear", align_corners=True)(real(1, 2, 3)),
+        analytic=True,
+    ),
     row("nn.PixelShuffle", of(2)(real(1, 4, 1, 2)), analytic=True),
     row("nn.PixelUnshuffle", of(2)(real(1, 1, 2, 4)), analytic=True),
-    row("nn.MaxPool1d", of(2)(apart(1, 2, 4)), of(3, 2, 1, ceil_mode=True)(apart(2, 5)), of(2, 1, dilation=2, return_indices=True)(apart(1, 1, 4))),
+    row(
+        "nn.MaxPool1d",
+        of(2)(apart(1, 2, 4)),
+        of(3, 2, 1, ceil_mode=True)(apart(2, 5)),
+        of(2, 1, dilation=2, return_indices=True)(apart(1, 1, 4)),
+    ),
     row("nn.MaxPool2d", of(2)(apart(1, 1, 4, 4)), of((3, 2), (2, 1), (1, 0), ceil_mode=True)(apart(1, 4, 3))),
     row("nn.AvgPool1d", of(2)(real(1, 2, 4)), of(3, 2, 1, True, False)(real(1, 5)), analytic=True),
-    row("nn.AvgPool2d", of(2)(real(1, 1, 4, 4)), of((3, 2), (2, 1), (1, 0), True, False)(real(1, 4, 3)), of(2, divisor_override=3)(real(1, 1, 2, 2)), analytic=True),
+    row(
+        "nn.AvgPool2d",
+        of(2)(real(1, 1, 4, 4)),
+        of((3, 2), (2, 1), (1, 0), True, False)(real(1, 4, 3)),
+        of(2, divisor_override=3)(real(1, 1, 2, 2)),
+        analytic=True,
+    ),
     row("nn.AdaptiveAvgPool2d", of(2)(real(1, 2, 4, 3)), of((1, 2))(real(1, 3, 3)), analytic=True),
     row("nn.Sequential", of(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))(real(2, 2)), analytic=True),
 ]
 
 NORMS = [
-    row("nn.BatchNorm1d", of(2)(real(3, 2)), of(2, 0.1, None, False)(real(2, 2, 3)), of(2, training=False)(real(2, 2)), of(2, track_running_stats=False, training=False)(real(3, 2)), analytic=True),
+    row(
+        "nn.BatchNorm1d",
+        of(2)(real(3, 2)),
+        of(2, 0.1, None, False)(real(2, 2, 3)),
+        of(2, training=False)(real(2, 2)),
+        of(2, track_running_stats=False, training=False)(real(3, 2)),
+        analytic=True,
+    ),
     row("nn.BatchNorm2d", of(2)(real(2, 2, 2, 1)), of(1, training=False)(real(1, 1, 2, 2)), analytic=True),
-    row("nn.InstanceNorm2d", of(2)(real(1, 2, 2, 2)), of(2, affine=True)(real(2, 2, 3)), of(2, affine=True, track_running_stats=True, training=False)(real(1, 2, 2, 1)), analytic=True),
-    row("nn.LayerNorm", of(4)(real(2, 4)), of((2, 3), 0.1, bias=False)(real(1, 2, 3)), of(3, elementwise_affine=False)(real(3)), analytic=True),
-    row("nn.RMSNorm", of(4)(real(2, 4)), of((2, 3), 0.1)(real(2, 2, 3)), of(3, elementwise_affine=False)(real(3)), analytic=True),
+    row(
+        "nn.InstanceNorm2d",
+        of(2)(real(1, 2, 2, 2)),
+        of(2, affine=True)(real(2, 2, 3)),
+        of(2, affine=True, track_running_stats=True, training=False)(real(1, 2, 2, 1)),
+        analytic=True,
+    ),
+    row(
+        "nn.LayerNorm",
+        of(4)(real(2, 4)),
+        of((2, 3), 0.1, bias=False)(real(1, 2, 3)),
+        of(3, elementwise_affine=False)(real(3)),
+        analytic=True,
+    ),
+    row(
+        "nn.RMSNorm", of(4)(real(2, 4)), of((2, 3), 0.1)(real(2, 2, 3)), of(3, elementwise_affine=False)(real(3)), analytic=True
+    ),
     row("nn.GroupNorm", of(2, 4)(real(1, 4, 2)), of(1, 2, 0.1, affine=False)(real(2, 2)), analytic=True),
 ]
 
@@ -92,40 +162,71 @@ SEQUENCES = [
     row(
         "nn.GRU",
         of(2, 2)(real(2, 1, 2)),
-        of(1, 2, 2, False, True, 0.5, True)(real(1, 2, 1), real(4, 1, 2)),
-        of(2, 1)(real(3, 2), real(1, 1)),
+        of(1, 1, 2, False, True, 0.5, True)(real(1, 2, 1), real(4, 1, 1)),
+        of(2, 1)(real(2, 2), real(1, 1)),
         analytic=True,
         seeded=True,
+        elements=8,
     ),
     row(
         "nn.LSTM",
         of(2, 2)(real(2, 1, 2)),
         of(1, 1, 2, False, True, 0.5, True)(real(1, 2, 1), (real(4, 1, 1), real(4, 1, 1))),
-        of(2, 1)(real(3, 2), (real(1, 1), real(1, 1))),
+        of(2, 1)(real(2, 2), (real(1, 1), real(1, 1))),
         analytic=True,
         seeded=True,
+        elements=8,
     ),
     row(
         "nn.MultiheadAttention",
         of(2, 2)(real(3, 1, 2), real(2, 1, 2), real(2, 1, 2)),
-        of(2, 1, batch_first=True)(real(1, 3, 2), real(1, 3, 2), real(1, 3, 2), need_weights=False, is_causal=True, attn_mask=fixed(_FUTURE)),
+        of(2, 1, batch_first=True)(
+            real(1, 3, 2), real(1, 3, 2), real(1, 3, 2), need_weights=False, is_causal=True, attn_mask=fixed(_FUTURE)
+        ),
         of(4, 2, bias=False, kdim=1, vdim=3)(real(2, 4), real(3, 1), real(3, 3), average_attn_weights=False),
-        of(2, 2, 0.4, batch_first=True)(real(1, 2, 2), real(1, 2, 2), real(1, 2, 2), fixed([[False, True]]), need_weights=False),
+        of(2, 2, 0.4, batch_first=True)(
+            real(1, 2, 2), real(1, 2, 2), real(1, 2, 2), fixed([[False, True]]), need_weights=False
+        ),
         of(2, 1)(real(2, 1, 2), real(3, 1, 2), real(3, 1, 2), attn_mask=real(2, 3)),
         seeded=True,
+        elements=12,
     ),
 ]
+
+
+class Game(nn.Module):
+    """Both losses of a GAN as functions of pictures, noise and all parameters."""
+
+    def __init__(self, config: models.GANConfig):
+        super().__init__()
+        self.model = models.GAN(config)
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        real, fake = self.model.discriminator(x), self.model.discriminator(self.model.generator(z))
+        return discriminator_loss(real, fake), generator_loss(fake, self.model.config.loss)
+
 
 _PICTURE = (1, 4, 4)
 _GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4, dropout=0.2)
 
 MODELS = [
-    row("models.GPT", of(_GPT, via="loss")(whole(5, 2, 4), whole(5, 2, 4)), seeded=True),
+    row(
+        "models.GAN",
+        of(models.GANConfig(shape=_PICTURE, hidden=3, latent=2))(unit(2, *_PICTURE), real(2, 2)),
+        of(models.GANConfig(shape=_PICTURE, network="dcgan", hidden=4, latent=1, loss="saturating"))(
+            unit(2, *_PICTURE), real(2, 1)
+        ),
+        target=Game,
+        seeded=True,
+        elements=2,
+    ),
+    row("models.GPT", of(_GPT, via="loss")(whole(5, 2, 4), whole(5, 2, 4)), seeded=True, elements=6),
     row(
         "models.VAE",
         of(models.VAEConfig(shape=_PICTURE, hidden=3, latent=2), via="elbo")(unit(2, *_PICTURE)),
         of(models.VAEConfig(shape=_PICTURE, network="conv", hidden=1, latent=1), via="elbo")(unit(1, *_PICTURE)),
         seeded=True,
+        elements=4,
     ),
 ]
 

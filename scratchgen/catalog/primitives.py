@@ -20,13 +20,29 @@ def unary(draw: Drawer) -> tuple[Case, ...]:
 
 def binary(a: Drawer, b: Drawer) -> tuple[Case, ...]:
     """Equal shapes; both broadcast; a 0-d operand; none left; a number on either side."""
-    return case(a(2, 2), b(2, 2)), case(a(2, 1), b(3)), case(a(), b(2)), case(a(2, 1, 2), b(3, 1)), case(a(1), b(2, 0)), case(a(2), 0.55), case(1.35, b(2))
+    return (
+        case(a(2, 2), b(2, 2)),
+        case(a(2, 1), b(3)),
+        case(a(), b(2)),
+        case(a(2, 1, 2), b(3, 1)),
+        case(a(1), b(2, 0)),
+        case(a(2), 0.55),
+        case(1.35, b(2)),
+    )
 
 
 def reducing(draw: Drawer, empty: bool = True) -> tuple[Case, ...]:
     """All of it; one dimension; two, kept; 0-d; a length of 1; nothing."""
-    some = case(draw(2, 3)), case(draw(2, 3), dim=1), case(draw(2, 3, 2), dim=(0, -1), keepdim=True), case(draw()), case(draw(3, 1), dim=-1)
-    return (*some, case(draw(0, 2), dim=0), case(draw(0, 2), dim=1, keepdim=True)) if empty else (*some, case(draw(0, 2), dim=1))
+    some = (
+        case(draw(2, 3)),
+        case(draw(2, 3), dim=1),
+        case(draw(2, 3, 2), dim=(0, -1), keepdim=True),
+        case(draw()),
+        case(draw(3, 1), dim=-1),
+    )
+    return (
+        (*some, case(draw(0, 2), dim=0), case(draw(0, 2), dim=1, keepdim=True)) if empty else (*some, case(draw(0, 2), dim=1))
+    )
 
 
 ELEMENTWISE = [
@@ -56,7 +72,9 @@ ELEMENTWISE = [
     row("log1p", *unary(positive), analytic=True),
     row("log2", *unary(positive), analytic=True),
     row("logaddexp", *binary(real, real)),
-    row("masked_fill", case(real(2, 3), mask(3), -1.5), case(real(), mask(2), 2), case(real(0, 3), mask(3), 1.0), analytic=True),
+    row(
+        "masked_fill", case(real(2, 3), mask(3), -1.5), case(real(), mask(2), 2), case(real(0, 3), mask(3), 1.0), analytic=True
+    ),
     row("maximum", *binary(apart, partial(apart, phase=1))),
     row("minimum", *binary(apart, partial(apart, phase=1))),
     row("mul", *binary(real, real), analytic=True),
@@ -82,7 +100,14 @@ ELEMENTWISE = [
     row("square", *unary(real), analytic=True),
     row("sub", *binary(real, real), case(real(2), real(2, 2), alpha=2), analytic=True),
     row("tanh", *unary(real), analytic=True),
-    row("where", case(mask(2, 3), real(2, 3), real(3)), case(mask(3), real(2, 1), 0.5), case(mask(2), 1.5, real()), case(mask(), real(), real()), analytic=True),
+    row(
+        "where",
+        case(mask(2, 3), real(2, 3), real(3)),
+        case(mask(3), real(2, 1), 0.5),
+        case(mask(2), 1.5, real()),
+        case(mask(), real(), real()),
+        analytic=True,
+    ),
     row(
         "cast",
         case(real(2, 3), np.float64),
@@ -95,12 +120,47 @@ ELEMENTWISE = [
 REDUCTIONS = [
     row("amax", *reducing(apart, empty=False)),
     row("amin", *reducing(apart, empty=False)),
-    row("cumsum", case(real(4), 0), case(real(2, 3), 1), case(real(2, 3), -2), case(real(), 0), case(real(0, 2), 0), analytic=True),
-    row("logsumexp", case(real(2, 3), 1), case(real(2, 3, 2), (0, -1), keepdim=True), case(real(), 0), case(real(3, 1), -1), case(real(0, 2), 0), analytic=True),
-    row("max", case(apart(2, 3)), case(apart(2, 3), 1), case(apart(2, 3), 0, keepdim=True), case(apart(), 0), case(apart(2, 2), apart(2, phase=1))),
+    row(
+        "cumsum",
+        case(real(4), 0),
+        case(real(2, 3), 1),
+        case(real(2, 3), -2),
+        case(real(), 0),
+        case(real(0, 2), 0),
+        analytic=True,
+    ),
+    row(
+        "logsumexp",
+        case(real(2, 3), 1),
+        case(real(2, 3, 2), (0, -1), keepdim=True),
+        case(real(), 0),
+        case(real(3, 1), -1),
+        case(real(0, 2), 1),
+        analytic=True,
+    ),
+    row(
+        "max",
+        case(apart(2, 3)),
+        case(apart(2, 3), 1),
+        case(apart(2, 3), 0, keepdim=True),
+        case(apart(), 0),
+        case(apart(2, 2), apart(2, phase=1)),
+    ),
     row("mean", *reducing(real, empty=False), analytic=True),
-    row("min", case(apart(2, 3)), case(apart(2, 3), 1), case(apart(2, 3), 0, keepdim=True), case(apart(), 0), case(apart(2, 2), apart(2, phase=1))),
-    row("norm", *reducing(real), *(case(loud(2, 3), p, 1) for p in (1, 3, 0.5, np.inf, -np.inf, 0)), case(loud(2, 2), 4.0, keepdim=True)),
+    row(
+        "min",
+        case(apart(2, 3)),
+        case(apart(2, 3), 1),
+        case(apart(2, 3), 0, keepdim=True),
+        case(apart(), 0),
+        case(apart(2, 2), apart(2, phase=1)),
+    ),
+    row(
+        "norm",
+        *reducing(real),
+        *(case(loud(2, 3), p, 1) for p in (1, 3, 0.5, np.inf, -np.inf, 0)),
+        case(loud(2, 2), 4.0, keepdim=True),
+    ),
     row(
         "prod",
         case(positive(3)),
@@ -112,14 +172,35 @@ REDUCTIONS = [
         case(real(2, 0), 1),
         analytic=True,
     ),
-    row("std", case(real(2, 3)), case(real(2, 3), 1), case(real(2, 3, 2), (0, -1), keepdim=True, correction=0), case(real(4), 0, False), case(real(0, 2), 1)),
+    row(
+        "std",
+        case(real(2, 3)),
+        case(real(2, 3), 1),
+        case(real(2, 3, 2), (0, -1), keepdim=True, correction=0),
+        case(real(4), 0, False),
+        case(real(0, 2), 1),
+    ),
     row("sum", *reducing(real), case(real(2, 2), 0, dtype=np.float64), analytic=True),
-    row("var", case(real(2, 3)), case(real(2, 3), 1), case(real(2, 3, 2), (0, -1), keepdim=True, correction=0), case(real(4), 0, True), case(real(0, 2), 1), analytic=True),
+    row(
+        "var",
+        case(real(2, 3)),
+        case(real(2, 3), 1),
+        case(real(2, 3, 2), (0, -1), keepdim=True, correction=0),
+        case(real(4), 0, True),
+        case(real(0, 2), 1),
+        analytic=True,
+    ),
 ]
 
 SHAPES = [
     row("broadcast_to", case(real(2, 1), (3, 2, 2)), case(real(), (2,)), case(real(1), (0,)), analytic=True),
-    row("cat", case([real(2), real(3)]), case([real(2, 1), real(2, 2), real(2, 0)], dim=-1), case([real(1, 2)], 0), analytic=True),
+    row(
+        "cat",
+        case([real(2), real(3)]),
+        case([real(2, 1), real(2, 2), real(2, 0)], dim=-1),
+        case([real(1, 2)], 0),
+        analytic=True,
+    ),
     row("chunk", case(real(5), 2), case(real(2, 3), 3, dim=1), case(real(2, 0), 2, 1), analytic=True),
     row("clone", case(real(2, 3)), case(real()), analytic=True),
     row("concatenate", case([real(2, 1), real(2, 2)], dim=1), analytic=True),
@@ -128,8 +209,22 @@ SHAPES = [
     row("expand", case(real(2, 1), 3, -1, 2), case(real(), (2,)), case(real(1, 2), 0, 2), analytic=True),
     row("flatten", case(real(2, 3)), case(real(2, 1, 2), 1), case(real(2, 3, 2), 0, 1), case(real()), analytic=True),
     row("flip", case(real(3), 0), case(real(2, 3), (0, -1)), case(real(0, 2), 1), analytic=True),
-    row("gather", case(real(3), 0, whole(3, 5)), case(real(2, 3), 1, whole(3, 2, 4)), case(real(3, 2), 0, whole(3, 2, 1)), case(real(2, 3), -1, whole(3, 2, 0)), analytic=True),
-    row("index_select", case(real(3, 2), 0, whole(3, 5)), case(real(2, 3), -1, whole(3, 2)), case(real(3), 0, whole(3)), case(real(3), 0, whole(3, 0)), analytic=True),
+    row(
+        "gather",
+        case(real(3), 0, whole(3, 5)),
+        case(real(2, 3), 1, whole(3, 2, 4)),
+        case(real(3, 2), 0, whole(3, 2, 1)),
+        case(real(2, 3), -1, whole(3, 2, 0)),
+        analytic=True,
+    ),
+    row(
+        "index_select",
+        case(real(3, 2), 0, whole(3, 5)),
+        case(real(2, 3), -1, whole(3, 2)),
+        case(real(3), 0, whole(3)),
+        case(real(3), 0, whole(3, 0)),
+        analytic=True,
+    ),
     row("movedim", case(real(2, 3, 1), 0, 2), case(real(2, 3), -1, 0), case(real(2), 0, 0), analytic=True),
     row("narrow", case(real(4), 0, 1, 2), case(real(2, 3), -1, 2, 1), case(real(2), 0, 1, 0), analytic=True),
     row(
@@ -141,12 +236,27 @@ SHAPES = [
         *(case(real(3, 2), (1, 1, 2, 1), mode) for mode in ("reflect", "replicate", "circular")),
         analytic=True,
     ),
-    row("permute", case(real(2, 3, 1), 2, 0, 1), case(real(2, 3), (1, 0)), case(real(2, 0), (-1, 0)), case(real(), ()), analytic=True),
+    row(
+        "permute",
+        case(real(2, 3, 1), 2, 0, 1),
+        case(real(2, 3), (1, 0)),
+        case(real(2, 0), (-1, 0)),
+        case(real(), ()),
+        analytic=True,
+    ),
     row("repeat", case(real(2), 2, 3), case(real(2, 1), (1, 3)), case(real(2), 0), analytic=True),
     row("repeat_interleave", case(real(2, 2), 2), case(real(2, 2), 3, 0), case(real(2, 1), 2, dim=-1), analytic=True),
-    row("reshape", case(real(2, 3), 3, 2), case(real(2, 3), (-1,)), case(real(), (1, 1)), case(real(0, 2), 2, 0), analytic=True),
+    row(
+        "reshape", case(real(2, 3), 3, 2), case(real(2, 3), (-1,)), case(real(), (1, 1)), case(real(0, 2), 2, 0), analytic=True
+    ),
     row("roll", case(real(4), 1, 0), case(real(2, 3), -4, 1), case(real(2, 0), 1, 1), analytic=True),
-    row("scatter_add", case(real(3), 0, whole(3, 5), real(5)), case(real(2, 3), 1, whole(3, 2, 2), real(2, 3)), case(real(3, 2), -2, whole(3, 4, 1), real(4, 2)), analytic=True),
+    row(
+        "scatter_add",
+        case(real(3), 0, whole(3, 5), real(5)),
+        case(real(2, 3), 1, whole(3, 2, 2), real(2, 3)),
+        case(real(3, 2), -2, whole(3, 4, 1), real(4, 2)),
+        analytic=True,
+    ),
     row("split", case(real(5), 2), case(real(2, 3), [1, 0, 2], dim=-1), case(real(0), 2), analytic=True),
     row("squeeze", case(real(1, 2, 1)), case(real(1, 2, 1), -1), case(real(1, 2, 1), (0, 1)), analytic=True),
     row("stack", case([real(2), real(2)]), case([real(2, 3), real(2, 3)], dim=-1), case([real(), real()]), analytic=True),
@@ -160,11 +270,31 @@ SHAPES = [
 PRODUCTS = [
     row(
         "matmul",
-        *(case(real(*a), real(*b)) for a, b in [((2, 3), (3, 2)), ((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 2, 3), (3, 2)), ((2, 3), (2, 3, 1))]),
-        *(case(real(*a), real(*b)) for a, b in [((2, 1, 2, 2), (3, 2, 1)), ((2, 0), (0, 3)), ((0, 2), (2, 2)), ((3,), (2, 3, 2))]),
+        *(
+            case(real(*a), real(*b))
+            for a, b in [
+                ((2, 3), (3, 2)),
+                ((3,), (3,)),
+                ((2, 3), (3,)),
+                ((3,), (3, 2)),
+                ((2, 2, 3), (3, 2)),
+                ((2, 3), (2, 3, 1)),
+            ]
+        ),
+        *(
+            case(real(*a), real(*b))
+            for a, b in [((2, 1, 2, 2), (3, 2, 1)), ((2, 0), (0, 3)), ((0, 2), (2, 2)), ((3,), (2, 3, 2))]
+        ),
         analytic=True,
     ),
-    row("linear", case(real(2, 3), real(2, 3), real(2)), case(real(3), real(2, 3)), case(real(2, 2, 3), real(1, 3), real(1)), case(real(0, 3), real(2, 3), real(2)), analytic=True),
+    row(
+        "linear",
+        case(real(2, 3), real(2, 3), real(2)),
+        case(real(3), real(2, 3)),
+        case(real(2, 2, 3), real(1, 3), real(1)),
+        case(real(0, 3), real(2, 3), real(2)),
+        analytic=True,
+    ),
     row(
         "einsum",
         case("ij,jk->ik", real(2, 3), real(3, 2)),
@@ -181,8 +311,13 @@ PRODUCTS = [
     ),
 ]
 
-_GEOMETRIES = [dict(), dict(stride=2, padding=1), dict(dilation=2, padding=2), dict(stride=2, padding=1, dilation=2)]
-_TRANSPOSED = [dict(), dict(stride=2, padding=1, output_padding=1), dict(dilation=2), dict(stride=3, padding=1, output_padding=2)]
+_GEOMETRIES = [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"stride": 2, "padding": 1, "dilation": 2}]
+_TRANSPOSED = [
+    {},
+    {"stride": 2, "padding": 1, "output_padding": 1},
+    {"dilation": 2},
+    {"stride": 3, "padding": 1, "output_padding": 2},
+]
 
 CONVOLUTIONS = [
     row(
@@ -215,9 +350,28 @@ CONVOLUTIONS = [
         case(real(1, 2, 2), real(1, 1, 2, 2)),
         analytic=True,
     ),
-    row("max_pool1d", case(apart(2, 1, 6), 2), case(apart(1, 2, 5), 3, 2, 1), case(apart(1, 6), 2, stride=1, dilation=2), case(apart(1, 1, 5), 2, ceil_mode=True, return_indices=True)),
-    row("max_pool2d", case(apart(1, 2, 4, 4), 2), case(apart(1, 1, 4, 3), (2, 3), (1, 2), (1, 1)), case(apart(1, 5, 5), 3, 2, 1, ceil_mode=True), case(apart(1, 1, 5, 3), 2, 1, dilation=(2, 1))),
-    row("avg_pool1d", case(real(2, 1, 6), 2), case(real(1, 2, 5), 3, 2, 1), case(real(1, 5), 3, 2, 1, True, False), case(real(1, 1, 6), 3, 2, ceil_mode=True), analytic=True),
+    row(
+        "max_pool1d",
+        case(apart(2, 1, 6), 2),
+        case(apart(1, 2, 5), 3, 2, 1),
+        case(apart(1, 6), 2, stride=1, dilation=2),
+        case(apart(1, 1, 5), 2, ceil_mode=True, return_indices=True),
+    ),
+    row(
+        "max_pool2d",
+        case(apart(1, 2, 4, 4), 2),
+        case(apart(1, 1, 4, 3), (2, 3), (1, 2), (1, 1)),
+        case(apart(1, 5, 5), 3, 2, 1, ceil_mode=True),
+        case(apart(1, 1, 5, 3), 2, 1, dilation=(2, 1)),
+    ),
+    row(
+        "avg_pool1d",
+        case(real(2, 1, 6), 2),
+        case(real(1, 2, 5), 3, 2, 1),
+        case(real(1, 5), 3, 2, 1, True, False),
+        case(real(1, 1, 6), 3, 2, ceil_mode=True),
+        analytic=True,
+    ),
     row(
         "avg_pool2d",
         case(real(1, 2, 4, 4), 2),
@@ -227,13 +381,42 @@ CONVOLUTIONS = [
         case(real(1, 1, 3, 3), 2, 1, divisor_override=3),
         analytic=True,
     ),
-    row("unfold", case(real(1, 2, 3, 3), 2), case(real(2, 1, 4, 3), (2, 1), padding=(1, 0), stride=2), case(real(1, 3, 3), 2, dilation=2), analytic=True),
+    row(
+        "unfold",
+        case(real(1, 2, 3, 3), 2),
+        case(real(2, 1, 4, 3), (2, 1), padding=(1, 0), stride=2),
+        case(real(1, 3, 3), 2, dilation=2),
+        analytic=True,
+    ),
 ]
 
 FUSED = [
-    row("softmax", case(real(3), 0), case(real(2, 3), -1), case(real(3, 2, 2), 1), case(real(), 0), case(real(2, 1), 1), case(real(2, 0), 1), analytic=True),
-    row("log_softmax", case(real(3), 0), case(real(2, 3), -1), case(real(3, 2, 2), 1), case(real(), 0), case(real(2, 1), 1), case(real(0, 2), 1), analytic=True),
-    row("class_losses", case(real(3, 4), fixed([0, 3, 1]), -100), case(real(3, 2), fixed([1, -7, 0]), -7), target=lambda x, t, ignored: class_losses(x, t.data, ignored)),
+    row(
+        "softmax",
+        case(real(3), 0),
+        case(real(2, 3), -1),
+        case(real(3, 2, 2), 1),
+        case(real(), 0),
+        case(real(2, 1), 1),
+        case(real(2, 0), 1),
+        analytic=True,
+    ),
+    row(
+        "log_softmax",
+        case(real(3), 0),
+        case(real(2, 3), -1),
+        case(real(3, 2, 2), 1),
+        case(real(), 0),
+        case(real(2, 1), 1),
+        case(real(0, 2), 1),
+        analytic=True,
+    ),
+    row(
+        "class_losses",
+        case(real(3, 4), fixed([0, 3, 1]), -100),
+        case(real(3, 2), fixed([1, -7, 0]), -7),
+        target=lambda x, t, ignored: class_losses(x, t.data, ignored),
+    ),
     row(
         "layer_norm",
         case(real(2, 4), 4, real(4), real(4)),
@@ -260,7 +443,10 @@ def _reflected(name: str) -> Callable[..., object]:
 TENSORS = [
     row(
         "Tensor.__getitem__",
-        *(case(real(3, 4), key) for key in (1, -1, slice(None, None, 2), (..., 2), (slice(2), None, 1), (), (slice(2, 0, -1), 3))),
+        *(
+            case(real(3, 4), key)
+            for key in (1, -1, slice(None, None, 2), (..., 2), (slice(2), None, 1), (), (slice(2, 0, -1), 3))
+        ),
         case(real(3, 2), whole(3, 4)),
         case(real(3, 2), whole(3, 2, 2)),
         case(real(3, 4), (whole(3, 5), whole(4, 5))),
@@ -280,9 +466,20 @@ TENSORS = [
     row("Tensor.mT", case(real(2, 3)), case(real(2, 1, 3)), target=lambda x: x.mT, analytic=True),
     row("Tensor.t", case(real(2, 3)), case(real(3)), analytic=True),
     row("Tensor.view", case(real(2, 3), 3, -1), case(real(2, 3), (6,)), analytic=True),
-    row("Tensor.to", case(real(2), np.float64), case(real(2), "cpu"), case(real(2), dtype="float64", device="cpu"), analytic=True),
+    row(
+        "Tensor.to",
+        case(real(2), np.float64),
+        case(real(2), "cpu"),
+        case(real(2), dtype="float64", device="cpu"),
+        analytic=True,
+    ),
     row("Tensor.double", case(real(2)), analytic=True),
-    row("Tensor.float", case(real(2)), order=0, why="float32 is too coarse for differences; the tests compare its gradient with the cotangent"),
+    row(
+        "Tensor.float",
+        case(real(2)),
+        order=0,
+        why="float32 is too coarse for differences; the tests compare its gradient with the cotangent",
+    ),
     row("Tensor.__radd__", case(real(2), 1.5), target=_reflected("__radd__"), analytic=True),
     row("Tensor.__rsub__", case(real(2), 1.5), target=_reflected("__rsub__"), analytic=True),
     row("Tensor.__rmul__", case(real(2), 1.5), target=_reflected("__rmul__"), analytic=True),

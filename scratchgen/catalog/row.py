@@ -81,7 +81,7 @@ def away(*shape: int, kinks: tuple[float, ...] = (0.0,)) -> Draw:
 
 
 def apart(*shape: int, phase: int = 0) -> Draw:
-    """Numbers no two of which are closer than 0.05, nor closer to 0; nor to those of the phases 0, 1, 2 that are not their own."""
+    """Numbers no two of which are closer than 0.05, nor to 0, nor to those of the other phases; phases are 0, 1, 2."""
 
     def sample(rng: Generator) -> Array:
         n = int(np.prod(shape))
@@ -256,6 +256,7 @@ class Row:
     why: str = ""  # where that is below 2
     analytic: bool = False  # is it a formula that complex numbers can be put into?
     seeded: bool = False  # does it draw from the library's generator?
+    elements: int = 24  # of each input and parameter, compared one by one
 
     def drawn(self, seed: int = 0) -> Iterator[tuple[Case, Any, list[Array]]]:
         """Each case, its function of the drawn arguments alone, and these. The same seed gives the same."""
@@ -264,13 +265,13 @@ class Row:
             yield one, one.bound(self.target, rng, self.seeded), one.drawn(rng)
 
 
-def row(name: str, *cases: Case, target: Any = None, order: int = 2, why: str = "", analytic: bool = False, seeded: bool = False) -> Row:
-    """A row for the public thing called `name`: "softmax" of `functional` or `ops`, "nn.Linear", "Tensor.view", "calculus.jvp"."""
+def row(name: str, *cases: Case, target: Any = None, order: int = 2, why: str = "", **special: Any) -> Row:
+    """A row for what is called `name`: "softmax" in `functional` or `ops`, "nn.Linear", "Tensor.view", "calculus.jvp"."""
     if not cases:
         raise ValueError(f"row {name}: expected at least one case")
     if order < 2 and not why:
         raise ValueError(f"row {name}: expected the reason why no more than order {order} can be checked")
-    return Row(name, cases, _public(name) if target is None else target, order, why, analytic, seeded)
+    return Row(name, cases, _public(name) if target is None else target, order, why, **special)
 
 
 def _public(name: str) -> Any:

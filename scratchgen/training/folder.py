@@ -169,7 +169,7 @@ def _digest(raw: bytes | bytearray) -> str:
 def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """JSON that stands for `value`; arrays move to `arrays` under their place in the tree, such as "model/fc.weight"."""
     if isinstance(value, np.ndarray):
-        arrays[name] = value
+        arrays[name] = value.copy(order="C")  # safetensors writes the memory as it lies, whatever the strides say
         return {"array": name}
     inside = f"{name}/" if name else ""
     if isinstance(value, dict):  # as pairs: a key may be a number

@@ -253,7 +253,7 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
                     row |= {f"test_{key}": value for key, value in model.evaluate(task.held_out(recipe.eval_batches)).items()}
             row["seconds"] = round(time.perf_counter() - began, 3)
             log.write(row)
-        if shown:
+        if shown or received:
             write_whole(folder / CURVES, pictures.curves(recipe.family, log.rows))
         if last or received or step % recipe.save_every == 0:
             _save(state, folder, log)

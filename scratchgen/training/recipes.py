@@ -125,18 +125,23 @@ def adjust(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             near = difflib.get_close_matches(name, known, n=1)
             guess = f" (did you mean {near[0]!r}?)" if near else ""
             raise TrainingError(f"the recipe {recipe.name!r} has no setting {name!r}{guess}; it has {', '.join(known)}.")
-        value = _read(name, value, types[name])
+        value = _read(name, value, types[name], least=1 if name in recipe.model else 0)
         (model if name in recipe.model else own)[name] = value
     if "data" in own:
         own["data"] = _place(own["data"])
     return dataclasses.replace(recipe, model=model, **own)
 
 
-_KINDS = {int: "a whole number", float: "a finite number of at least 0", bool: "true or false", str: "a text"}
+_KINDS = {
+    int: "a whole number of at least {least}",
+    float: "a finite number of at least 0",
+    bool: "true or false",
+    str: "a text",
+}
 
 
-def _read(name: str, value: Any, kind: type) -> Any:
-    """`value`, or what it spells where it is a text, as a value of type `kind`."""
+def _read(name: str, value: Any, kind: type, least: int) -> Any:
+    """`value`, or what it spells where it is a text, as a value of type `kind`; whole numbers are at least `least`."""
     optional = type(None) in get_args(kind)
     if optional:
         if value is None or value == "none":
@@ -150,12 +155,14 @@ def _read(name: str, value: Any, kind: type) -> Any:
             read = value if isinstance(value, str) and value else None
         elif not isinstance(value, bool):
             read = kind(value)
-            if not isinstance(value, str) and read != value or not math.isfinite(read) or kind is float and read < 0:
+            if not isinstance(value, str) and read != value or not math.isfinite(read) or read < (least if kind is int else 0):
                 read = None
     except (ValueError, TypeError, KeyError, OverflowError):
         pass
     if read is None:
-        raise TrainingError(f"{name}: expected {_KINDS[kind]}{' or none' if optional else ''}, got {value!r}.")
+        raise TrainingError(
+            f"{name}: expected {_KINDS[kind].format(least=least)}{' or none' if optional else ''}, got {value!r}."
+        )
     return read
 
 

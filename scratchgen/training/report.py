@@ -80,8 +80,8 @@ def _gan(run: Run, scores: dict[str, float]) -> str:
         run,
         scores,
         "A generator <i>G</i> turns noise into pictures; a discriminator <i>D</i> judges whether a picture is real. Each is "
-        "the other’s teacher: <i>D</i> raises the value <i>V</i>, <i>G</i> lowers it, and where neither can improve, the pictures "
-        "have the distribution of the data.",
+        "the other’s teacher: <i>D</i> raises the value <i>V</i>, <i>G</i> lowers it, and where neither can improve, the "
+        "pictures have the distribution of the data.",
         _math("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]"),
         [
             '<div class="pair">',
@@ -112,8 +112,8 @@ def _vae(run: Run, scores: dict[str, float]) -> str:
         run,
         scores,
         "An encoder <i>q</i> gives each picture a cloud of codes; a decoder <i>p</i> turns a code into a picture. How likely "
-        "the model holds the data to be cannot be computed, but it is bounded from below: by how well a code restores its picture, "
-        "less what the code costs to say.",
+        "the model holds the data to be cannot be computed, but it is bounded from below: by how well a code restores its "
+        "picture, less what the code costs to say.",
         _math("log p ( x ) ≥ 𝔼_{q(z∣x)} [ log p ( x ∣ z ) ] − KL ( q ( z ∣ x ) ‖ p ( z ) )")
         + _math("z = μ ( x ) + σ ( x ) ⊙ ε ,   ε ∼ 𝒩 ( 0 , I )"),
         [

@@ -1,0 +1,274 @@
+"""Each model: its loss at a known point, one step that moves what it should, eight samples learnt by heart, generation."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import scratchgen as sg
+from scratchgen import functional as F
+from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
+from scratchgen.models.gan import discriminator_loss, generator_loss
+
+SHAPE = (1, 8, 8)
+VAES = [VAEConfig(SHAPE, "mlp", hidden=32, latent=4), VAEConfig(SHAPE, "conv", hidden=4, latent=4)]
+GANS = [GANConfig(SHAPE, "mlp", hidden=32, latent=4), GANConfig(SHAPE, "dcgan", hidden=8, latent=4)]
+GPTS = [GPTConfig(11, 8, 2, 2, 16), GPTConfig(11, 8, 2, 2, 16, dropout=0.1, bias=True, checkpoint=True)]
+BUILD = {VAEConfig: VAE, GANConfig: GAN, GPTConfig: GPT}
+
+
+def build(config):
+    sg.manual_seed(0)
+    return BUILD[type(config)](config)
+
+
+def batch(config, n=8):
+    rng = np.random.default_rng(5)
+    if isinstance(config, GPTConfig):
+        text = rng.integers(0, config.vocab_size, (n, config.block_size + 1))
+        return text[:, :-1], text[:, 1:]
+    return (rng.random((n, *SHAPE)) < 0.3).astype(np.float32), None
+
+
+def ids(config):
+    return type(config).__name__[:-6] + "-" + getattr(config, "network", str(config.__dict__.get("dropout", "")))
+
+
+@pytest.mark.parametrize("config", VAES + GANS + GPTS, ids=ids)
+def test_one_step_moves_every_parameter_and_gives_finite_losses(config):
+    model = build(config)
+    before = {k: v.data.copy() for k, v in model.named_parameters()}
+    losses = model.training_step(batch(config), model.optimizers())
+    assert all(math.isfinite(v) for v in losses.values())
+    for name, p in model.named_parameters():
+        moved = p.data != before[name]
+        if name == "transformer.wte.weight":
+            assert moved.any(axis=1).all(), name  # tied to the output: every row has a gradient
+        else:
+            assert moved.any(), f"{name} stayed as it was"
+
+
+@pytest.mark.parametrize("config", GANS, ids=ids)
+def test_each_player_moves_only_its_own_parameters(config):
+    model = build(config)
+    optimizers = model.optimizers()
+
+    class Frozen:
+        def zero_grad(self):
+            pass
+
+        def step(self):
+            pass
+
+    for player, other in [("discriminator", "generator"), ("generator", "discriminator")]:
+        before = {k: v.data.copy() for k, v in model.named_parameters()}
+        model.training_step(batch(config), optimizers | {other: Frozen()})
+        moved = {k.split(".")[0] for k, v in model.named_parameters() if (v.data != before[k]).any()}
+        assert moved == {player}
+
+
+def test_the_generator_step_leaves_no_gradient_in_the_discriminator():
+    model = build(GANS[0])
+    fake = model.discriminator(model.generator(model.noise(4)))
+    generator_loss(fake, "non-saturating").backward(inputs=list(model.generator.parameters()))
+    assert all(p.grad is None for p in model.discriminator.parameters())
+    assert all(p.grad is not None for p in model.generator.parameters())
+
+
+@pytest.mark.parametrize("config", VAES + GPTS[:1], ids=ids)
+def test_it_learns_eight_samples_by_heart(config):
+    if isinstance(config, VAEConfig):  # what it may say about a picture is not charged here
+        config = dataclasses.replace(config, beta=0.0, hidden=2 * config.hidden)
+    model = build(config)
+    optimizers = model.optimizers()
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+    data = batch(config)
+    first = model.training_step(data, optimizers)["loss"]
+    for _ in range(150):
+        last = model.training_step(data, optimizers)
+    if isinstance(config, GPTConfig):
+        assert last["loss"] < 0.5 * first  # the first token of a row cannot be known
+    else:
+        assert last["reconstruction"] < 0.35 * first
+        x = data[0]
+        model.eval()
+        assert np.mean((model.reconstruct(x) > 0.5) == (x > 0.5)) > 0.97
+
+
+def test_a_gan_learns_a_simple_distribution():
+    """Pictures that are black or white throughout, half each: the game must find both."""
+    sg.manual_seed(0)
+    model = GAN(GANConfig((1, 4, 4), "mlp", hidden=32, latent=4, lr=2e-3, dropout=0.0))
+    optimizers = model.optimizers()
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        white = rng.integers(0, 2, (64, 1, 1, 1)).astype(np.float32)
+        model.training_step((np.broadcast_to(white, (64, 1, 4, 4)).copy(), None), optimizers)
+    model.eval()
+    x = model.generate(500, generator=np.random.default_rng(1)).reshape(500, 16)
+    white, black = (x > 0.9).all(1).mean(), (x < 0.1).all(1).mean()
+    assert white + black > 0.9 and min(white, black) > 0.2
+
+
+# ----------------------------------------------------------------------------------------- losses at points worked by hand
+
+
+def test_vae_loss_where_everything_is_zero():
+    model = build(VAES[0])
+    for p in model.parameters():
+        p.zero_()
+    x = batch(VAES[0])[0]
+    log_likelihood, kl = model.elbo(sg.tensor(x))
+    np.testing.assert_allclose(log_likelihood.data, np.full(8, -64 * math.log(2)), rtol=1e-6)  # every pixel ½
+    np.testing.assert_array_equal(kl.data, np.zeros(8))  # q = p
+
+
+def test_vae_terms_at_a_known_code():
+    model = build(VAES[0])
+    for p in model.parameters():
+        p.zero_()
+    model.encoder.mean.bias.fill_(2.0)
+    model.encoder.log_var.bias.fill_(math.log(0.25))
+    _, kl = model.elbo(sg.tensor(batch(VAES[0])[0]))
+    expected = 4 * 0.5 * (4 + 0.25 - 1 - math.log(0.25))
+    np.testing.assert_allclose(kl.data, np.full(8, expected), rtol=1e-6)
+
+
+def test_gan_value_when_nothing_can_be_told_is_minus_log_4():
+    zeros = sg.zeros(5)
+    assert math.isclose(-discriminator_loss(zeros, zeros).item(), -math.log(4), rel_tol=1e-6)
+    assert math.isclose(generator_loss(zeros, "non-saturating").item(), math.log(2), rel_tol=1e-6)
+    assert math.isclose(generator_loss(zeros, "saturating").item(), -math.log(2), rel_tol=1e-6)
+
+
+def test_gan_losses_by_hand_and_finite_for_every_logit():
+    real, fake = sg.tensor([1.0, -2.0]), sg.tensor([0.5, 3.0])
+    D = lambda d: 1 / (1 + math.exp(-d))  # noqa: E731
+    value = (math.log(D(1.0)) + math.log(D(-2.0))) / 2 + (math.log(1 - D(0.5)) + math.log(1 - D(3.0))) / 2
+    assert math.isclose(-discriminator_loss(real, fake).item(), value, rel_tol=1e-5)
+    d = sg.tensor([1e4, -1e4], requires_grad=True)
+    for loss in (discriminator_loss(d, d), generator_loss(d, "saturating"), generator_loss(d, "non-saturating")):
+        (g,) = sg.grad(loss, d)
+        assert np.isfinite(loss.item()) and np.isfinite(g.data).all()
+
+
+def test_gpt_loss_is_uniform_where_the_weights_are_zero():
+    model = build(GPTS[0])
+    for p in model.parameters():
+        p.zero_()
+    x, y = batch(GPTS[0])
+    np.testing.assert_allclose(model.loss(sg.tensor(x), sg.tensor(y)).item(), math.log(11), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------------- GPT
+
+
+def test_gpt_does_not_see_the_future():
+    model = build(GPTS[0]).eval()
+    x, _ = batch(GPTS[0], 1)
+    base = model(sg.tensor(x)).data
+    for t in range(8):
+        changed = x.copy()
+        changed[0, t] = (changed[0, t] + 1) % 11
+        moved = (model(sg.tensor(changed)).data != base).any(-1)[0]
+        assert not moved[:t].any() and moved[t:].all()
+
+
+def test_gpt_probabilities_of_all_short_texts_sum_to_one():
+    model = build(GPTConfig(3, 4, 1, 1, 8)).eval()
+    texts = np.stack(np.meshgrid(*[range(3)] * 3, indexing="ij"), -1).reshape(-1, 3)  # every continuation of a fixed start
+    start = np.zeros((len(texts), 1), np.int64)
+    log_p = F.log_softmax(model(sg.tensor(np.concatenate([start, texts[:, :-1]], 1))), -1)
+    total = np.exp(log_p.gather(2, texts[..., None]).data.astype(np.float64).sum((1, 2))).sum()
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+def test_gpt_generation_slides_its_window_and_repeats_with_its_seed():
+    model = build(GPTS[0]).eval()
+    start = np.array([[1, 2, 3], [4, 5, 6]])
+    a = model.generate(start, 20, generator=np.random.default_rng(3))
+    b = model.generate(start, 20, generator=np.random.default_rng(3))
+    c = model.generate(start, 20, generator=np.random.default_rng(4))
+    assert a.shape == (2, 23) and (a[:, :3] == start).all() and a.min() >= 0 and a.max() < 11
+    assert (a == b).all() and (a != c).any()
+
+
+def test_gpt_greedy_is_the_argmax():
+    model = build(GPTS[0]).eval()
+    start = np.array([[1, 2, 3]])
+    out = model.generate(start, 1, temperature=0.0)
+    assert out[0, 3] == model(sg.tensor(start)).data[0, -1].argmax()
+
+
+def test_gpt_dropout_is_off_in_evaluation():
+    model = build(GPTS[1])
+    x = sg.tensor(batch(GPTS[1])[0])
+    assert (model(x).data != model(x).data).any()
+    model.eval()
+    np.testing.assert_array_equal(model(x).data, model(x).data)
+
+
+# ------------------------------------------------------------------------------------------------------------ generation
+
+
+@pytest.mark.parametrize("config", VAES + GANS, ids=ids)
+def test_pictures_are_in_range_and_repeat_with_their_seed(config):
+    model = build(config).eval()
+    for make in (lambda g: model.generate(6, generator=g), lambda g: model.walk(2, 3, generator=g)):
+        a, b, c = make(np.random.default_rng(1)), make(np.random.default_rng(1)), make(np.random.default_rng(2))
+        assert a.shape == (6, *SHAPE) and a.dtype == np.float32 and a.min() >= 0 and a.max() <= 1
+        assert (a == b).all() and (a != c).any()
+
+
+def test_vae_interpolation_starts_and_ends_at_the_reconstructions():
+    model = build(VAES[0]).eval()
+    a, b = batch(VAES[0])[0][:2]
+    line = model.interpolate(a, b, 5)
+    np.testing.assert_allclose(line[[0, -1]], model.reconstruct(np.stack([a, b])), rtol=1e-5, atol=1e-6)
+
+
+def test_gan_walk_keeps_the_length_of_the_code():
+    model = build(GANS[0]).eval()
+    seen = []
+    model.generator.forward, forward = (lambda z: (seen.append(z.data), forward(z))[1]), model.generator.forward
+    model.walk(1, 9, generator=np.random.default_rng(0))
+    lengths = np.linalg.norm(seen[0], axis=1)
+    low, high = sorted(lengths[[0, -1]])
+    assert (lengths > 0.7 * low).all() and (lengths < 1.4 * high).all()
+
+
+@pytest.mark.parametrize("config", VAES + GANS + GPTS[:1], ids=ids)
+def test_evaluation_gives_finite_numbers_and_leaves_no_graph(config):
+    model = build(config).eval()
+    figures = model.evaluate([batch(config), batch(config)])
+    assert figures and all(isinstance(v, float) and math.isfinite(v) for v in figures.values())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (VAEConfig(network="banana"), "'mlp' or 'conv', got 'banana'"),
+        (VAEConfig(shape=(1, 7, 8), network="conv"), "divisible by 4"),
+        (GANConfig(network="banana"), "'mlp' or 'dcgan'"),
+        (GANConfig(loss="banana"), "'non-saturating' or 'saturating'"),
+        (GANConfig(shape=(1, 9, 8), network="dcgan"), "divisible by 4"),
+        (GPTConfig(n_embd=10, n_head=4), "multiple of n_head, got 10 and 4"),
+    ],
+)
+def test_bad_settings_get_one_clear_sentence(config, words):
+    with pytest.raises(ValueError, match=words):
+        build(config)
+
+
+def test_bad_calls_get_one_clear_sentence():
+    model = build(GPTS[0])
+    with pytest.raises(ValueError, match="at most 8 tokens, got 9"):
+        model(sg.tensor(np.zeros((1, 9), np.int64)))
+    with pytest.raises(ValueError, match=r"integer tokens of shape \(B, T\)"):
+        model.generate(np.zeros((1, 0), np.int64), 3)
+    with pytest.raises(IndexError, match="from 0 to 10"):
+        model(sg.tensor(np.full((1, 2), 11)))
