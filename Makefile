@@ -16,6 +16,9 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q
 
+test-deep: .venv/ready
+	SCRATCHGEN_DEEP=1 $(BIN)/python -m pytest -q
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 
@@ -26,4 +29,4 @@ docs: .venv/ready
 clean:
 	rm -rf .venv docs build *.egg-info
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-deep lint docs clean

@@ -10,6 +10,7 @@ from scratchgen.calculus import gradcheck, hessian, hvp, jacobian, jvp, vjp
 from scratchgen.ops import *
 from scratchgen.random import get_rng_state, manual_seed, set_rng_state
 from scratchgen.tensor import (
+    Function,
     Tensor,
     checkpoint,
     detect_anomaly,
@@ -28,6 +29,6 @@ __all__ = sorted(
         *ops.TOP_LEVEL,
         *"calculus data functional metrics models nn ops optim text".split(),
         *"gradcheck hessian hvp jacobian jvp vjp get_rng_state manual_seed set_rng_state".split(),
-        *"Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad set_grad_enabled tensor".split(),
+        *"Function Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad set_grad_enabled tensor".split(),
     }
 )

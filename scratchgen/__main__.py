@@ -108,9 +108,9 @@ def evaluate(args: argparse.Namespace) -> int:
         print(text)
         return 0
     print(f"{run.recipe.name} on held-out {run.recipe.data}, step {run.step:,}\n")
-    real = any(key.endswith("_real") for key in found)
+    real = {key for key in found if key.endswith("_real") and key.removesuffix("_real") in found}
     rows = [(key.replace("_", " "), f"{value:.4g}", f"{found[key + '_real']:.4g}" if key + "_real" in found else "")
-            for key, value in found.items() if not key.endswith("_real")]  # fmt: skip
+            for key, value in found.items() if key not in real]  # fmt: skip
     _table([("", "model", "real data" if real else ""), *rows])
     print(f"\n{run.folder / 'eval.json'}")
     return 0

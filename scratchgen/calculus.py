@@ -153,7 +153,7 @@ class Finding:
     analytic: float
     numeric: float
     error: float  # |analytic − numeric| / scale
-    steps: list[tuple[float, float]] = field(default_factory=list)  # (step, numeric value), where more were tried
+    steps: list[tuple[float, float]] = field(default_factory=list)  # (step, value by differences): the worst element has them
 
 
 @dataclass
@@ -163,6 +163,7 @@ class Report:
     name: str
     tolerance: float
     worst: Finding | None = None
+    element: Finding | None = None  # the worst of those that look at one element
     compared: int = 0
     failures: list[Finding] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
@@ -179,16 +180,37 @@ class Report:
         if self:
             return f"{self.name}: {self.compared} comparisons agree, largest relative error {self.error:.1e}"
         lines = [f"{self.name}: WRONG, {len(self.failures)} of {self.compared} comparisons are off by more than {self.tolerance:.0e}"]
-        worst = max(self.failures, key=lambda f: f.error if math.isfinite(f.error) else math.inf)
-        kind = {1: "gradient", 2: "second derivative"}[worst.order]
-        lines.append(f"  {kind} with respect to {worst.what}")
-        lines.append(f"    by the chain rule   {worst.analytic: .10e}")
-        lines.append(f"    by differences      {worst.numeric: .10e}     relative error {worst.error:.1e}")
-        if worst.steps:
-            lines.append("    step                " + "  ".join(f"{h:.0e}" for h, _ in worst.steps))
-            lines.append("    |chain − differences|" + "  ".join(f"{abs(n - worst.analytic):.0e}" for _, n in worst.steps).rjust(1))
+        shown = self.element if self.element in self.failures else max(self.failures, key=lambda f: f.error)
+        kind = {1: "the gradient", 2: "the second derivative"}[shown.order]
+        lines.append(f"  {kind} with respect to {shown.what}")
+        lines.append(f"    by the chain rule   {shown.analytic: .10e}")
+        lines.append(f"    by differences      {shown.numeric: .10e}     relative error {shown.error:.1e}")
+        if shown.steps:
+            lines.append("    step of difference   " + "".join(f"{h:>8.0e}" for h, _ in shown.steps))
+            lines.append("    difference from chain" + "".join(f"{abs(n - shown.analytic):>8.0e}" for _, n in shown.steps))
         lines += [f"  {text}" for text in self.advice]
         return "\n".join(lines)
+
+    def draw(self, path: str) -> None:
+        """The error of the worst element over the step of the differences, as a PNG.
+
+        A right gradient gives a V: truncation, h⁴, falls to the left until rounding, 1/h, rises. A wrong one, a floor.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        if self.element is None or not self.element.steps:
+            raise ValueError(f"draw: expected a check that looked at single elements, got one of {self.compared} comparisons without")
+        scale = max(abs(self.element.analytic), abs(self.element.numeric), 1e-300)
+        h, errors = zip(*[(h, max(abs(n - self.element.analytic) / scale, 1e-17)) for h, n in self.element.steps], strict=True)
+        figure = Figure((5, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="step h", ylabel="relative error")
+        axes.plot(h, errors, "o-")
+        axes.axhline(self.tolerance, color="tab:red", lw=0.8, ls="--", label="tolerance")
+        axes.set_title(f"{self.name}: {self.element.what}", fontsize=9)
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=110)
 
 
 def _central(value: Callable[[float], float], h: float) -> float:
@@ -201,8 +223,9 @@ class _Checker:
 
     STEP = 3e-4  # rounding 2e-16/h and truncation h⁴ are both about 1e-13 of the values
 
-    def __init__(self, report: Report, tolerance: float, rng: np.random.Generator, most: int):
-        self.report, self.tolerance, self.rng, self.most = report, tolerance, rng, most
+    def __init__(self, report: Report, rng: np.random.Generator, most: int, curve: bool):
+        self.report, self.tolerance, self.rng, self.most, self.curve = report, report.tolerance, rng, most, curve
+        self.sides = [0.0, 0.0]  # slopes on the left and the right of the worst element
 
     def check(self, order: int, evaluate: Callable[[], Sequence[Tensor]], leaves: list[tuple[str, Tensor]], highest: int) -> None:
         """Check the gradient of `evaluate` at the leaves, then, if wanted, the gradient of that gradient."""
@@ -239,26 +262,30 @@ class _Checker:
         chosen = range(x.numel()) if x.numel() <= self.most else self.rng.choice(x.numel(), self.most, replace=False)
         failed = []
         for i in map(int, chosen):
-            at = np.unravel_index(i, x.shape)
+            at = tuple(map(int, np.unravel_index(i, x.shape)))
             centre = float(x.data[at])
+            scale = max(1.0, abs(centre))
 
-            def moved(h: float, at: Any = at, centre: float = centre) -> float:
+            def moved(h: float, at: Any = at, centre: float = centre, scale: float = scale) -> float:
                 with x.writing() as array:
-                    array[at] = centre + h
+                    array[at] = centre + h * scale
                 result = value()
                 with x.writing() as array:
                     array[at] = centre
                 return result
 
-            scale = max(1.0, abs(centre))
-            numeric = _central(moved, self.STEP * scale)
-            what = f"{name}, element {tuple(map(int, at))}"
-            finding = self._judge(order, what, float(g[at]), numeric, largest, rough)
-            if finding is not None:
-                finding.steps = [(h, _central(moved, h * scale)) for h in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)]
-                failed.append((finding, moved, scale))
+            numeric = _central(moved, self.STEP) / scale
+            finding, agrees = self._judge(order, f"{name}, element {at}", float(g[at]), numeric, largest, rough)
+            if not agrees:
+                failed.append(finding)
+            if self.report.element is None or finding.error > self.report.element.error:
+                self.report.element = finding
+                if self.curve or not agrees:
+                    steps = [10.0**-k for k in range(2, 10)]
+                    finding.steps = [(h, _central(moved, h) / scale) for h in steps]
+                    self.sides = [(moved(0.0) - moved(-1e-6)) / 1e-6, (moved(1e-6) - moved(0.0)) / 1e-6]
         if failed:
-            self._advise(x, g, failed, name)
+            self._advise(x, failed, name)
 
     def _direction(self, order: int, leaves: Any, analytic: Any, value: Any, largest: float, rough: float) -> None:
         """⟨v, J u⟩ = ⟨Jᵀ v, u⟩ along one random direction u of all inputs together."""
@@ -284,7 +311,9 @@ class _Checker:
             i = int(np.argmax(np.abs(a - b)))
             self._judge(order, what, float(b.reshape(-1)[i]), float(a.reshape(-1)[i]), largest, 0.0)
 
-    def _judge(self, order: int, what: str, analytic: float, numeric: float, largest: float, rough: float) -> Finding | None:
+    def _judge(
+        self, order: int, what: str, analytic: float, numeric: float, largest: float, rough: float
+    ) -> tuple[Finding, bool]:
         # The scale is the value itself, down to a thousandth of the largest; differences of `rough` have rounding noise.
         scale = max(abs(analytic), abs(numeric), 1e-3 * largest, 1e-6 * rough, 1e-8)
         error = abs(analytic - numeric) / scale if math.isfinite(analytic) and math.isfinite(numeric) else math.inf
@@ -292,31 +321,29 @@ class _Checker:
         self.report.compared += 1
         if self.report.worst is None or not error <= self.report.worst.error:
             self.report.worst = finding
-        if not error <= self.tolerance:
+        agrees = error <= self.tolerance
+        if not agrees:
             self.report.failures.append(finding)
-            return finding
-        return None
+        return finding, agrees
 
-    def _advise(self, x: Tensor, g: np.ndarray, failed: list[Any], name: str) -> None:
+    def _advise(self, x: Tensor, failed: list[Finding], name: str) -> None:
         """What the pattern of the errors says about their cause."""
         advice = self.report.advice
-        findings = [f for f, _, _ in failed]
-        advice.append(f"{len(findings)} elements of {name} (shape {x.shape}) are off")
-        ratios = np.array([f.analytic / f.numeric for f in findings if f.numeric and math.isfinite(f.numeric)])
-        if all(f.analytic == 0 for f in findings):
+        advice.append(f"{len(failed)} of {min(x.numel(), self.most)} elements of {name} (shape {x.shape}) are off")
+        ratios = np.array([f.analytic / f.numeric for f in failed if f.numeric and math.isfinite(f.analytic / f.numeric)])
+        gaps = np.array([f.analytic - f.numeric for f in failed])
+        left, right = self.sides
+        values = [n for h, n in self.report.element.steps if 1e-6 < h < 1e-2]
+        if abs(left - right) > 1e-2 * max(abs(left), abs(right), 1e-6):
+            advice.append(f"the slope is {left:.4g} on the left and {right:.4g} on the right: on a kink or a jump; check beside it")
+        elif np.ptp(values) > 1e-3 * np.abs(values).max():
+            advice.append("the differences do not settle as the step shrinks: is a part of f computed in float32?")
+        elif all(f.analytic == 0 for f in failed):
             advice.append("the chain rule gives 0 there: is a term, or the whole path, missing?")
         elif len(ratios) > 1 and np.ptp(ratios) < 1e-3 * abs(ratios.mean()):
             advice.append(f"each is {ratios.mean():.4g} times what it should be: look for a factor or a sign")
-        elif len(ratios) > 1:
-            gaps = np.array([f.analytic - f.numeric for f in findings])
-            if np.ptp(gaps) < 1e-3 * abs(gaps.mean()):
-                advice.append(f"each is too large by {gaps.mean():.4g}: look for a term that is the same for all")
-        _, moved, scale = failed[0]
-        middle = moved(0.0)
-        h = 1e-6 * scale
-        left, right = (middle - moved(-h)) / h, (moved(h) - middle) / h
-        if abs(left - right) > 1e-2 * max(abs(left), abs(right), 1e-6):
-            advice.append(f"the slope is {left:.4g} on the left and {right:.4g} on the right: the point lies on a kink or a jump; check beside it")
+        elif len(failed) > 1 and np.ptp(gaps) < 1e-3 * abs(gaps.mean()):
+            advice.append(f"each is too large by {gaps.mean():.4g}: look for a term that is the same for all")
 
 
 def gradcheck(
@@ -327,6 +354,7 @@ def gradcheck(
     seed: int = 0,
     elements: int = 24,
     name: str | None = None,
+    curve: str | None = None,
     raise_exception: bool = True,
 ) -> Report:
     r"""Is the gradient of f, and the gradient of that gradient, the derivative?
@@ -339,6 +367,8 @@ def gradcheck(
 
     both by central differences of fourth order. For `order` 2 the same is done to x ↦ Jᵀ v as a function of x and v.
     At most `elements` of each input are compared one by one; the direction covers all of them.
+
+    `curve` names a PNG for the error of the worst element over the step (see `Report.draw`).
 
     Returns a Report (print it); raises GradcheckError with the same text where a comparison fails, unless told not to.
     """
@@ -380,7 +410,9 @@ def gradcheck(
         raise ValueError(f"gradcheck of {name}: f gives two values for the same inputs; give it a generator seeded inside")
     if any(not np.isfinite(y.data).all() for y in once):
         raise ValueError(f"gradcheck of {name}: f gives NaN or infinity at these inputs, where there is no derivative to check")
-    _Checker(report, tolerance, np.random.default_rng(seed), elements).check(1, evaluate, leaves, order)
+    _Checker(report, np.random.default_rng(seed), elements, curve is not None).check(1, evaluate, leaves, order)
+    if curve is not None:
+        report.draw(curve)
     if not report and raise_exception:
         raise GradcheckError(str(report))
     return report

@@ -294,19 +294,12 @@ def _sweep(
             node = heapq.heappop(queue)[1]
             dys = sums.pop(node)
             edges, grads = node.edges, ()
-            dy = dys[0]
             ours = ()
-            if len(dys) == 1:
-                if dy._stamp is _OURS:  # complete: from here on it is like any other
+            for dy in dys:
+                if dy is not None and dy._stamp is _OURS:  # complete: from here on it is like any other
                     dy._data.setflags(False)
                     dy._stamp = _UNWRITTEN
-                    ours = (id(dy),)
-            else:
-                for dy in dys:
-                    if dy is not None and dy._stamp is _OURS:
-                        dy._data.setflags(False)
-                        dy._stamp = _UNWRITTEN
-                        ours += (id(dy),)
+                    ours += (id(dy),)
             if goals:
                 for i, dy in enumerate(dys):
                     if dy is not None and (node, i) in goals:
@@ -336,6 +329,7 @@ def _sweep(
                     raise RuntimeError(
                         f"{type(node).__name__}.backward: expected {len(edges)} gradients, one for each input, got {len(grads)}"
                     )
+            node.wanted = None  # the set names this node too: a cycle, if it stayed
             if watched:
                 _check_backward(node, dys, grads)
     return [found.get(place) for place in places]

@@ -42,7 +42,7 @@ REFERENCES |= {
     "exp": lambda x: np.exp2(x / log(2)),
     "expm1": lambda x: np.exp(x) - 1,
     "floor": lambda x: x - np.mod(x, 1),
-    "gelu": lambda x, approximate="none": x * (special.ndtr(x) if approximate == "none" else special.expit(sqrt(8 / pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x, approximate="none": x * (special.ndtr(x) if approximate == "none" else special.expit(sqrt(8 / pi) * (x + 0.044715 * x**3))),  # ½ (1 + tanh z) = σ(2z)
     "log": lambda x: np.log2(x) * log(2),
     "log10": lambda x: np.log10(x),
     "log1p": lambda x: np.log(1 + x),
@@ -88,11 +88,6 @@ REFERENCES |= {
     "prod": lambda x, dim=None, keepdim=False: np.prod(x, axes(x, dim), keepdims=keepdim),
     "sum": lambda x, dim=None, keepdim=False, dtype=None: np.sum(x, axes(x, dim), keepdims=keepdim),
 }
-
-
-@reference("max", "min")
-def _none(*args):
-    raise NotImplementedError
 
 
 def _largest(sign):
@@ -154,7 +149,6 @@ REFERENCES |= {
     "diagonal": lambda x, offset=0, dim1=0, dim2=1: np.diagonal(x, offset, dim1, dim2),
     "flatten": lambda x, start=0, end=-1: x.reshape(x.shape[:start] + (-1,) + (x.shape[end:][1:] if end != -1 else ())),
     "flip": lambda x, *dims: np.flip(x, _shape(dims)),
-    "gather": lambda x, dim, index: np.take_along_axis(x, index, dim),
     "index_select": lambda x, dim, index: np.take(x, np.atleast_1d(index), dim),
     "movedim": np.moveaxis,
     "narrow": lambda x, dim, start, length: np.take(x, range(start, start + length), dim),
@@ -179,6 +173,16 @@ def expand(x, *shape):
     shape = _shape(shape)
     added = len(shape) - x.ndim
     return np.broadcast_to(x, [x.shape[i - added] if n == -1 else n for i, n in enumerate(shape)])
+
+
+@reference()
+def gather(x, dim, index):
+    y = np.zeros(index.shape)
+    for at in product(*map(range, index.shape)):
+        place = list(at)
+        place[dim] = index[at]
+        y[at] = x[tuple(place)]
+    return y
 
 
 @reference()
@@ -457,9 +461,7 @@ def layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
 def batch_norm(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     if training:
         return channelwise(standardized(x, (0, *range(2, x.ndim)), eps), weight, bias)
-    return channelwise(channelwise(x, None, -mean), 1 / np.sqrt(var + eps), None) * 1 if weight is None and bias is None else channelwise(
-        channelwise(channelwise(x, None, -mean), 1 / np.sqrt(var + eps), None), weight, bias
-    )
+    return channelwise(channelwise(channelwise(x, None, -mean), 1 / np.sqrt(var + eps), None), weight, bias)
 
 
 @reference()
@@ -670,7 +672,6 @@ _layer("KLDivLoss", "kl_div", "reduction", "log_target")
 _layer("L1Loss", "l1_loss", "reduction")
 _layer("MSELoss", "mse_loss", "reduction")
 _layer("SmoothL1Loss", "smooth_l1_loss", "reduction", "beta")
-_layer("Unflatten", "unflatten", "dim", "unflattened_size")
 _layer("Upsample", "interpolate", "size", "scale_factor", "mode", "align_corners")
 _layer("PixelShuffle", "pixel_shuffle", "upscale_factor")
 _layer("PixelUnshuffle", "pixel_unshuffle", "downscale_factor")

@@ -476,7 +476,8 @@ def test_the_page_is_whole_and_stands_alone(tmp_path, small_text, monkeypatch):
 
 def test_equations_are_mathml():
     assert report._math("𝔼_{x∼p_data} K^⊤ ∏__i √d 1") == (
-        '<math display="block"><msub><mi>𝔼</mi><mrow><mi>x</mi><mo>∼</mo><msub><mi>p</mi><mrow><mi>data</mi></mrow></msub></mrow></msub>'
+        '<math display="block"><msub><mi>𝔼</mi><mrow><mi>x</mi><mo>∼</mo>'
+        "<msub><mi>p</mi><mrow><mi>data</mi></mrow></msub></mrow></msub>"
         "<msup><mi>K</mi><mrow><mo>⊤</mo></mrow></msup><munder><mo>∏</mo><mrow><mi>i</mi></mrow></munder>"
         "<msqrt><mi>d</mi></msqrt><mn>1</mn></math>"
     )

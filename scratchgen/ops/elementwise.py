@@ -1,11 +1,11 @@
 r"""Ops that act on each element: y_i = f(x_i), so x̄_i = f'(x_i) ȳ_i.
 
 Two operands broadcast as in NumPy; the engine sums a gradient back to the shape of a broadcast operand. A Python number
-takes the dtype of the tensor beside it; an integer tensor beside a floating one is converted to it; float32 beside
-float64 is refused, because a silent change of precision is a bug in hiding.
+or NumPy scalar takes the dtype of the tensor beside it; an integer tensor beside a floating one is converted to it; float32
+beside float64 is refused, because a silent change of precision is a bug in hiding.
 
 At a kink the gradient is the one PyTorch documents: `abs` 0 at 0, `relu` 0 at 0, `maximum` and `minimum` halves at a tie,
-`clamp` 1 on its bounds.
+`clamp` 1 on its bounds. A NaN stays one: `sign` of it, which PyTorch calls 0, and with it the gradient of `abs`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ __all__ = [
     "where",
 ]
 
-Number = int | float
+Number = int | float | np.integer | np.floating | np.bool_
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -82,7 +82,7 @@ def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
     tensors = []
     numbers = False
     for x in xs:
-        if isinstance(x, int | float) and not isinstance(x, np.generic):  # takes the dtype of what stands beside it
+        if isinstance(x, Number):  # takes the dtype of what stands beside it
             numbers = True
         elif not isinstance(x, Tensor):
             if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex):
@@ -98,9 +98,9 @@ def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
     if numbers:
         if dtype is None:
             return tuple([Tensor(x) for x in tensors])
-        if dtype.kind in "iub" and any(isinstance(x, float) for x in tensors):
+        if dtype.kind in "iub" and any(isinstance(x, float | np.floating) for x in tensors):
             dtype = np.dtype(np.float32)
-        elif dtype.kind == "b" and any(isinstance(x, int) and not isinstance(x, bool) for x in tensors):
+        elif dtype.kind == "b" and any(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in tensors):
             dtype = np.dtype(np.int64)
     return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in tensors])
 
@@ -211,7 +211,7 @@ class Neg(Function):
 class Pow(Function):
     """y = aᵇ             ā = ȳ b aᵇ⁻¹,  b̄ = ȳ aᵇ log a
 
-    0⁰ = 1 with ā = 0; at a = 0 with b ≥ 0 the gradient with respect to b is its limit, 0.
+    0⁰ = 1 with ā = 0; at a = 0 with b ≥ 0 the gradient with respect to b is 0, its limit.
     """
 
     keeps_outputs = True
@@ -227,7 +227,7 @@ class Pow(Function):
             lower = where((a == 0).logical_and(b == 0), 1.0, b - 1)  # 0 · 0⁻¹ is 0 here
             da = dy * b * a**lower
         if self.needs_input_grad[1]:
-            db = dy * y * log(where(a == 0, 1.0, a))
+            db = dy * y * log(where((a == 0).logical_and(b >= 0), 1.0, a))
         return da, db
 
 
@@ -245,14 +245,16 @@ class Power(Function):
 
 def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     """y = input + alpha · other"""
-    a, b = pair("add", input, other)
-    return Add.apply(a, b if alpha == 1 else b * alpha)
+    if alpha != 1:
+        other = mul(other, alpha)
+    return Add.apply(*pair("add", input, other))
 
 
 def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     """y = input − alpha · other"""
-    a, b = pair("sub", input, other)
-    return Sub.apply(a, b if alpha == 1 else b * alpha)
+    if alpha != 1:
+        other = mul(other, alpha)
+    return Sub.apply(*pair("sub", input, other))
 
 
 def mul(input: Any, other: Any) -> Tensor:
@@ -262,7 +264,7 @@ def mul(input: Any, other: Any) -> Tensor:
 
 def div(input: Any, other: Any) -> Tensor:
     """y = input / other; integers are divided as float32"""
-    a, b = pair("div", input, other)
+    a, b = pair("div", *[float(x) if type(x) is int else x for x in (input, other)])
     return Div.apply(a, b) if a._data.dtype.kind in "fc" else Div.apply(cast(a, np.float32), cast(b, np.float32))
 
 
@@ -273,11 +275,13 @@ def neg(input: Any) -> Tensor:
 
 def pow(input: Any, exponent: Any) -> Tensor:
     """y = input^exponent. See Pow for 0⁰; the gradient with respect to the exponent of a negative base is NaN."""
-    if isinstance(exponent, int | float) and not isinstance(exponent, bool | np.generic):
+    if isinstance(exponent, np.generic):
+        exponent = exponent.item()
+    if isinstance(exponent, int | float) and not isinstance(exponent, bool):
         x = as_tensor(input)
         if x.dtype.kind in "iub" and isinstance(exponent, float):
             x = cast(x, np.float32)
-        return Power.apply(x, p=exponent)
+        return Rsqrt.apply(x) if exponent == -0.5 else Power.apply(x, p=exponent)
     return Pow.apply(*operands("pow", input, exponent))
 
 
@@ -358,8 +362,21 @@ class Sqrt(Function):
         return dy / (2 * y)
 
 
+class Rsqrt(Function):
+    """y = 1 / √x         x̄ = −½ ȳ y³"""
+
+    keeps_inputs, keeps_outputs = False, True
+
+    def forward(self, x: Any) -> Any:
+        return 1 / np.sqrt(x)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (y,) = self.outputs
+        return dy * (y * y * y) * -0.5
+
+
 class LogAddExp(Function):
-    """y = log(eᵃ + eᵇ)   ā = ȳ σ(a − b),  b̄ = ȳ σ(b − a);  shared equally where both are −∞"""
+    """y = log(eᵃ + eᵇ)   ā = ȳ σ(a − b),  b̄ = ȳ σ(b − a);  shared equally where both are the same infinity"""
 
     def forward(self, a: Any, b: Any) -> Any:
         return np.logaddexp(a, b)
@@ -427,7 +444,7 @@ def sqrt(input: Any) -> Tensor:
 
 def rsqrt(input: Any) -> Tensor:
     """y = 1 / √input"""
-    return floating("rsqrt", input) ** -0.5
+    return Rsqrt.apply(floating("rsqrt", input))
 
 
 def logaddexp(input: Any, other: Any) -> Tensor:
@@ -587,7 +604,7 @@ class Relu(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         (y,) = self.outputs
-        return dy * constant((y.data > 0).astype(dy.dtype))
+        return dy * constant((y.data != 0).astype(dy.dtype))  # y ≥ 0, or NaN
 
 
 class Maximum(Function):
@@ -648,12 +665,12 @@ class Where(Function):
 
 
 class Step(Function):
-    """A function that is constant between jumps: its gradient is 0."""
+    """A function that is constant between jumps: its gradient is 0. Booleans are left alone."""
 
     keeps_inputs = False
 
     def forward(self, x: Any, *, function: Any) -> Any:
-        return function(x)
+        return x if x.dtype.kind == "b" else function(x)
 
     def backward(self, dy: Tensor) -> Tensor:
         return dy * 0

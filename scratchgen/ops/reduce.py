@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,11 @@ def dims_of(name: str, x: Tensor, dim: Dim) -> tuple[int, ...]:
     return found if x.ndim else ()
 
 
+def _over(name: str, x: Tensor, dim: Dim) -> tuple[int, ...]:
+    """`dims_of` for sums and what is made of them: no dimensions, (), mean all of them there, as in PyTorch."""
+    return dims_of(name, x, None if isinstance(dim, tuple | list) and not len(dim) else dim)
+
+
 def _kept(x_shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
     """The shape after reducing `dims` with keepdim."""
     return tuple(1 if d in dims else n for d, n in enumerate(x_shape))
@@ -73,24 +78,27 @@ class Sum(Function):
 
 
 class Prod(Function):
-    """y = Π_j x_j            x̄_i = ȳ Π_{j≠i} x_j           over the last dimension
+    """y = Π_j x_j            x̄_i = ȳ Π_{j≠i} x_j = ȳ (Π_{j<i} x_j) (Π_{j>i} x_j)           over the last dimension
 
-    The product without x_i is taken as such where some x_j is 0, and as y / x_i where none is.
+    The products before and after i need no division, so zeros do no harm.
     """
-
-    keeps_outputs = True
 
     def forward(self, x: Any) -> Any:
         return np.prod(x, axis=-1)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (x,) = self.inputs
-        (y,) = self.outputs
-        if (x.data != 0).all():
-            return (dy * y).unsqueeze(-1) / x
-        n = x.shape[-1]
-        others = where(constant(np.eye(n, dtype=bool)), 1.0, x.unsqueeze(-2))  # (…, n, n): row i has 1 instead of x_i
-        return dy.unsqueeze(-1) * Prod.apply(others)
+        x = self.inputs[0].data
+        others = np.ones_like(x)
+        others[..., 1:] = np.cumprod(x[..., :-1], axis=-1)
+        others[..., :-1] *= np.cumprod(x[..., :0:-1], axis=-1)[..., ::-1]
+        return dy.unsqueeze(-1) * constant(others)
+
+    def composed(self, x: Tensor) -> Tensor:
+        """The first half of the factors times the second half, until one is left."""
+        while (n := x.shape[-1]) > 1:
+            x = x.pad((0, n % 2), value=1)
+            x = x[..., : (n + 1) // 2] * x[..., (n + 1) // 2 :]
+        return x.squeeze(-1) if n else x.sum(-1) + 1
 
 
 class Cumsum(Function):
@@ -173,13 +181,17 @@ class Norm(Function):
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """y = Σ x over `dim`. Booleans and integers add up as int64."""
     x = as_tensor(input)
-    if dtype is not None:
-        x = cast(x, dtype)
-    return Sum.apply(x, dims=dims_of("sum", x, dim), keepdim=keepdim)
+    x = _signed(x) if dtype is None else cast(x, dtype)
+    return Sum.apply(x, dims=_over("sum", x, dim), keepdim=keepdim)
+
+
+def _signed(x: Tensor) -> Tensor:
+    """What NumPy would add up as uint64, PyTorch adds up as int64."""
+    return cast(x, np.int64) if x.dtype.kind == "u" else x
 
 
 def _count(x: Tensor, dim: Dim, name: str) -> int:
-    return math.prod(x.shape[d] for d in dims_of(name, x, dim))
+    return math.prod(x.shape[d] for d in _over(name, x, dim))
 
 
 def mean(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
@@ -192,7 +204,10 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
 
 
 def var(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:
-    """y = Σ (x − mean)² / max(0, n − correction) over `dim`. `unbiased` is the older name: True for correction 1, False for 0."""
+    """y = Σ (x − mean)² / (n − correction) over `dim`, NaN where that is not above 0.
+
+    `unbiased` is the older name: True for correction 1, False for 0.
+    """
     x = floating("var", input)
     degrees = _degrees(x, dim, unbiased, correction)
     centred = x - mean(x, dim, keepdim=True)
@@ -217,10 +232,10 @@ def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number) -> 
 def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = (Σ |x|^p)^{1/p} over `dim`; p = inf gives max |x|, −inf min |x|, 0 the number of non-zeros.
 
-    For p = 2 the gradient at 0 is 0 (a subgradient), so penalties such as (‖g‖ − 1)² stay finite there.
+    The gradient at 0 is 0 (a subgradient), so penalties such as (‖g‖ − 1)² stay finite there. p = 0 has no gradient.
     """
     x = floating("norm", input)
-    dims = dims_of("norm", x, dim)
+    dims = _over("norm", x, dim)
     if p in (2, "fro"):
         return Norm.apply(x, dims=dims, keepdim=keepdim)
     if not isinstance(p, int | float):
@@ -231,12 +246,15 @@ def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False
         return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
     if p == 0:
         return sum(cast(x != 0, x.dtype), dim, keepdim)
-    return sum(x.abs() ** p, dim, keepdim) ** (1 / p)
+    zero = constant(x.data == 0)  # 0ᵖ by name: its slope is infinite for p < 1
+    total = sum(where(zero, 0.0 if p > 0 else math.inf, where(zero, 1.0, x.abs()) ** p), dims, keepdim)
+    zero = constant(total.data == 0)
+    return where(zero, 0.0, where(zero, 1.0, total) ** (1 / p))
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """y = Π x over one dimension, or over all of them."""
-    x = as_tensor(input)
+    x = _signed(as_tensor(input))
     if dim is None:
         y = Prod.apply(x.reshape(-1))
         return y.reshape((1,) * x.ndim) if keepdim else y
@@ -247,7 +265,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
 
 def cumsum(input: Any, dim: int) -> Tensor:
     """y_i = Σ_{j≤i} x_j along `dim`"""
-    x = as_tensor(input)
+    x = _signed(as_tensor(input))
     dims = dims_of("cumsum", x, dim)
     return Cumsum.apply(x, dim=dims[0]) if dims else x
 
@@ -260,7 +278,7 @@ def _not_empty(name: str, x: Tensor, dims: tuple[int, ...]) -> None:
 def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = max x over `dim`; a tie shares the gradient equally."""
     x = as_tensor(input)
-    dims = dims_of("amax", x, dim if dim != () else None)
+    dims = _over("amax", x, dim)
     _not_empty("amax", x, dims)
     return Amax.apply(x, dims=dims, keepdim=keepdim, largest=True)
 
@@ -268,7 +286,7 @@ def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
 def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = min x over `dim`; a tie shares the gradient equally."""
     x = as_tensor(input)
-    dims = dims_of("amin", x, dim if dim != () else None)
+    dims = _over("amin", x, dim)
     _not_empty("amin", x, dims)
     return Amax.apply(x, dims=dims, keepdim=keepdim, largest=False)
 
@@ -287,6 +305,13 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     return constant(np.asarray(np.argmin(x.data, axis=dim, keepdims=keepdim)))
 
 
+class Extremes(NamedTuple):
+    """What `max` and `min` along a dimension return."""
+
+    values: Tensor
+    indices: Tensor
+
+
 def _chosen(name: str, input: Any, dim: Any, keepdim: bool, whole: Any, arg: Any, pairwise: Any) -> Any:
     if dim is None:
         return whole(input)
@@ -296,9 +321,9 @@ def _chosen(name: str, input: Any, dim: Any, keepdim: bool, whole: Any, arg: Any
     index = arg(x, dim, keepdim=True)
     values = x.gather(dim, index) if x.ndim else x
     if keepdim or not x.ndim:
-        return values, index
+        return Extremes(values, index)
     (d,) = dims_of(name, x, dim)
-    return values.squeeze(d), index.squeeze(d)
+    return Extremes(values.squeeze(d), index.squeeze(d))
 
 
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -316,7 +341,7 @@ def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
 def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
     """y = log Σ eˣ over `dim`, without overflow."""
     x = floating("logsumexp", input)
-    return LogSumExp.apply(x, dims=dims_of("logsumexp", x, dim), keepdim=keepdim)
+    return LogSumExp.apply(x, dims=_over("logsumexp", x, dim), keepdim=keepdim)
 
 
 def all(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:

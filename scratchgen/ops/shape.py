@@ -107,14 +107,15 @@ class IndexAdd(Function):
 
     def forward(self, x: Any, *, shape: tuple[int, ...], index: Any) -> Any:
         self.index = index
-        y = np.zeros_like(x, shape=shape)
+        y = np.zeros_like(x, shape=shape, order="C")
         parts = index if isinstance(index, tuple) else (index,)
         if not any(isinstance(i, np.ndarray) for i in parts):
             y[index] = x  # slices and numbers name each element once
         elif len(parts) == 1 and parts[0].dtype.kind in "iu":
             kernels.scatter_add(y, parts[0], x)
         else:
-            np.add.at(y, index, x)
+            places = np.arange(y.size).reshape(shape)[index]
+            np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1))  # many times faster than with several indices
         return y
 
     def backward(self, dy: Tensor) -> Tensor:
@@ -149,7 +150,8 @@ class ScatterAdd(Function):
     def forward(self, x: Any, source: Any, *, dim: int, index: np.ndarray) -> Any:
         self.dim, self.index = dim, index
         y = x.copy()
-        np.add.at(y, _along(index, dim), source)
+        places = np.arange(y.size).reshape(y.shape)[_along(index, dim)]
+        np.add.at(y.reshape(-1), places.reshape(-1), source.reshape(-1))
         return y
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
@@ -167,6 +169,19 @@ class Cat(Function):
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         return tuple(split(dy, self.sizes, self.dim))
+
+
+class Split(Function):
+    """Pieces of given sizes along `dim`; their gradients side by side."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, sizes: Sequence[int], dim: int) -> tuple[Any, ...]:
+        self.dim = dim
+        return tuple(np.split(x, np.cumsum(sizes[:-1]), axis=dim))
+
+    def backward(self, *dys: Tensor) -> Tensor:
+        return Cat.apply(*dys, dim=self.dim)
 
 
 class Pad(Function):
@@ -370,8 +385,7 @@ def split(input: Any, split_size_or_sections: int | Sequence[int], dim: int = 0)
         sizes = [min(int(sizes), n - i) for i in range(0, n, int(sizes))] or [0]
     if sum(sizes) != n or min(sizes, default=0) < 0:
         raise ValueError(f"split: expected sizes that add up to {n}, got {list(sizes)}")
-    starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    return tuple([narrow(x, d, a, m) for a, m in zip(starts, sizes, strict=True)])
+    return Split.apply(x, sizes=list(sizes), dim=d)
 
 
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
@@ -387,7 +401,7 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """The slices along `dim`, without it."""
     x = as_tensor(input)
     (d,) = dims_of("unbind", x, dim) or _refuse_0d("unbind")
-    return tuple([Index.apply(x, index=(slice(None),) * d + (i,)) for i in range(x.shape[d])])
+    return tuple([piece.squeeze(d) for piece in split(x, 1, d)]) if x.shape[d] else ()
 
 
 def _refuse_0d(name: str) -> Any:

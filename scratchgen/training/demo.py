@@ -17,7 +17,7 @@ from scratchgen.training.runs import open_run, scores
 TOUR: dict[str, dict[str, Any]] = {
     "gan": {"steps": 4000, "sample_every": 1000},
     "vae": {"steps": 5000, "sample_every": 1250},
-    "gpt": {"steps": 1200, "sample_every": 300},
+    "gpt": {"steps": 800, "sample_every": 200},
 }
 
 

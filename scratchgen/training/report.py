@@ -152,7 +152,7 @@ def _gpt(run: Run, scores: dict[str, float]) -> str:
         + _math("Attention ( Q , K , V ) = softmax ( Q K^⊤ / √d + M ) V"),
         [
             _texts(written, f"Written by the model, begun with “{_text(prompt)}”." if prompt else "Written by the model."),
-            _texts(grown, "On the way there."),
+            _texts(grown, "On the way there.", narrow=True),
         ],
     )
 
@@ -201,19 +201,17 @@ _MEANING = {
 
 
 def _scores(scores: dict[str, float]) -> str:
-    real = any(key.endswith("_real") for key in scores)
+    real = {key for key in scores if key.endswith("_real") and key.removesuffix("_real") in scores}
     head = '<th scope="col">held-out score</th><th scope="col" class="n">model</th>'
     head += '<th scope="col" class="n">real data</th>' if real else ""
     body = ""
     for key, value in scores.items():
-        if key.endswith("_real"):
+        if key in real:
             continue
         name, better, tells = _MEANING.get(key, (_text(key), 0, ""))
         arrow = {1: " ↑", -1: " ↓", 0: ""}[better]
-        beside = f'<td class="n">{scores[key + "_real"]:.3g}</td>' if key + "_real" in scores else "<td></td>"
-        body += (
-            f'<tr><th scope="row">{name}{arrow}</th><td class="n">{value:.3g}</td>{beside if real else ""}<td>{tells}</td></tr>'
-        )
+        beside = f'<td class="n">{_number(scores[key + "_real"]) if key + "_real" in real else ""}</td>' if real else ""
+        body += f'<tr><th scope="row">{name}{arrow}</th><td class="n">{_number(value)}</td>{beside}<td>{tells}</td></tr>'
     return f'<table class="scores"><thead><tr>{head}<th></th></tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -221,8 +219,13 @@ def _text(text: Any) -> str:
     return html.escape(Path(text).name if os.sep in str(text) else str(text))
 
 
+def _number(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".").replace("-", "−")
+
+
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    text = f"{seconds:.0f} s" if seconds < 90 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,14 +267,16 @@ def _growth(run: Run) -> str:
     return f'<div class="growth">{kept}</div><p class="caption">The same codes, as training went on.</p>'
 
 
-def _texts(texts: list[tuple[str, str]], caption: str) -> str:
-    blocks = "".join(f"<div><h3>{_text(title)}</h3><pre>{html.escape(text)}</pre></div>" for title, text in texts)
-    return f'<div class="texts">{blocks}</div><p class="caption">{caption}</p>'
+def _texts(texts: list[tuple[str, str]], caption: str, *, narrow: bool = False) -> str:
+    blocks = "".join(
+        f"<div><h3>{_text(title)}</h3><pre>{html.escape(text.strip(chr(10)))}</pre></div>" for title, text in texts
+    )
+    return f'<div class="texts{" narrow" * narrow}">{blocks}</div><p class="caption">{caption}</p>'
 
 
 def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, height: int = 230) -> str:
     """A panel as a drawing that takes its colours from the page."""
-    left, right, top, bottom = 44, 10, 30, 34
+    left, right, top, bottom = 40, 20, 30, 34
     lines = [(line, *pictures.points(rows, line)) for line in panel.lines]
     values = np.concatenate([y for _, _, y in lines if len(y)] + ([[panel.level[0]]] if panel.level else []))
     last = max(row["step"] for row in rows)
@@ -288,7 +293,7 @@ def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, 
         y = place(0, value)[1]
         drawn.append(
             f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>'
-            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
         )
     for step in _ticks(0, last):
         drawn.append(
@@ -316,6 +321,10 @@ def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, 
         f'<svg viewBox="0 {top - 12} {width} {height - top + 12}" role="img" aria-label="{html.escape(panel.title)}">'
         f"{''.join(drawn)}</svg></figure>"
     )
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -354,7 +363,8 @@ def _term(symbol: str) -> str:
         return f"<mn>{symbol}</mn>"
     if symbol.isalpha():  # one letter is set in italics, a word upright
         return f"<mi>{symbol}</mi>"
-    return f"<mo>{html.escape(symbol)}</mo>"
+    fence = ' stretchy="false"' if symbol in "()[]∣‖" else ""
+    return f"<mo{fence}>{html.escape(symbol)}</mo>"
 
 
 _STYLE = """
@@ -373,8 +383,8 @@ h3 { font: 600 .78rem/1.4 system-ui, sans-serif; color: var(--soft); margin: 0 0
 .lead { font-size: 1.12rem; }
 section { border-top: 1px solid var(--line); margin-top: 4rem; padding-top: 2.4rem; }
 a { color: inherit; text-decoration-color: var(--c0); text-underline-offset: .18em; }
-.equations { margin: 1.4rem 0; overflow-x: auto; }
-math { font-size: 1.18rem; margin: .7rem 0; text-align: left; }
+.equations { margin: 1.4rem 0; overflow-x: auto; display: grid; justify-items: start; }
+math { font-size: 1.18rem; margin: .5rem 0; }
 .facts, .caption, figcaption { font: .82rem/1.5 system-ui, sans-serif; color: var(--soft); }
 figure { margin: 1.8rem 0; }
 figcaption { margin-top: .5rem; }
@@ -386,8 +396,10 @@ img.ink { filter: invert(1); mix-blend-mode: multiply; }
 .pair figure, .growth figure, .curves figure { margin: 0; }
 .growth { grid-template-columns: repeat(4, 1fr); gap: 1rem; margin-top: 1.8rem; }
 .texts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1.2rem; margin-top: 1.8rem; }
+.texts.narrow { grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); }
 .caption { margin: .6rem 0 0; }
 .curves { margin: 2.2rem 0 1.6rem; }
+.curves figure { max-width: 32rem; }
 pre { font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--block); border-radius: 4px;
   padding: .9rem 1rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font: .88em ui-monospace, Menlo, Consolas, monospace; }
@@ -413,6 +425,7 @@ footer { border-top: 1px solid var(--line); margin-top: 4rem; padding-top: 1rem;
 @media (max-width: 40rem) {
   html { font-size: 16px; } body { padding-top: 2rem; } h1 { font-size: 1.9rem; }
   .growth { grid-template-columns: repeat(2, 1fr); }
+  th, td { padding-right: .8rem; } .scores td:last-child { min-width: 13rem; }
 }
 @media print { body { max-width: none; } section { break-inside: avoid-page; } }
 """

@@ -45,10 +45,11 @@ class ImageTask:
         return data.batches(self.train, self.recipe.batch_size, seed=self.recipe.seed, start=start)
 
     def held_out(self, limit: int | None = None) -> Iterator[Batch]:
-        """All of the held-out data in order, or its first `limit` batches."""
-        B, x, y = self.recipe.batch_size, self.test.x, self.test.y
-        for i in range(0, len(x), B)[:limit]:
-            yield x[i : i + B], None if y is None else y[i : i + B]
+        """All of the held-out data in order, or `limit` batches spread evenly over it."""
+        B, y = self.recipe.batch_size, self.test.y
+        rows = _spread(len(self.test), limit and limit * B)
+        for i in range(0, len(rows), B):
+            yield self.test.x[rows[i : i + B]], None if y is None else y[rows[i : i + B]]
 
     def show(self, model: Any, stem: Path, seed: int) -> None:
         """64 samples from always the same codes as a picture `stem`.png."""
@@ -105,7 +106,10 @@ class TextTask:
             step += 1
 
     def held_out(self, limit: int | None = None) -> Iterator[Batch]:
-        """The held-out text in order, cut into windows; batches are full, so that their mean is the mean over tokens."""
+        """The held-out text in order, cut into windows, or `limit` batches of these spread evenly over it.
+
+        Batches are full, so that their mean is the mean over tokens.
+        """
         t = self.test_tokens
         T = min(self.recipe.model["block_size"], len(t) - 1)
         if T < 1:
@@ -114,8 +118,9 @@ class TextTask:
         B = min(self.recipe.batch_size, windows)
         x = t[: windows * T].reshape(windows, T)
         y = t[1 : windows * T + 1].reshape(windows, T)
-        for i in range(0, windows - B + 1, B)[:limit]:
-            yield x[i : i + B], y[i : i + B]
+        rows = _spread(windows, limit and limit * B)
+        for i in range(0, len(rows) - B + 1, B):
+            yield x[rows[i : i + B]], y[rows[i : i + B]]
 
     def show(self, model: Any, stem: Path, seed: int) -> None:
         """A sample of text as `stem`.txt."""
@@ -172,6 +177,11 @@ def continue_text(
         np.repeat(ids[None], n, axis=0), length, temperature=temperature, top_k=top_k, top_p=top_p, generator=rng
     )
     return [tokenizer.decode(row[hidden:]) for row in rows]
+
+
+def _spread(n: int, at_most: int | None) -> np.ndarray:
+    """The numbers 0 … n − 1, or, where they are more than `at_most`, that many of them at equal distances."""
+    return np.arange(n) if at_most is None or n <= at_most else np.arange(at_most) * n // at_most
 
 
 def _principal_components(x: np.ndarray, most: int) -> Any:

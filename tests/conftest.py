@@ -1,0 +1,55 @@
+"""The strict session: whatever a test leaves behind, or NumPy would only mutter about, fails it.
+
+Warnings are errors (setup.cfg). Beyond that, around each test: NumPy's floating-point errors raise (but for underflow,
+which is the right answer of e^{−1000}), the library's generator is seeded, and global switches must be as they were.
+`SCRATCHGEN_DEEP=1` (make test-deep) draws a hundred times the examples, new ones each time.
+"""
+import importlib
+import hypothesis
+import numpy as np
+import pytest
+
+import kernels
+from scratchgen import random
+
+engine = importlib.import_module("scratchgen.tensor")  # `scratchgen.tensor` itself is the function that makes one
+from tests.strategies import DEEP
+
+EXAMPLES = 25
+common = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("everyday", max_examples=EXAMPLES, derandomize=True, database=None, **common)
+hypothesis.settings.register_profile("deep", max_examples=100 * EXAMPLES, derandomize=False, print_blob=True, **common)
+hypothesis.settings.load_profile("deep" if DEEP else "everyday")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("deep") and not DEEP:
+            item.add_marker(pytest.mark.skip(reason="only in the deep run: SCRATCHGEN_DEEP=1"))
+
+
+def switches():
+    """Every global switch: gradient recording, anomaly detection, the kernels' storey, NumPy's own generator and error state."""
+    plain = (str, int, float, bool, type(None))
+    chosen = {name: value for name, value in vars(kernels).items() if isinstance(value, plain) and not name.startswith("__")}
+    legacy = np.random.get_state()
+    return {
+        "grad mode": engine.is_grad_enabled(),
+        "anomaly detection": engine._anomaly,
+        "kernels": chosen,
+        "np.random's global generator (use a seeded np.random.Generator)": (legacy[1].tobytes(), legacy[2]),
+        "np.errstate": np.geterr(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Floating-point errors raise, the library's generator starts at 0, and switches are found as they were left."""
+    random.manual_seed(0)
+    with np.errstate(divide="raise", invalid="raise", over="raise", under="ignore"):
+        before = switches()
+        yield
+        after = switches()
+    changed = [name for name in before if before[name] != after[name]]
+    engine._mode.grad, engine._anomaly = before["grad mode"], before["anomaly detection"]
+    assert not changed, f"the test left changed: {', '.join(changed)}"

@@ -1,0 +1,48 @@
+"""Every Python block of the README runs, and prints what its comments say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def promised(block: str) -> str:
+    """The comments behind and below each print, joined; a comment on any other line is prose."""
+    lines, printing = [], False
+    for line in block.splitlines():
+        code, _, comment = line.partition("#")
+        if code.strip():
+            printing = code.lstrip().startswith("print")
+        if printing and comment:
+            lines.append(comment)
+    return "".join("".join(lines).split())
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.splitlines()[-1][:40])
+def test_a_block_prints_what_it_says(block, capsys):
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert promised(block) == "".join(capsys.readouterr().out.split())
+
+
+def test_there_are_blocks_and_promises():
+    assert len(BLOCKS) >= 2 and all(promised(b) for b in BLOCKS)
+
+
+def test_the_commands_of_the_readme_exist():
+    from scratchgen.__main__ import main
+
+    for command in sorted(set(re.findall(r"^    scratchgen (\w+)", README, re.MULTILINE))):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0, command
+
+
+def test_the_files_of_the_readme_exist():
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"`((?:scratchgen|kernels|tests)/[\w/.*]+)`", README):
+        assert list(root.glob(path)) or (root / path).exists(), path
+    targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make (demo|test-deep|test|lint|docs)\b", README)) <= targets
