@@ -147,7 +147,7 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *,
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
-    n = x.shape[-1]
+    n = max(x.shape[-1], 1)
     mean = x.sum(axis=-1, keepdims=True)
     mean /= n
     y = x - mean
@@ -163,7 +163,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
-    n = x.shape[-1]
+    n = max(x.shape[-1], 1)
     xhat = x - mean
     xhat *= rstd
     dweight = np.einsum("ij,ij->j", dy, xhat)

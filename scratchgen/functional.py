@@ -1,6 +1,7 @@
 r"""Stable compositions of the primitives: activations, losses, likelihoods, norms, attention, resampling.
 
-Names, arguments, defaults and edge cases are those of `torch.nn.functional`. Losses take logits, never probabilities:
+Names, arguments, defaults and edge cases are those of `torch.nn.functional`, without its deprecated arguments; a loss
+refuses input and target of two shapes, where PyTorch warns and broadcasts. Losses take logits, never probabilities:
 log σ and log softmax of a logit are finite where the logarithm of a rounded probability is not.
 `reduction` is "mean", "sum" or "none" throughout.
 """
@@ -117,7 +118,7 @@ __all__ = [
 def leaky_relu(input: Any, negative_slope: float = 0.01) -> Tensor:
     """y = x for x > 0, else slope · x.  Maas, Hannun & Ng 2013."""
     x = floating("leaky_relu", input)
-    return x * constant(np.where(x.data > 0, 1, negative_slope).astype(x.dtype))
+    return x * constant(np.where(x.data > 0, x.dtype.type(1), x.dtype.type(negative_slope)))
 
 
 def prelu(input: Any, weight: Any) -> Tensor:
@@ -172,6 +173,8 @@ def softsign(input: Any) -> Tensor:
 def hardtanh(input: Any, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     """y = x held between two bounds; the gradient on a bound is 0, as PyTorch has it (`clamp` has 1 there)."""
     x = floating("hardtanh", input)
+    if min_val > max_val:
+        raise ValueError(f"hardtanh: expected min_val not above max_val, got {min_val} and {max_val}")
     inside = (x.data > min_val) & (x.data < max_val)
     return where(constant(inside), x, constant(np.clip(x.data, min_val, max_val).astype(x.dtype)))
 
@@ -225,7 +228,8 @@ def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 
     if delta <= 0:
         raise ValueError(f"huber_loss: expected delta above 0, got {delta}")
     d = x - t
-    return _reduced("huber_loss", where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
+    q = d.clamp(-delta, delta)  # ½ q² + δ (|d| − |q|) = q (d − ½ q): d² is never formed where it could overflow
+    return _reduced("huber_loss", q * (d - 0.5 * q), reduction)
 
 
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
@@ -233,9 +237,11 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
     x, t = _pair("smooth_l1_loss", input, target)
     if beta < 0:
         raise ValueError(f"smooth_l1_loss: expected beta of at least 0, got {beta}")
+    if beta == 0:
+        return l1_loss(x, t, reduction)
     d = x - t
-    loss = d.abs() if beta == 0 else where(d.abs() < beta, d * d * (0.5 / beta), d.abs() - 0.5 * beta)
-    return _reduced("smooth_l1_loss", loss, reduction)
+    q = d.clamp(-beta, beta)
+    return _reduced("smooth_l1_loss", q * (d - 0.5 * q) * (1 / beta), reduction)
 
 
 def binary_cross_entropy_with_logits(
@@ -329,12 +335,12 @@ def _class_loss(
 
 
 def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """ℓ = t (log t − x), x being log-probabilities; 0 where t = 0. "batchmean" divides the sum by the first length."""
+    """ℓ = t (log t − x), x being log-probabilities; 0 where t = 0, whatever x. "batchmean" divides the sum by the first length."""
     x, t = _pair("kl_div", input, target)
     if log_target:
         loss = exp(t) * (t - x)
     else:
-        zero = t <= 0
+        zero = t == 0
         loss = where(zero, 0.0, t * (log(where(zero, 1.0, t)) - x))
     if reduction == "batchmean":
         return loss.sum() / (loss.shape[0] if loss.ndim else 1)
@@ -418,7 +424,7 @@ def batch_norm(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: expected running_mean and running_var outside training")
-        return _scaled((x - running_mean.reshape(shape)) * (running_var.reshape(shape) + eps) ** -0.5, weight, bias)
+        return _scaled((x - running_mean.reshape(shape)) * (running_var.reshape(shape) + eps).rsqrt(), weight, bias)
     dims = (0, *range(2, x.ndim))
     n = x.numel() // x.shape[1] if x.shape[1] else 0
     if n == 1:
@@ -426,11 +432,11 @@ def batch_norm(
     mu = mean(x, dims, keepdim=True)
     centred = x - mu
     var = mean(centred * centred, dims, keepdim=True)
-    if running_mean is not None:
+    if running_mean is not None and n:
         running_mean.copy_((1 - momentum) * running_mean.data + momentum * mu.data.reshape(-1))
-    if running_var is not None:
+    if running_var is not None and n:
         running_var.copy_((1 - momentum) * running_var.data + momentum * (var.data.reshape(-1) * (n / (n - 1))))
-    return _scaled(centred * (var + eps) ** -0.5, weight, bias)
+    return _scaled(centred * (var + eps).rsqrt(), weight, bias)
 
 
 def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
@@ -465,11 +471,11 @@ def instance_norm(
     n = math.prod(x.shape[2:])
     if n == 1:
         raise ValueError(f"instance_norm: expected more than 1 position per channel, got shape {x.shape}")
-    if running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None and x.numel():
         rows = x.data.reshape(x.shape[0], x.shape[1], n)
         running_mean.copy_((1 - momentum) * running_mean.data + momentum * rows.mean(-1).mean(0))
         running_var.copy_((1 - momentum) * running_var.data + momentum * rows.var(-1, ddof=1).mean(0))
-    return group_norm(x, x.shape[1], weight, bias, eps)
+    return group_norm(x, max(x.shape[1], 1), weight, bias, eps)
 
 
 def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
@@ -482,7 +488,7 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     if not shape or x.shape[x.ndim - len(shape) :] != shape or len(shape) > x.ndim:
         raise ValueError(f"rms_norm: expected an input of shape (…, {', '.join(map(str, shape))}), got {x.shape}")
     eps = float(np.finfo(x.dtype).eps) if eps is None else eps
-    y = x * (mean(x * x, tuple(range(-len(shape), 0)), keepdim=True) + eps) ** -0.5
+    y = x * (mean(x * x, tuple(range(-len(shape), 0)), keepdim=True) + eps).rsqrt()
     return y if weight is None else y * weight
 
 
@@ -493,7 +499,10 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
 
 
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """y = x₁ · x₂ / (max(‖x₁‖, ε) max(‖x₂‖, ε)) along `dim`; the two broadcast."""
+    """y = x₁ · x₂ / (max(‖x₁‖, ε) max(‖x₂‖, ε)) along `dim`; the two broadcast.
+
+    The gradient is that of the formula, also where ε is the larger (PyTorch's goes through ‖x‖ there).
+    """
     a, b = operands("cosine_similarity", as_tensor(x1), as_tensor(x2))
     shape = np.broadcast_shapes(a.shape, b.shape)
     a, b = floating("cosine_similarity", a).expand(shape), floating("cosine_similarity", b).expand(shape)
@@ -517,6 +526,8 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
         raise IndexError(f"embedding: expected indices from 0 to {w.shape[0] - 1}, got {i.data.min()} … {i.data.max()}")
     y = w[i]
     if padding_idx is not None:
+        if not -w.shape[0] <= padding_idx < w.shape[0]:
+            raise ValueError(f"embedding: expected padding_idx from {-w.shape[0]} to {w.shape[0] - 1}, got {padding_idx}")
         padding = constant((i.data == padding_idx % w.shape[0])[..., None])
         y = where(padding, y.detach(), y)
     return y
@@ -576,8 +587,8 @@ def scaled_dot_product_attention(
         raise ValueError(f"attention: expected query (…, T, D), key (…, S, D), value (…, S, E), got {q.shape}, {k.shape}, {v.shape}")
     if attn_mask is not None and is_causal:
         raise ValueError("attention: expected attn_mask or is_causal, got both")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"attention: expected dropout_p from 0 up to 1, got {dropout_p}")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"attention: expected dropout_p from 0 to 1, got {dropout_p}")
     if enable_gqa:
         if min(q.ndim, k.ndim, v.ndim) < 3 or k.shape[-3] != v.shape[-3] or q.shape[-3] % k.shape[-3]:
             raise ValueError(f"attention: expected query heads to be a multiple of the key heads, got {q.shape} and {k.shape}")
@@ -591,7 +602,7 @@ def scaled_dot_product_attention(
         given = f"{q.shape}, {k.shape}, {v.shape}" + ("" if mask is None else f" with a mask of shape {mask.shape}")
         raise ValueError(f"attention: expected shapes that broadcast, got {given}") from None
     q, k, v = (t.expand(batch + t.shape[-2:]) for t in (q, k, v))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
     if not dropout_p:
         return attention(q, k, v, mask, causal=is_causal, scale=scale)
     scores = matmul(q, k.mT) * scale  # (…, T, S)
@@ -626,7 +637,7 @@ def interpolate(
     "nearest": y_i = x_⌊i/s⌋.  "linear" / "bilinear": y = A_h x A_wᵀ, the rows of A holding the two weights of the
     neighbours of (i + ½)/s − ½ (of i (n−1)/(m−1) with `align_corners`).
     """
-    x = floating("interpolate", input)
+    x = as_tensor(input) if mode == "nearest" else floating("interpolate", input)
     n = x.ndim - 2
     if n not in (1, 2):
         raise ValueError(f"interpolate: expected an input of shape (N, C, L) or (N, C, H, W), got {x.shape}")
@@ -643,6 +654,8 @@ def interpolate(
         if len(scales) != n or any(s <= 0 for s in scales):
             raise ValueError(f"interpolate: expected a scale_factor above 0, or {n} of them, got {scale_factor!r}")
         out = tuple(math.floor(m * s) for m, s in zip(x.shape[2:], scales, strict=True))
+    if 0 in out or 0 in x.shape[2:]:
+        raise ValueError(f"interpolate: expected lengths of at least 1, got {x.shape[2:]} to become {out}")
     for d, (m, s) in enumerate(zip(out, scales, strict=True), start=2):
         x = _resized(x, d, m, s, mode, bool(align_corners))
     return x
@@ -654,8 +667,11 @@ def _resized(x: Tensor, dim: int, m: int, scale: float | None, mode: str, align_
     if mode == "nearest":
         if scale is not None and scale == int(scale):
             return x.repeat_interleave(int(scale), dim)
-        at = np.floor(np.arange(m) * (n / m if scale is None else 1 / scale)).astype(np.int64)
+        step = np.asarray(n / m if scale is None else 1 / scale, np.float64 if x.dtype == np.float64 else np.float32)
+        at = np.floor(np.arange(m, dtype=step.dtype) * step).astype(np.int64)  # rounded as in PyTorch, which may decide
         return x.index_select(dim, at.clip(0, n - 1))
+    if m == n:
+        return x
     if align_corners:
         at = np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0)
     else:
@@ -674,7 +690,7 @@ def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
     if x.ndim < 3 or r < 1 or x.shape[-3] % (r * r):
         raise ValueError(f"pixel_shuffle: expected an input (…, C · {r}², H, W), got {x.shape}")
     *lead, c, h, w = x.shape
-    x = x.reshape(-1, c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3)  # (N, C, H, r, W, r)
+    x = x.reshape(math.prod(lead), c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3)  # (N, C, H, r, W, r)
     return x.reshape(*lead, c // (r * r), h * r, w * r)
 
 
@@ -684,7 +700,7 @@ def pixel_unshuffle(input: Any, downscale_factor: int) -> Tensor:
     if x.ndim < 3 or r < 1 or x.shape[-1] % r or x.shape[-2] % r:
         raise ValueError(f"pixel_unshuffle: expected an input (…, C, H · {r}, W · {r}), got {x.shape}")
     *lead, c, h, w = x.shape
-    x = x.reshape(-1, c, h // r, r, w // r, r).permute(0, 1, 3, 5, 2, 4)  # (N, C, r, r, H, W)
+    x = x.reshape(math.prod(lead), c, h // r, r, w // r, r).permute(0, 1, 3, 5, 2, 4)  # (N, C, r, r, H, W)
     return x.reshape(*lead, c * r * r, h // r, w // r)
 
 

@@ -325,7 +325,7 @@ def test_same_bits_twice(name):
 
 def transposed(x):
     """In column order."""
-    return np.asfortranarray(x)
+    return np.array(x, order="F")
 
 
 def strided(x):
@@ -490,7 +490,7 @@ def test_gradcheck_command_checks_the_users_own_file(capsys, tmp_path):
     assert catalog.main([f"{path}:lonely"]) == 2
     assert "lonely_inputs(rng)" in capsys.readouterr().err
     assert catalog.main([f"{path}:swich"]) == 2
-    assert "did you mean swish?" in capsys.readouterr().err
+    assert "did you mean swish" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ shapes, by hypothesis
@@ -549,8 +549,8 @@ def test_reductions(name, drawn, seed):
     """Over any dims of any shape, with ties and zeros: values are whole halves."""
     shape, dim, keepdim = drawn
     x = np.round(2 * normal(shape, seed)) / 2
-    axis = tuple(range(x.ndim)) if dim is None else dim if x.ndim else ()
-    axis = tuple(d % x.ndim for d in np.atleast_1d(axis).astype(int)) if x.ndim else ()
+    axis = tuple(range(x.ndim)) if dim is None or dim == () else tuple(d % max(x.ndim, 1) for d in np.atleast_1d(dim))
+    axis = axis if x.ndim else ()
     n = int(np.prod([shape[d] for d in axis]))
     if (name in ("mean", "amax", "amin", "logsumexp") and n == 0) or (name == "var" and n < 2):
         return  # nothing to choose from; NaN or −∞, tested elsewhere
@@ -659,7 +659,8 @@ def test_extreme_elements(name, dtype):
     run = swept(lambda t: [function(t)], [x], dtype=dtype, cotangents=[constant(np.ones(x.shape, dtype))])
     wide = x.astype(np.longdouble)
     eps = float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(run.ys[0].data, value(wide).astype(dtype), rtol=64 * eps, atol=1e-30)
+    cancels = name.startswith("BCE")  # softplus(x) − t x is as good as x is known
+    np.testing.assert_allclose(run.ys[0].data, value(wide).astype(dtype), rtol=64 * eps, atol=eps * np.abs(x) if cancels else 1e-30)
     np.testing.assert_allclose(run.grads[0].data, slope(wide).astype(dtype), rtol=64 * eps, atol=4 * eps)
 
 
@@ -689,16 +690,17 @@ def test_extreme_rows(dtype, x, t):
         ),
     }
     eps = float(np.finfo(dtype).eps)
+    atol = 8 * eps * max(4.0, np.abs(x).max())  # what rounding the logits themselves does
     for name, (function, value, vjp) in expected.items():
         run = swept(lambda z, function=function: [function(z)], [x], dtype=dtype)
-        np.testing.assert_allclose(run.ys[0].data, value.astype(dtype), rtol=32 * eps, atol=32 * eps, err_msg=name)
+        np.testing.assert_allclose(run.ys[0].data, value.astype(dtype), rtol=32 * eps, atol=atol, err_msg=name)
         exact = vjp(run.vs[0].data.astype(np.longdouble)).astype(dtype)
-        np.testing.assert_allclose(run.grads[0].data, exact, rtol=64 * eps, atol=128 * eps, err_msg=name)
+        np.testing.assert_allclose(run.grads[0].data, exact, rtol=64 * eps, atol=atol, err_msg=name)
     # attention whose scores are these logits: Q = x, K = 1, V = 1 gives the softmax itself
     run = swept(lambda z: [F.scaled_dot_product_attention(z, Tensor(np.eye(3, dtype=dtype)), Tensor(np.eye(3, dtype=dtype)), scale=1.0)], [x], dtype=dtype)
-    np.testing.assert_allclose(run.ys[0].data, p.astype(dtype), rtol=32 * eps, atol=32 * eps)
+    np.testing.assert_allclose(run.ys[0].data, p.astype(dtype), rtol=32 * eps, atol=atol)
     exact = expected["softmax"][2](run.vs[0].data.astype(np.longdouble)).astype(dtype)
-    np.testing.assert_allclose(run.grads[0].data, exact, rtol=64 * eps, atol=128 * eps)
+    np.testing.assert_allclose(run.grads[0].data, exact, rtol=64 * eps, atol=atol)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])

@@ -1,11 +1,14 @@
 """Every Python block of the README runs, and prints what its comments say."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -22,9 +25,9 @@ def promised(block: str) -> str:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.splitlines()[-1][:40])
-def test_a_block_prints_what_it_says(block, capsys):
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert promised(block) == "".join(capsys.readouterr().out.split())
+def test_a_block_prints_what_it_says(block):
+    run = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert promised(block) == "".join(run.stdout.split())
 
 
 def test_there_are_blocks_and_promises():
@@ -41,8 +44,7 @@ def test_the_commands_of_the_readme_exist():
 
 
 def test_the_files_of_the_readme_exist():
-    root = Path(__file__).parent.parent
     for path in re.findall(r"`((?:scratchgen|kernels|tests)/[\w/.*]+)`", README):
-        assert list(root.glob(path)) or (root / path).exists(), path
-    targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+        assert list(ROOT.glob(path)) or (ROOT / path).exists(), path
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make (demo|test-deep|test|lint|docs)\b", README)) <= targets

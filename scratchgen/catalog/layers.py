@@ -212,9 +212,9 @@ _GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=
 MODELS = [
     row(
         "models.GAN",
-        of(models.GANConfig(shape=_PICTURE, hidden=3, latent=2))(unit(2, *_PICTURE), real(2, 2)),
+        of(models.GANConfig(shape=_PICTURE, hidden=3, latent=2))(unit(3, *_PICTURE), real(3, 2)),
         of(models.GANConfig(shape=_PICTURE, network="dcgan", hidden=4, latent=1, loss="saturating"))(
-            unit(2, *_PICTURE), real(2, 1)
+            unit(3, *_PICTURE), real(3, 1)
         ),
         target=Game,
         seeded=True,

@@ -33,6 +33,9 @@ def _attach() -> None:
     def swapped(function: Any) -> Any:
         return lambda self, other: function(other, self)
 
+    def unless_unrelated(function: Any) -> Any:
+        return lambda self, other: NotImplemented if other is None or isinstance(other, str) else function(self, other)
+
     def to(self: Tensor, *args: Any, dtype: Any = None, device: str | None = None) -> Tensor:
         """The tensor in another dtype (`to(float64)`) or on another device (`to("cpu")`); itself where nothing changes."""
         for arg in args:
@@ -60,15 +63,23 @@ def _attach() -> None:
         "__rpow__": swapped(pow),
         "__matmul__": matmul,
         "__rmatmul__": swapped(matmul),
-        "__eq__": eq,
-        "__ne__": ne,
+        "__eq__": unless_unrelated(eq),
+        "__ne__": unless_unrelated(ne),
         "__lt__": lt,
         "__le__": le,
         "__gt__": gt,
         "__ge__": ge,
-        "__and__": logical_and,
-        "__or__": logical_or,
-        "__invert__": logical_not,
+        "__and__": elementwise.bitwise_and,
+        "__rand__": elementwise.bitwise_and,
+        "__or__": elementwise.bitwise_or,
+        "__ror__": elementwise.bitwise_or,
+        "__xor__": elementwise.bitwise_xor,
+        "__rxor__": elementwise.bitwise_xor,
+        "__invert__": elementwise.bitwise_not,
+        "__floordiv__": elementwise.floor_divide,
+        "__rfloordiv__": swapped(elementwise.floor_divide),
+        "__mod__": elementwise.remainder,
+        "__rmod__": swapped(elementwise.remainder),
         "__getitem__": shape.index,
         "__iter__": shape.iterate,
         "to": to,
@@ -76,8 +87,14 @@ def _attach() -> None:
         "double": lambda self: cast(self, "float64"),
         "long": lambda self: cast(self, "int64"),
         "bool": lambda self: cast(self, "bool"),
+        "int": lambda self: cast(self, "int32"),
+        "cpu": lambda self: self,
         "view": reshape,
-        "t": lambda self: transpose(self, 0, 1) if self.ndim == 2 else self,
+        "view_as": lambda self, other: reshape(self, other.shape),
+        "expand_as": lambda self, other: expand(self, other.shape),
+        "type_as": lambda self, other: cast(self, other.dtype),
+        "where": lambda self, condition, other: where(condition, self, other),
+        "t": lambda self: permute(self, tuple(reversed(range(self.ndim))) if self.ndim < 3 else (1, 0)),
         "T": property(lambda self: permute(self, tuple(reversed(range(self.ndim))))),
         "mT": property(lambda self: transpose(self, -2, -1)),
     }

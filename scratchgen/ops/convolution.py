@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen.ops.elementwise import as_tensor, operands
+from scratchgen.ops.elementwise import as_tensor, floating, operands
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
@@ -74,6 +74,8 @@ class ConvolveTransposed(Function):
         y, w = self.inputs
         needs_y, needs_w = self.needs_input_grad
         dy = Convolve.apply(dx, w, geometry=self.geometry) if needs_y else None
+        if dy is not None and dy.shape[2:] != y.shape[2:]:  # cells of an output_padding that no window of y's reaches
+            dy = dy[(slice(None), slice(None), *[slice(n) for n in y.shape[2:]])]
         dw = ConvolveWeight.apply(dx, y, size=w.shape[2:], geometry=self.geometry) if needs_w else None
         return dy, dw
 
@@ -234,8 +236,10 @@ def _max_pool(name: str, n: int, input: Any, kernel_size: Size, stride: Size | N
         raise ValueError(f"{name}: expected padding of at most half the window, {kernel}, got {padding}")
     counts, places = _window_places(name, x, kernel, stride, padding, dilation, ceil_mode)
     flat = x.reshape(x.shape[:2] + (math.prod(x.shape[2:]),))
-    cells = np.where(places >= 0, flat.data[:, :, places], -np.inf)  # (N, C, windows, cells)
-    index = places[np.arange(len(places)), cells.argmax(-1)]  # (N, C, windows): the first of equals
+    windows, inside = np.arange(len(places)), places >= 0
+    first = places[windows, inside.argmax(-1)]
+    places = np.where(inside, places, first[:, None])  # a cell outside stands for the first inside: the maximum stays
+    index = places[windows, flat.data[:, :, places].argmax(-1)]  # (N, C, windows): the first of equals
     y = flat.gather(2, index).reshape(x.shape[:2] + counts)
     index = constant(index.reshape(y.shape))
     if not had_batch:
@@ -260,7 +264,7 @@ def max_pool2d(
 def _avg_pool(
     name: str, n: int, input: Any, kernel_size: Size, stride: Size | None, padding: Size, ceil_mode: bool, count_include_pad: bool, divisor: int | None
 ) -> Tensor:
-    x, had_batch = batched(name, as_tensor(input), n)
+    x, had_batch = batched(name, floating(name, input), n)
     kernel = sizes(name, kernel_size, n, "kernel_size", 1)
     stride = kernel if stride is None else sizes(name, stride, n, "stride", 1)
     padding = sizes(name, padding, n, "padding", 0)

@@ -35,14 +35,14 @@ def _made(array: Any, requires_grad: bool) -> Tensor:
     return t.requires_grad_() if requires_grad else t
 
 
-def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def zeros(*sizes: Any, size: Any = None, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """A tensor of zeros: zeros(2, 3) or zeros((2, 3))."""
-    return _made(np.zeros(shape_of("zeros", size), dtype), requires_grad)
+    return _made(np.zeros(shape_of("zeros", sizes, size), dtype), requires_grad)
 
 
-def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def ones(*sizes: Any, size: Any = None, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """A tensor of ones: ones(2, 3) or ones((2, 3))."""
-    return _made(np.ones(shape_of("ones", size), dtype), requires_grad)
+    return _made(np.ones(shape_of("ones", sizes, size), dtype), requires_grad)
 
 
 def full(size: Any, fill_value: float, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
@@ -66,7 +66,7 @@ def full_like(input: Any, fill_value: float, *, dtype: Any = None) -> Tensor:
     return constant(np.full_like(as_tensor(input).data, fill_value, dtype=dtype))
 
 
-def arange(start: float, end: float | None = None, step: float = 1, *, dtype: Any = None) -> Tensor:
+def arange(start: float = 0, end: float | None = None, step: float = 1, *, dtype: Any = None) -> Tensor:
     """start, start + step, … below end;  arange(end) counts from 0. Whole numbers give int64, others float32."""
     if end is None:
         start, end = 0, start
@@ -85,35 +85,44 @@ def eye(n: int, m: int | None = None, *, dtype: Any = np.float32) -> Tensor:
     return constant(np.eye(n, m, dtype=dtype))
 
 
-def rand(*size: Any, dtype: Any = np.float32, generator: np.random.Generator | None = None, requires_grad: bool = False) -> Tensor:
+Generator = np.random.Generator
+
+
+def rand(*sizes: Any, size: Any = None, dtype: Any = np.float32, generator: Generator | None = None, requires_grad: bool = False) -> Tensor:
     """Uniform on [0, 1)."""
-    return _made(np.asarray(random.generator(generator).random(shape_of("rand", size), dtype=dtype)), requires_grad)
+    drawn = random.generator(generator).random(shape_of("rand", sizes, size), dtype=dtype)
+    return _made(np.asarray(drawn), requires_grad)
 
 
-def randn(*size: Any, dtype: Any = np.float32, generator: np.random.Generator | None = None, requires_grad: bool = False) -> Tensor:
+def randn(*sizes: Any, size: Any = None, dtype: Any = np.float32, generator: Generator | None = None, requires_grad: bool = False) -> Tensor:
     """Standard normal."""
-    return _made(np.asarray(random.generator(generator).standard_normal(shape_of("randn", size), dtype=dtype)), requires_grad)
+    drawn = random.generator(generator).standard_normal(shape_of("randn", sizes, size), dtype=dtype)
+    return _made(np.asarray(drawn), requires_grad)
 
 
-def rand_like(input: Any, *, generator: np.random.Generator | None = None) -> Tensor:
+def rand_like(input: Any, *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
     """Uniform on [0, 1), in `input`'s shape and dtype."""
     x = as_tensor(input)
-    return rand(x.shape, dtype=x.dtype, generator=generator)
+    return rand(x.shape, dtype=dtype or x.dtype, generator=generator)
 
 
-def randn_like(input: Any, *, generator: np.random.Generator | None = None) -> Tensor:
+def randn_like(input: Any, *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
     """Standard normal, in `input`'s shape and dtype."""
     x = as_tensor(input)
-    return randn(x.shape, dtype=x.dtype, generator=generator)
+    return randn(x.shape, dtype=dtype or x.dtype, generator=generator)
 
 
-def randint(low: int, high: int, size: Any, *, generator: np.random.Generator | None = None) -> Tensor:
-    """Whole numbers from low to high − 1, all equally likely."""
+def randint(low: int = 0, high: Any = None, size: Any = None, *, generator: Generator | None = None) -> Tensor:
+    """Whole numbers from low to high − 1, all equally likely; randint(high, size) counts from 0."""
+    if size is None:
+        low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
     if high <= low:
         raise ValueError(f"randint: expected low below high, got {low} and {high}")
     return constant(np.asarray(random.generator(generator).integers(low, high, shape_of("randint", (size,)))))
 
 
-def randperm(n: int, *, generator: np.random.Generator | None = None) -> Tensor:
+def randperm(n: int, *, generator: Generator | None = None) -> Tensor:
     """The numbers 0 … n − 1 in random order."""
     return constant(random.generator(generator).permutation(n))

@@ -196,6 +196,16 @@ class Div(Function):
         return da, -da * (a / b) if self.needs_input_grad[1] else None
 
 
+class Remainder(Function):
+    """y = a − b ⌊a/b⌋    ā = ȳ,  b̄ = −ȳ ⌊a/b⌋"""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return np.remainder(a, b)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        return dy, -dy * floor_divide(*self.inputs)
+
+
 class Neg(Function):
     """y = −x             x̄ = −ȳ"""
 
@@ -266,6 +276,17 @@ def div(input: Any, other: Any) -> Tensor:
     """y = input / other; integers are divided as float32"""
     a, b = pair("div", *[float(x) if type(x) is int else x for x in (input, other)])
     return Div.apply(a, b) if a._data.dtype.kind in "fc" else Div.apply(cast(a, np.float32), cast(b, np.float32))
+
+
+def floor_divide(input: Any, other: Any) -> Tensor:
+    """y = ⌊input / other⌋, without a gradient"""
+    a, b = pair("floor_divide", input, other)
+    return constant(a.data // b.data)
+
+
+def remainder(input: Any, other: Any) -> Tensor:
+    """y = input − other ⌊input / other⌋, which has the sign of `other`"""
+    return Remainder.apply(*pair("remainder", input, other))
 
 
 def neg(input: Any) -> Tensor:
@@ -762,6 +783,18 @@ def _compare(function: Any, name: str, symbol: str) -> Any:
     return compare
 
 
+def _bitwise(function: Any, name: str, symbol: str) -> Any:
+    def bitwise(*inputs: Any) -> Tensor:
+        arrays = [as_tensor(x).data for x in inputs]
+        if any(x.dtype.kind not in "iub" for x in arrays):
+            raise TypeError(f"{symbol}: expected booleans or integers, got {' and '.join(str(x.dtype) for x in arrays)}")
+        return constant(function(*arrays))
+
+    bitwise.__name__ = bitwise.__qualname__ = name
+    bitwise.__doc__ = f"{symbol} for each bit of integers, and for booleans"
+    return bitwise
+
+
 eq = _compare(np.equal, "eq", "=")
 ne = _compare(np.not_equal, "ne", "≠")
 lt = _compare(np.less, "lt", "<")
@@ -770,6 +803,10 @@ gt = _compare(np.greater, "gt", ">")
 ge = _compare(np.greater_equal, "ge", "≥")
 logical_and = _compare(np.logical_and, "logical_and", "and")
 logical_or = _compare(np.logical_or, "logical_or", "or")
+bitwise_and = _bitwise(np.bitwise_and, "bitwise_and", "&")
+bitwise_or = _bitwise(np.bitwise_or, "bitwise_or", "|")
+bitwise_xor = _bitwise(np.bitwise_xor, "bitwise_xor", "^")
+bitwise_not = _bitwise(np.invert, "bitwise_not", "~")
 
 
 def logical_not(input: Any) -> Tensor:

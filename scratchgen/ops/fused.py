@@ -101,7 +101,7 @@ class LayerNorm(Function):
 
     def composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         centred = x - mean(x, -1, keepdim=True)
-        return centred * (mean(centred * centred, -1, keepdim=True) + self.eps) ** -0.5 * weight + bias
+        return centred * (mean(centred * centred, -1, keepdim=True) + self.eps).rsqrt() * weight + bias
 
 
 class Attention(Function):
@@ -153,7 +153,7 @@ def softmax(input: Any, dim: int) -> Tensor:
 
 
 def log_softmax(input: Any, dim: int) -> Tensor:
-    """y_i = x_i − log Σ_j e^{x_j} along `dim`"""
+    """y_i = x_i − log Σ_j e^{x_j} along `dim`; a row of −∞ stays one."""
     x = floating("log_softmax", input)
     dims = dims_of("log_softmax", x, dim)
     return LogSoftmax.apply(x, dim=dims[0]) if dims else x * 0

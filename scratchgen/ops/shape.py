@@ -217,8 +217,10 @@ class Flip(Function):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def shape_of(name: str, shape: tuple[Any, ...]) -> tuple[int, ...]:
-    """f(x, 2, 3) and f(x, (2, 3)) mean the same."""
+def shape_of(name: str, shape: tuple[Any, ...], named: Any = None) -> tuple[int, ...]:
+    """f(x, 2, 3) and f(x, (2, 3)) mean the same, and so does f(x, shape=(2, 3)), in which it is `named`."""
+    if named is not None:
+        shape = (*shape, named)
     if len(shape) == 1 and isinstance(shape[0], tuple | list):
         shape = tuple(shape[0])
     for n in shape:
@@ -227,10 +229,10 @@ def shape_of(name: str, shape: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(int(n) for n in shape)
 
 
-def reshape(input: Any, *shape: Any) -> Tensor:
+def reshape(input: Any, *sizes: Any, shape: Sequence[int] | None = None) -> Tensor:
     """The same elements, row by row, under another shape; one −1 is worked out."""
     x = as_tensor(input)
-    shape = shape_of("reshape", shape)
+    shape = shape_of("reshape", sizes, shape)
     if shape == x.shape:
         return x
     try:
@@ -250,13 +252,14 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     return x.reshape(x.shape[:start] + (math.prod(x.shape[start : end + 1]),) + x.shape[end + 1 :])
 
 
-def permute(input: Any, *dims: Any) -> Tensor:
+def permute(input: Any, *order: Any, dims: Sequence[int] | None = None) -> Tensor:
     """The dimensions in another order."""
     x = as_tensor(input)
-    dims = shape_of("permute", dims)
-    if sorted(d % x.ndim if x.ndim else d for d in dims) != list(range(x.ndim)):
+    dims = shape_of("permute", order, dims)
+    found = tuple([d + x.ndim if d < 0 else d for d in dims])
+    if sorted(found) != list(range(x.ndim)):
         raise ValueError(f"permute: expected each of {x.ndim} dimensions once, got {dims}")
-    return Permute.apply(x, dims=tuple(d % x.ndim for d in dims))
+    return Permute.apply(x, dims=found)
 
 
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
@@ -343,13 +346,32 @@ def contiguous(input: Any) -> Tensor:
 
 
 def index(input: Any, key: Any) -> Tensor:
-    """x[key] as in NumPy: numbers, slices, …, None, integer or boolean arrays and tensors. Repeats add up in the gradient."""
+    """x[key]: numbers, slices, …, None, integer or boolean arrays and tensors. Repeats add up in the gradient.
+
+    As in NumPy, but for a number beside arrays, which takes its slice before them: x[0, :, [1, 2]] is x[0][:, [1, 2]], as in
+    PyTorch. Steps may be negative, uint8 are integers, and a nested list is one array, unlike there.
+    """
     x = as_tensor(input)
-    key = tuple(_key(k) for k in key) if isinstance(key, tuple) else _key(key)
+    key = tuple([_key(k) for k in key]) if type(key) is tuple else _key(key)
     try:
+        if type(key) is tuple and any([isinstance(k, np.ndarray) for k in key]):
+            numbers, key = _numbers_first(key)
+            x = x if numbers is None else Index.apply(x, index=numbers)
         return Index.apply(x, index=key)
     except IndexError as error:
         raise IndexError(f"index into a tensor of shape {x.shape}: {error}") from None
+
+
+def _numbers_first(key: tuple[Any, ...]) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
+    """The index by numbers, and the one by arrays that is left after it; (None, key) where NumPy does the same at once."""
+    choosing = [i for i, k in enumerate(key) if isinstance(k, int | np.integer | np.ndarray)]
+    if choosing[-1] - choosing[0] == len(choosing) - 1 or all([isinstance(key[i], np.ndarray) for i in choosing]):
+        return None, key
+    numbers: list[Any] = []
+    for k in key:
+        numbers += [slice(None)] * (k.ndim if k.dtype == np.bool_ else 1) if isinstance(k, np.ndarray) else [k]
+    arrays = [k if k is ... or isinstance(k, np.ndarray) else slice(None) for k in key if not isinstance(k, int | np.integer)]
+    return tuple(numbers), tuple(arrays)
 
 
 def _key(k: Any) -> Any:
@@ -362,13 +384,16 @@ def _key(k: Any) -> Any:
             if k.size:
                 raise TypeError(f"index: expected integers or booleans, got {k.dtype}")
             k = k.astype(np.int64)
+        if not k.ndim and k.dtype != np.bool_:
+            return int(k)
     return k
 
 
 def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
-    """`length` slices of `dim`, from `start` on."""
+    """`length` slices of `dim`, from `start` on, which counts from the end if negative."""
     x = as_tensor(input)
-    (d,) = dims_of("narrow", x, dim)
+    (d,) = dims_of("narrow", x, dim) or _refuse_0d("narrow")
+    start += x.shape[d] if start < 0 else 0
     if not (0 <= start and 0 <= length and start + length <= x.shape[d]):
         raise ValueError(f"narrow: expected a range within 0 … {x.shape[d]}, got start {start} and length {length}")
     return Index.apply(x, index=(slice(None),) * d + (slice(start, start + length),))
@@ -461,13 +486,13 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The lower triangle of each matrix, zeros above the `diagonal`."""
     x = _matrices("tril", input)
-    return where(constant(np.tri(*x.shape[-2:], diagonal, dtype=bool)), x, 0.0 if x.dtype.kind == "f" else 0)
+    return where(constant(np.tri(*x.shape[-2:], diagonal, dtype=bool)), x, constant(np.zeros((), x.dtype)))
 
 
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The upper triangle of each matrix, zeros below the `diagonal`."""
     x = _matrices("triu", input)
-    return where(constant(~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool)), x, 0.0 if x.dtype.kind == "f" else 0)
+    return where(constant(~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool)), x, constant(np.zeros((), x.dtype)))
 
 
 def _matrices(name: str, input: Any) -> Tensor:
@@ -515,12 +540,17 @@ def repeat(input: Any, *sizes: Any) -> Tensor:
     return x.reshape(pairs).expand(copies).reshape(tuple(k * n for k, n in zip(sizes, shape, strict=True)))
 
 
-def repeat_interleave(input: Any, repeats: int, dim: int | None = None) -> Tensor:
-    """Each element `repeats` times in a row along `dim`; of the flattened tensor without it."""
+def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tensor:
+    """Each element `repeats` times in a row along `dim` (one number, or one for each); of the flattened tensor without it."""
     x = as_tensor(input)
-    if dim is None:
+    if dim is None or not x.ndim:
         x, dim = x.reshape(-1), 0
     (d,) = dims_of("repeat_interleave", x, dim)
+    counts = _whole("repeat_interleave", repeats)
+    if (counts < 0).any() or counts.shape not in ((), (1,), x.shape[d : d + 1]):
+        raise ValueError(f"repeat_interleave: expected counts of at least 0, one or {x.shape[d]} of them, got {repeats!r}")
+    if counts.ndim:
+        return x.index_select(d, np.repeat(np.arange(x.shape[d]), counts))
     y = x.unsqueeze(d + 1).expand(x.shape[: d + 1] + (repeats,) + x.shape[d + 1 :])
     return y.reshape(x.shape[:d] + (x.shape[d] * repeats,) + x.shape[d + 1 :])
 
@@ -540,13 +570,13 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Number | 
     for d, (before, after) in enumerate(pairs):
         if x.shape[d] + min(before, 0) + min(after, 0) < 0:
             raise ValueError(f"pad: expected to cut at most {x.shape[d]} cells from dimension {d}, got {(before, after)}")
-        most = {"reflect": x.shape[d] - 1, "circular": x.shape[d]}.get(mode)
+        most = {"reflect": x.shape[d] - 1, "circular": x.shape[d] + min(before, 0) + min(after, 0)}.get(mode)
         if most is not None and max(before, after) > max(most, 0):
             raise ValueError(f"pad: expected at most {most} cells for mode {mode!r} in dimension {d}, got {(before, after)}")
+    if mode in ("constant", "circular") and any(n < 0 for pair in pairs for n in pair):
+        x = x[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, pairs, strict=True))]
+        pairs = [(max(a, 0), max(b, 0)) for a, b in pairs]
     if mode == "constant":
-        if any(n < 0 for pair in pairs for n in pair):
-            x = x[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, pairs, strict=True))]
-            pairs = [(max(a, 0), max(b, 0)) for a, b in pairs]
         return Pad.apply(x, widths=tuple(pairs), value=0 if value is None else value)
     for d, (before, after) in enumerate(pairs):
         if before or after:
@@ -555,7 +585,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Number | 
             if mode == "replicate":
                 at = at.clip(0, n - 1)
             elif mode == "circular":
-                at = at % n
+                at = at % max(n, 1)
             else:
                 at = np.abs(at)
                 at = np.where(at >= n, 2 * (n - 1) - at, at)
@@ -563,18 +593,28 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Number | 
     return x
 
 
-def flip(input: Any, *dims: Any) -> Tensor:
+def flip(input: Any, *axes: Any, dims: Sequence[int] | None = None) -> Tensor:
     """The elements in reverse order along `dims`."""
     x = as_tensor(input)
-    return Flip.apply(x, dims=dims_of("flip", x, shape_of("flip", dims)))
+    return Flip.apply(x, dims=dims_of("flip", x, shape_of("flip", axes, dims)))
 
 
-def roll(input: Any, shifts: int, dims: int) -> Tensor:
-    """The elements shifted along one dimension; those that leave come in on the other side."""
+def roll(input: Any, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Tensor:
+    """The elements shifted along one dimension, or each of several; those that leave come in on the other side.
+
+    Without `dims` the flattened tensor is shifted, and brought back into its shape.
+    """
     x = as_tensor(input)
-    (d,) = dims_of("roll", x, dims)
-    n = x.shape[d]
-    return x if not n else x.index_select(d, (np.arange(n) - shifts) % n)
+    if dims is None:
+        return roll(x.reshape(-1), shifts, 0).reshape(x.shape)
+    shifts, dims = ((v,) if isinstance(v, int | np.integer) else tuple(v) for v in (shifts, dims))
+    if len(shifts) != len(dims):
+        raise ValueError(f"roll: expected one shift for each dimension, got {shifts} and {dims}")
+    for shift, dim in zip(shifts, dims, strict=True):
+        (d,) = dims_of("roll", x, dim) or _refuse_0d("roll")
+        n = x.shape[d]
+        x = x if not n else x.index_select(d, (np.arange(n) - shift) % n)
+    return x
 
 
 def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
