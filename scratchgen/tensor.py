@@ -286,7 +286,9 @@ def _sweep(
                 else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
                     dys[i] = total = _place(np.asarray(total._data + g._data), None)
                     total._stamp = _OURS
-            if not retain and node is not None and sys.getrefcount(node) > 2:  # with 2, only this line knows it, and it goes by itself
+            if (
+                not retain and node is not None and sys.getrefcount(node) > 2
+            ):  # with 2, only this line knows it, and it goes by itself
                 node.release()
             if not queue:
                 break
@@ -390,7 +392,9 @@ def _unbroadcast(g: Tensor, shape: tuple[int, ...], node: Function) -> Tensor:
     stretched = [added + i for i, n in enumerate(shape) if n == 1 and g.shape[added + i] != 1] if added >= 0 else []
     dims = tuple(range(max(added, 0))) + tuple(stretched)
     if added < 0 or any(n != 1 and n != m for n, m in zip(shape, g.shape[added:], strict=True)):
-        raise RuntimeError(f"{type(node).__name__}.backward: a gradient of shape {g.shape} does not fit an input of shape {shape}")
+        raise RuntimeError(
+            f"{type(node).__name__}.backward: a gradient of shape {g.shape} does not fit an input of shape {shape}"
+        )
     return g.sum(dims).reshape(shape)
 
 
@@ -443,7 +447,9 @@ def _seeds(outputs: list[Tensor], given: Any, caller: str) -> tuple[list[Tensor]
     cotangents = []
     for y, dy in zip(outputs, given, strict=True):
         if y.node is None:
-            raise RuntimeError(f"{caller}: expected an output that depends on a tensor that requires a gradient, got one that does not")
+            raise RuntimeError(
+                f"{caller}: expected an output that depends on a tensor that requires a gradient, got one that does not"
+            )
         if dy is None:
             if y._data.size != 1:
                 raise RuntimeError(f"{caller}: expected a scalar output, or a cotangent of shape {y.shape} beside it")
@@ -504,7 +510,9 @@ class Tensor:
     def data(self, value: Any) -> None:
         array = value._data if isinstance(value, Tensor) else np.asarray(value)
         if array.shape != self.shape or array.dtype != self.dtype:
-            raise ValueError(f"Tensor.data: expected an array of shape {self.shape} and {self.dtype}, got {array.shape} and {array.dtype}")
+            raise ValueError(
+                f"Tensor.data: expected an array of shape {self.shape} and {self.dtype}, got {array.shape} and {array.dtype}"
+            )
         with self.writing() as own:
             own[...] = array
 
@@ -581,6 +589,10 @@ class Tensor:
         if self.node is not None:
             raise RuntimeError("numpy: this tensor requires a gradient, which NumPy would lose; use .detach().numpy()")
         return self._data
+
+    def cpu(self) -> Tensor:
+        """The tensor itself: it is on the CPU."""
+        return self
 
     def item(self) -> float | int | bool:
         """The one element as a Python number."""
@@ -671,9 +683,13 @@ class Tensor:
         Raises RuntimeError for the result of a recorded op.
         """
         if self._stamp is _SEALED:
-            raise RuntimeError("expected a tensor made by the user, got (the memory of) a recorded op's result; change a clone() of it")
+            raise RuntimeError(
+                "expected a tensor made by the user, got (the memory of) a recorded op's result; change a clone() of it"
+            )
         if 0 in self._data.strides and self._data.size > 1:
-            raise RuntimeError("expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it")
+            raise RuntimeError(
+                "expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it"
+            )
         chain = [self._data]  # a view is written through to what it views
         while isinstance(chain[-1].base, np.ndarray):
             chain.append(chain[-1].base)
@@ -693,7 +709,9 @@ class Tensor:
             try:
                 source = np.broadcast_to(source, self.shape)
             except ValueError:
-                raise ValueError(f"copy_: expected shape {self.shape}, or one that broadcasts to it, got {source.shape}") from None
+                raise ValueError(
+                    f"copy_: expected shape {self.shape}, or one that broadcasts to it, got {source.shape}"
+                ) from None
         with self.writing() as own:
             own[...] = source
         return self
@@ -715,7 +733,9 @@ class Tensor:
         with no_grad():
             result = getattr(self, name)(value)
         if result.shape != self.shape or result.dtype != self.dtype:
-            raise ValueError(f"in-place {name}: expected a result of shape {self.shape} and {self.dtype}, got {result.shape} and {result.dtype}")
+            raise ValueError(
+                f"in-place {name}: expected a result of shape {self.shape} and {self.dtype}, got {result.shape} and {result.dtype}"
+            )
         return self.copy_(result)
 
     def __iadd__(self, value: Any) -> Tensor:
@@ -732,11 +752,17 @@ class Tensor:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.node is not None and _mode.grad:
-            raise RuntimeError("assignment into a tensor that requires a gradient: wrap it in `with no_grad():`, or use where()")
+            raise RuntimeError(
+                "assignment into a tensor that requires a gradient: wrap it in `with no_grad():`, or use where()"
+            )
         if isinstance(value, Tensor) and value.node is not None and _mode.grad:
-            raise RuntimeError("assignment of a tensor that requires a gradient would cut the graph: use where(), cat() or scatter_add()")
+            raise RuntimeError(
+                "assignment of a tensor that requires a gradient would cut the graph: use where(), cat() or scatter_add()"
+            )
+        numbers, index = numbers_first(_plain(index))
         with self.writing() as own:
-            own[_plain(index)] = value._data if isinstance(value, Tensor) else value
+            part = own if numbers is None else own[numbers]
+            part[index] = value._data if isinstance(value, Tensor) else value
 
 
 def tensor(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
@@ -805,10 +831,29 @@ def _own_stamp(x: Tensor) -> list[int]:
 
 
 def _plain(index: Any) -> Any:
-    """An index with tensors replaced by their arrays."""
+    """An index with tensors and lists replaced by arrays, and 0-d ones by numbers."""
     if isinstance(index, tuple):
         return tuple([_plain(i) for i in index])
-    return index._data if isinstance(index, Tensor) else index
+    if isinstance(index, Tensor):
+        return index._data if index.ndim or index.dtype.kind == "b" else index.item()
+    return np.array(index) if isinstance(index, list) and index else index
+
+
+def numbers_first(key: Any) -> tuple[Any, Any]:
+    """The index by numbers, and the one by arrays that is left after it; (None, key) where NumPy does the same at once.
+
+    NumPy counts numbers among the arrays: of x[0, :, [1, 2]] it puts the arrays' dimension in front, as if 0 were one.
+    """
+    if type(key) is not tuple or _ndarray not in map(type, key):
+        return None, key
+    choosing = [i for i, k in enumerate(key) if isinstance(k, int | np.integer | np.ndarray)]
+    if choosing[-1] - choosing[0] == len(choosing) - 1 or all(isinstance(key[i], _ndarray) for i in choosing):
+        return None, key
+    numbers: list[Any] = []
+    for k in key:
+        numbers += [slice(None)] * (k.ndim if k.dtype == np.bool_ else 1) if isinstance(k, _ndarray) else [k]
+    arrays = [k if k is ... or isinstance(k, _ndarray) else slice(None) for k in key if not isinstance(k, int | np.integer)]
+    return tuple(numbers), tuple(arrays)
 
 
 def _dtype(dtype: Any) -> np.dtype:
@@ -903,7 +948,9 @@ def _check_forward(node: Function, arrays: list[Any], outs: list[Any]) -> None:
     node.where = _user_line()
     if all(_finite(a) for a in arrays) and not all(_finite(y) for y in outs):
         kind = "NaN" if any(np.isnan(y).any() for y in outs if y.dtype.kind in "fc") else "infinity"
-        raise ArithmeticError(f"{type(node).__name__}: the forward pass made a {kind} from finite inputs, called at {node.where}")
+        raise ArithmeticError(
+            f"{type(node).__name__}: the forward pass made a {kind} from finite inputs, called at {node.where}"
+        )
 
 
 def _check_backward(node: Function, dys: list[Tensor], grads: tuple[Tensor | None, ...]) -> None:
@@ -925,7 +972,9 @@ def _check_backward(node: Function, dys: list[Tensor], grads: tuple[Tensor | Non
 class Checkpoint(Function):
     """y = f(x), of which only x is kept; the backward sweep runs f again, with the same random numbers."""
 
-    def forward(self, *arrays: Any, function: Callable[..., Any], arity: int, random_state: dict, outputs: tuple[Any, ...]) -> Any:
+    def forward(
+        self, *arrays: Any, function: Callable[..., Any], arity: int, random_state: dict, outputs: tuple[Any, ...]
+    ) -> Any:
         self.function, self.arity, self.random_state = function, arity, random_state
         return outputs if len(outputs) > 1 else outputs[0]
 
@@ -960,7 +1009,9 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
 
     random_state = random.get_rng_state()
     start = next(_ticks)
-    ys = _listed(call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result")
+    ys = _listed(
+        call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result"
+    )
     outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
     seen = {y.node for y in ys if y.node is not None}
     stack = list(seen)

@@ -4,17 +4,18 @@ Warnings are errors (setup.cfg). Beyond that, around each test: NumPy's floating
 which is the right answer of e^{−1000}), the library's generator is seeded, and global switches must be as they were.
 `SCRATCHGEN_DEEP=1` (make test-deep) draws a hundred times the examples, new ones each time.
 """
-import importlib
+
+import sys
+
 import hypothesis
 import numpy as np
 import pytest
 
 import kernels
 from scratchgen import random
-
-engine = importlib.import_module("scratchgen.tensor")  # `scratchgen.tensor` itself is the function that makes one
 from tests.strategies import DEEP
 
+engine = sys.modules["scratchgen.tensor"]  # the module; `scratchgen.tensor` is the function that makes a tensor
 EXAMPLES = 25
 common = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("everyday", max_examples=EXAMPLES, derandomize=True, database=None, **common)
@@ -29,10 +30,10 @@ def pytest_collection_modifyitems(items):
 
 
 def switches():
-    """Every global switch: gradient recording, anomaly detection, the kernels' storey, NumPy's own generator and error state."""
+    """Every global switch: recording, anomaly detection, the storey of the kernels, NumPy's generator and error state."""
     plain = (str, int, float, bool, type(None))
     chosen = {name: value for name, value in vars(kernels).items() if isinstance(value, plain) and not name.startswith("__")}
-    legacy = np.random.get_state()
+    legacy = np.random.get_state()  # noqa: NPY002 (to see that nobody uses it)
     return {
         "grad mode": engine.is_grad_enabled(),
         "anomaly detection": engine._anomaly,

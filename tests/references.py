@@ -3,6 +3,7 @@
 REFERENCES[name] takes the arguments of the public function, as arrays; for "nn.X" the layer comes first. NO_REFERENCE
 says why a row has none.
 """
+
 from itertools import product
 from math import ceil, floor, log, pi, sqrt
 
@@ -42,7 +43,12 @@ REFERENCES |= {
     "exp": lambda x: np.exp2(x / log(2)),
     "expm1": lambda x: np.exp(x) - 1,
     "floor": lambda x: x - np.mod(x, 1),
-    "gelu": lambda x, approximate="none": x * (special.ndtr(x) if approximate == "none" else special.expit(sqrt(8 / pi) * (x + 0.044715 * x**3))),  # ½ (1 + tanh z) = σ(2z)
+    "gelu": lambda x, approximate="none": (
+        x
+        * (
+            special.ndtr(x) if approximate == "none" else special.expit(sqrt(8 / pi) * (x + 0.044715 * x**3))
+        )  # ½ (1 + tanh z) = σ(2z)
+    ),
     "log": lambda x: np.log2(x) * log(2),
     "log10": lambda x: np.log10(x),
     "log1p": lambda x: np.log(1 + x),
@@ -129,6 +135,7 @@ def std(*args, **options):
 
 # --------------------------------------------------------------------------------------------------------------- shapes
 
+
 def _shape(shape):
     return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
 
@@ -158,7 +165,9 @@ REFERENCES |= {
     "reshape": lambda x, *shape: np.ravel(x).reshape(_shape(shape)),
     "roll": lambda x, shift, dim: np.roll(x, shift, dim),
     "split": _pieces,
-    "squeeze": lambda x, dim=None: np.squeeze(x, None if dim is None else tuple(d for d in np.atleast_1d(dim) if x.shape[d] == 1)),
+    "squeeze": lambda x, dim=None: np.squeeze(
+        x, None if dim is None else tuple(d for d in np.atleast_1d(dim) if x.shape[d] == 1)
+    ),
     "stack": lambda xs, dim=0: np.stack(xs, dim),
     "transpose": lambda x, a, b: np.swapaxes(x, a, b) if x.ndim else x,
     "tril": lambda x, diagonal=0: np.tril(x, diagonal),
@@ -207,6 +216,7 @@ def pad(x, pad, mode="constant", value=0.0):
 REFERENCES |= {
     "Tensor.__getitem__": lambda x, key: x[key],
     "Tensor.__iter__": list,
+    "Tensor.__mod__": lambda x, y: x - y * np.floor(x / y),
     "Tensor.__pos__": lambda x: x,
     "Tensor.T": lambda x: x.T,
     "Tensor.mT": lambda x: np.swapaxes(x, -1, -2),
@@ -269,7 +279,9 @@ def conv_transpose(y, w, b=None, stride=1, padding=0, output_padding=0, groups=1
     for c, i in product(range(w.shape[0]), product(*map(range, y.shape[2:]))):
         first = (c // per) * w.shape[1]
         window = tuple(slice(i_ * s_, i_ * s_ + d_ * (k_ - 1) + 1, d_) for i_, s_, d_, k_ in zip(i, s, d, k, strict=True))
-        x[(slice(None), slice(first, first + w.shape[1]), *window)] += y[(slice(None), c, *i)].reshape(-1, *(1,) * (n + 1)) * w[c]
+        x[(slice(None), slice(first, first + w.shape[1]), *window)] += (
+            y[(slice(None), c, *i)].reshape(-1, *(1,) * (n + 1)) * w[c]
+        )
     x = x[(..., *(slice(p_, m - p_) for p_, m in zip(p, size, strict=True)))]
     return x if b is None else x + b.reshape(-1, *(1,) * n)
 
@@ -294,11 +306,14 @@ def windows(x, n, kernel, stride=None, padding=0, dilation=1, ceil_mode=False):
 def _max_pool(n):
     def max_pool(x, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
         lead, found = x.shape[:-n], {}
-        for i, size, _, inside, _ in windows(x, n, kernel, stride, padding, dilation, ceil_mode):
+        for i, sizes, _, inside, _ in windows(x, n, kernel, stride, padding, dilation, ceil_mode):
+            size = sizes
             for c in product(*map(range, lead)):
-                best = max(inside, key=lambda t: x[(*c, *t)])  # noqa: B023 (used at once)
+                best = max(inside, key=lambda t: x[(*c, *t)])
                 found[(*c, *i)] = x[(*c, *best)], np.ravel_multi_index(best, x.shape[-n:])
-        y, index = (np.array([found[at][j] for at in product(*map(range, (*lead, *size)))]).reshape(*lead, *size) for j in (0, 1))
+        y, index = (
+            np.array([found[at][j] for at in product(*map(range, (*lead, *size)))]).reshape(*lead, *size) for j in (0, 1)
+        )
         return (y, index) if return_indices else y
 
     return max_pool
@@ -307,7 +322,8 @@ def _max_pool(n):
 def _avg_pool(n):
     def avg_pool(x, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
         y = {}
-        for i, size, _, inside, padded in windows(x, n, kernel, stride, padding, 1, ceil_mode):
+        for i, sizes, _, inside, padded in windows(x, n, kernel, stride, padding, 1, ceil_mode):
+            size = sizes
             y[i] = sum(x[(..., *t)] for t in inside) / (divisor_override or (padded if count_include_pad else len(inside)))
         return np.stack([y[i] for i in product(*map(range, size))], -1).reshape(*x.shape[:-n], *size)
 
@@ -321,12 +337,15 @@ REFERENCES |= {"max_pool1d": _max_pool(1), "max_pool2d": _max_pool(2), "avg_pool
 def unfold(x, kernel_size, dilation=1, padding=0, stride=1):
     columns = []
     for _, _, cells, _, _ in windows(x, 2, kernel_size, stride, padding, dilation):
-        column = [x[(..., *(t for t, _, _ in cell))] if all(ok for _, ok, _ in cell) else np.zeros(x.shape[:-2]) for cell in cells]
+        column = [
+            x[(..., *(t for t, _, _ in cell))] if all(ok for _, ok, _ in cell) else np.zeros(x.shape[:-2]) for cell in cells
+        ]
         columns.append(np.stack(column, -1).reshape(*x.shape[:-3], -1))
     return np.stack(columns, -1)
 
 
 # ------------------------------------------------------------------------------------------- softmax, losses, activations
+
 
 @reference()
 def softmax(x, dim):
@@ -435,12 +454,15 @@ REFERENCES |= {
     "gaussian_log_prob": _gaussian,
     "bernoulli_log_prob": lambda x, a: x * np.log(special.expit(a)) + (1 - x) * np.log(special.expit(-a)),
     "kl_standard_gaussian": lambda m, s: -0.5 * (1 + s - m**2 - np.exp(s)),
-    "kl_gaussian": lambda mp, sp, mq, sq: -_gaussian(mp, mq, sq) + 0.5 * np.exp(sp - sq) - 0.5 - 0.5 * np.log(2 * pi * np.exp(sp)),
+    "kl_gaussian": lambda mp, sp, mq, sq: (
+        -_gaussian(mp, mq, sq) + 0.5 * np.exp(sp - sq) - 0.5 - 0.5 * np.log(2 * pi * np.exp(sp))
+    ),
     "kl_bernoulli": lambda a, b: sum(special.rel_entr(special.expit(i * a), special.expit(i * b)) for i in (1, -1)),
 }
 
 
 # ---------------------------------------------------------------------------------------------------------------- norms
+
 
 def standardized(x, axis, eps):
     return (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + eps)
@@ -496,6 +518,7 @@ def cosine_similarity(a, b, dim=1, eps=1e-8):
 
 
 # ----------------------------------------------------------------------------------------- tables, attention, resampling
+
 
 def dropped(x, p, rng):
     """What is kept where the generator's next float32 numbers are at least p."""
@@ -583,12 +606,16 @@ def pixel_unshuffle(x, r):
 def adaptive_avg_pool2d(x, size):
     H, W = _per(size, 2)
     h, w = x.shape[-2:]
-    cells = [x[..., i * h // H : ceil((i + 1) * h / H), j * w // W : ceil((j + 1) * w / W)].mean((-2, -1)) for i, j in product(range(H), range(W))]
+    cells = [
+        x[..., i * h // H : ceil((i + 1) * h / H), j * w // W : ceil((j + 1) * w / W)].mean((-2, -1))
+        for i, j in product(range(H), range(W))
+    ]
     return np.stack(cells, -1).reshape(*x.shape[:-2], H, W)
 
 
 # ------------------------------------------------------------------------------------------------------------- calculus
 # f(x) = x³ − 2x, or w f(x); g(x) = Σ_i e^{x_i} x_{n−i}, with gradient e^{x_i} x_{n−i} + e^{x_{n−i}}.
+
 
 def f(x, w=1.0):
     return (x**3 - 2 * x) * w
@@ -636,8 +663,10 @@ REFERENCES |= {
 
 # --------------------------------------------------------------------------------------------------------------- layers
 
+
 def arrays(module):
     """Name -> array of a layer's parameters and buffers; None for those it does without."""
+
     class Found(dict):
         def __missing__(self, name):
             return None
@@ -694,9 +723,15 @@ REFERENCES |= {
     "nn.Dropout": lambda m, x: dropout(x, m.p, m.training),
     "nn.Flatten": lambda m, x: REFERENCES["flatten"](x, m.start_dim, m.end_dim),
     "nn.Unflatten": lambda m, x: x.reshape(*x.shape[: m.dim], *m.unflattened_size, *x.shape[m.dim :][1:]),
-    "nn.Sequential": lambda m, x: np.tanh(x @ _state(m, "0.weight").T + _state(m, "0.bias")) @ _state(m, "2.weight").T + _state(m, "2.bias"),
-    "nn.BCEWithLogitsLoss": lambda m, x, t: binary_cross_entropy_with_logits(x, t, _state(m, "weight"), m.reduction, _state(m, "pos_weight")),
-    "nn.CrossEntropyLoss": lambda m, x, t: cross_entropy(x, t, _state(m, "weight"), m.ignore_index, m.reduction, m.label_smoothing),
+    "nn.Sequential": lambda m, x: (
+        np.tanh(x @ _state(m, "0.weight").T + _state(m, "0.bias")) @ _state(m, "2.weight").T + _state(m, "2.bias")
+    ),
+    "nn.BCEWithLogitsLoss": lambda m, x, t: binary_cross_entropy_with_logits(
+        x, t, _state(m, "weight"), m.reduction, _state(m, "pos_weight")
+    ),
+    "nn.CrossEntropyLoss": lambda m, x, t: cross_entropy(
+        x, t, _state(m, "weight"), m.ignore_index, m.reduction, m.label_smoothing
+    ),
     "nn.NLLLoss": lambda m, x, t: nll_loss(x, t, _state(m, "weight"), m.ignore_index, m.reduction),
     "nn.LayerNorm": lambda m, x: layer_norm(x, m.normalized_shape, _state(m, "weight"), _state(m, "bias"), m.eps),
     "nn.RMSNorm": lambda m, x: rms_norm(x, m.normalized_shape, _state(m, "weight"), m.eps),
@@ -710,7 +745,9 @@ def _conv_layer(m, x):
     if m.padding_mode != "zeros":
         reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
         pairs = [(r // 2, r - r // 2) for r in reach] if padding == "same" else [(p, p) for p in padding]
-        x = np.pad(x, [(0, 0)] * (x.ndim - n) + pairs, {"replicate": "edge", "circular": "wrap"}.get(m.padding_mode, m.padding_mode))
+        x = np.pad(
+            x, [(0, 0)] * (x.ndim - n) + pairs, {"replicate": "edge", "circular": "wrap"}.get(m.padding_mode, m.padding_mode)
+        )
         padding = 0
     return conv(x, _state(m, "weight"), _state(m, "bias"), m.stride, padding, m.dilation, m.groups)
 
@@ -733,14 +770,19 @@ def _batch_norm_layer(m, x):
 @reference("nn.InstanceNorm2d")
 def _instance_norm_layer(m, x):
     p, by_sample = arrays(m), m.training or not m.track_running_stats
-    y = instance_norm(x.reshape(-1, *x.shape[-3:]), p["running_mean"], p["running_var"], p["weight"], p["bias"], by_sample, eps=m.eps)
+    y = instance_norm(
+        x.reshape(-1, *x.shape[-3:]), p["running_mean"], p["running_var"], p["weight"], p["bias"], by_sample, eps=m.eps
+    )
     return y.reshape(x.shape)
 
 
 def _gru(x, h, p, suffix):
     """The gates one after another: r, z, n."""
     W, U = (np.split(p[f"weight_{kind}_{suffix}"], 3) for kind in ("ih", "hh"))
-    a, b = (np.split(p[f"bias_{kind}_{suffix}"], 3) if p[f"bias_{kind}_{suffix}"] is not None else [0.0] * 3 for kind in ("ih", "hh"))
+    a, b = (
+        np.split(p[f"bias_{kind}_{suffix}"], 3) if p[f"bias_{kind}_{suffix}"] is not None else [0.0] * 3
+        for kind in ("ih", "hh")
+    )
     r = special.expit(W[0] @ x + a[0] + U[0] @ h[0] + b[0])
     z = special.expit(W[1] @ x + a[1] + U[1] @ h[0] + b[1])
     n = np.tanh(W[2] @ x + a[2] + r * (U[2] @ h[0] + b[2]))
@@ -751,7 +793,10 @@ def _lstm(x, state, p, suffix):
     """The gates one after another: i, f, g, o."""
     h, c = state
     W, U = (np.split(p[f"weight_{kind}_{suffix}"], 4) for kind in ("ih", "hh"))
-    a, b = (np.split(p[f"bias_{kind}_{suffix}"], 4) if p[f"bias_{kind}_{suffix}"] is not None else [0.0] * 4 for kind in ("ih", "hh"))
+    a, b = (
+        np.split(p[f"bias_{kind}_{suffix}"], 4) if p[f"bias_{kind}_{suffix}"] is not None else [0.0] * 4
+        for kind in ("ih", "hh")
+    )
     i, forget, g, o = (W[k] @ x + a[k] + U[k] @ h + b[k] for k in range(4))
     c = special.expit(forget) * c + special.expit(i) * np.tanh(g)
     return special.expit(o) * np.tanh(c), c
@@ -800,7 +845,13 @@ def _multihead(m, q, k, v, padding=None, need_weights=True, attn_mask=None, aver
     for n, h in product(range(N), range(H)):
         part = slice(h * E // H, (h + 1) * E // H)
         scores = q[n, :, part] @ k[n, :, part].T / np.sqrt(E / H)
-        scores = scores if attn_mask is None else np.where(attn_mask, -np.inf, scores) if attn_mask.dtype == bool else scores + attn_mask
+        scores = (
+            scores
+            if attn_mask is None
+            else np.where(attn_mask, -np.inf, scores)
+            if attn_mask.dtype == bool
+            else scores + attn_mask
+        )
         scores = scores if padding is None else np.where(padding[n], -np.inf, scores)
         P[n, h] = softmax(scores, -1)
     if m.dropout:

@@ -52,32 +52,15 @@ ROOMS = {
 # What is public and has no row, by the reason why.
 NOT_DIFFERENTIABLE = {
     "gives booleans": [
-        "all",
-        "any",
-        "eq",
-        "ge",
-        "gt",
-        "isfinite",
-        "isinf",
-        "isnan",
-        "le",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "lt",
-        "ne",
+        *"all any eq ge gt isfinite isinf isnan le logical_and logical_not logical_or lt ne Tensor.bool".split(),
+        *"Tensor.__and__ Tensor.__or__ Tensor.__xor__ Tensor.__rand__ Tensor.__ror__ Tensor.__rxor__ Tensor.__invert__".split(),
     ],
-    "gives whole numbers": ["argmax", "argmin", "one_hot"],
-    "made from nothing": ["arange", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros"],
-    "takes shape and dtype of a tensor, not its values": ["full_like", "ones_like", "rand_like", "randn_like", "zeros_like"],
-    "holds or initialises modules, computes nothing": [
-        "nn.Module",
-        "nn.ModuleDict",
-        "nn.ModuleList",
-        "nn.Parameter",
-        "nn.init",
-        "nn.utils",
-    ],
+    "gives whole numbers": "argmax argmin one_hot Tensor.long Tensor.__floordiv__".split(),
+    "is made from nothing": "arange eye full linspace ones rand randint randn randperm zeros".split(),
+    "takes shape and dtype of a tensor, not its values": "full_like ones_like rand_like randn_like zeros_like".split(),
+    "holds or initialises modules, and computes nothing": (
+        "nn.Module nn.ModuleDict nn.ModuleList nn.Parameter nn.init nn.utils".split()
+    ),
     "is the checker": ["calculus.gradcheck"],
 }
 

@@ -47,6 +47,15 @@ def _above(*shape):
     return apart(*shape, phase=1)
 
 
+def _bent(*shape):
+    """Differences that keep clear of ±1, where two pieces of a loss meet."""
+    return away(*shape, kinks=(-1.0, 0.0, 1.0))
+
+
+def _zeros(*shape):
+    return fixed(np.zeros(shape))
+
+
 _CLASS = [
     *({"reduction": r} for r in REDUCTION),
     *({"reduction": r, "weight": positive(3), "ignore_index": 1} for r in REDUCTION),
@@ -55,11 +64,11 @@ _CLASS = [
 LOSSES = [
     row("mse_loss", *losses(real, real), analytic=True),
     row("l1_loss", *losses(apart, _above)),
-    row("huber_loss", *losses(apart, _above), case(apart(6), fixed([0.12] * 6), delta=0.52)),
+    row("huber_loss", *losses(_bent, _zeros), case(away(6, kinks=(-0.52, 0.52)), _zeros(6), delta=0.52)),
     row(
         "smooth_l1_loss",
-        *losses(apart, _above),
-        case(apart(6), fixed([0.12] * 6), beta=0.52),
+        *losses(_bent, _zeros),
+        case(away(6, kinks=(-0.52, 0.52)), _zeros(6), beta=0.52),
         case(apart(3), _above(3), beta=0.0),
     ),
     row(

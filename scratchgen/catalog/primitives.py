@@ -283,7 +283,7 @@ PRODUCTS = [
         ),
         *(
             case(real(*a), real(*b))
-            for a, b in [((2, 1, 2, 2), (3, 2, 1)), ((2, 0), (0, 3)), ((0, 2), (2, 2)), ((3,), (2, 3, 2))]
+            for a, b in [((2, 1, 2, 2), (3, 2, 1)), ((2, 0), (0, 3)), ((2, 1, 0), (0, 2)), ((0, 2), (2, 2)), ((3,), (2, 3, 2))]
         ),
         analytic=True,
     ),
@@ -461,6 +461,7 @@ TENSORS = [
         analytic=True,
     ),
     row("Tensor.__iter__", case(real(3)), case(real(2, 3)), target=lambda x: list(x), analytic=True),
+    row("Tensor.__mod__", case(fixed([0.7, -1.3, 2.2]), fixed([0.5, 0.9, -0.6])), case(fixed([0.7, -1.3]), 0.5)),
     row("Tensor.__pos__", case(real(2)), analytic=True),
     row("Tensor.T", case(real(2, 3)), case(real(2, 1, 3)), case(real()), target=lambda x: x.T, analytic=True),
     row("Tensor.mT", case(real(2, 3)), case(real(2, 1, 3)), target=lambda x: x.mT, analytic=True),

@@ -12,6 +12,7 @@ from scratchgen.ops import convolution, creation, elementwise, fused, matrix, re
 from scratchgen.ops.convolution import *
 from scratchgen.ops.creation import *
 from scratchgen.ops.elementwise import *
+from scratchgen.ops.elementwise import bitwise_and, bitwise_not, bitwise_or, bitwise_xor, floor_divide, remainder
 from scratchgen.ops.fused import *
 from scratchgen.ops.matrix import *
 from scratchgen.ops.reduce import *
@@ -22,8 +23,13 @@ clip = clamp
 concatenate = cat
 
 # What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
-METHODS = sorted({*elementwise.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"} - {"cast", "cat", "stack", "where"})
-TOP_LEVEL = sorted({*METHODS, *creation.__all__, "cat", "concatenate", "einsum", "stack", "where"} - {"contiguous", "pad", "repeat"})
+METHODS = sorted(
+    {*elementwise.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"}
+    - {"cast", "cat", "stack", "where"}
+)
+TOP_LEVEL = sorted(
+    {*METHODS, *creation.__all__, "cat", "concatenate", "einsum", "stack", "where"} - {"contiguous", "pad", "repeat"}
+)
 __all__ = sorted({*TOP_LEVEL, *METHODS, *convolution.__all__, *fused.__all__, *matrix.__all__, "cast"})
 
 
@@ -32,9 +38,6 @@ def _attach() -> None:
 
     def swapped(function: Any) -> Any:
         return lambda self, other: function(other, self)
-
-    def unless_unrelated(function: Any) -> Any:
-        return lambda self, other: NotImplemented if other is None or isinstance(other, str) else function(self, other)
 
     def to(self: Tensor, *args: Any, dtype: Any = None, device: str | None = None) -> Tensor:
         """The tensor in another dtype (`to(float64)`) or on another device (`to("cpu")`); itself where nothing changes."""
@@ -63,23 +66,21 @@ def _attach() -> None:
         "__rpow__": swapped(pow),
         "__matmul__": matmul,
         "__rmatmul__": swapped(matmul),
-        "__eq__": unless_unrelated(eq),
-        "__ne__": unless_unrelated(ne),
+        "__eq__": eq,
+        "__ne__": ne,
         "__lt__": lt,
         "__le__": le,
         "__gt__": gt,
         "__ge__": ge,
-        "__and__": elementwise.bitwise_and,
-        "__rand__": elementwise.bitwise_and,
-        "__or__": elementwise.bitwise_or,
-        "__ror__": elementwise.bitwise_or,
-        "__xor__": elementwise.bitwise_xor,
-        "__rxor__": elementwise.bitwise_xor,
-        "__invert__": elementwise.bitwise_not,
-        "__floordiv__": elementwise.floor_divide,
-        "__rfloordiv__": swapped(elementwise.floor_divide),
-        "__mod__": elementwise.remainder,
-        "__rmod__": swapped(elementwise.remainder),
+        "__and__": bitwise_and,
+        "__rand__": bitwise_and,
+        "__or__": bitwise_or,
+        "__ror__": bitwise_or,
+        "__xor__": bitwise_xor,
+        "__rxor__": bitwise_xor,
+        "__invert__": bitwise_not,
+        "__floordiv__": floor_divide,
+        "__mod__": remainder,
         "__getitem__": shape.index,
         "__iter__": shape.iterate,
         "to": to,
@@ -87,13 +88,7 @@ def _attach() -> None:
         "double": lambda self: cast(self, "float64"),
         "long": lambda self: cast(self, "int64"),
         "bool": lambda self: cast(self, "bool"),
-        "int": lambda self: cast(self, "int32"),
-        "cpu": lambda self: self,
         "view": reshape,
-        "view_as": lambda self, other: reshape(self, other.shape),
-        "expand_as": lambda self, other: expand(self, other.shape),
-        "type_as": lambda self, other: cast(self, other.dtype),
-        "where": lambda self, condition, other: where(condition, self, other),
         "t": lambda self: permute(self, tuple(reversed(range(self.ndim))) if self.ndim < 3 else (1, 0)),
         "T": property(lambda self: permute(self, tuple(reversed(range(self.ndim))))),
         "mT": property(lambda self: transpose(self, -2, -1)),

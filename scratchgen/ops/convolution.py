@@ -73,9 +73,7 @@ class ConvolveTransposed(Function):
     def backward(self, dx: Tensor) -> tuple[Tensor | None, ...]:
         y, w = self.inputs
         needs_y, needs_w = self.needs_input_grad
-        dy = Convolve.apply(dx, w, geometry=self.geometry) if needs_y else None
-        if dy is not None and dy.shape[2:] != y.shape[2:]:  # cells of an output_padding that no window of y's reaches
-            dy = dy[(slice(None), slice(None), *[slice(n) for n in y.shape[2:]])]
+        dy = _windows(dx, w, self.geometry, y.shape) if needs_y else None
         dw = ConvolveWeight.apply(dx, y, size=w.shape[2:], geometry=self.geometry) if needs_w else None
         return dy, dw
 
@@ -91,8 +89,14 @@ class ConvolveWeight(Function):
         x, y = self.inputs
         needs_x, needs_y = self.needs_input_grad
         dx = ConvolveTransposed.apply(y, dw, size=x.shape[2:], geometry=self.geometry) if needs_x else None
-        dy = Convolve.apply(x, dw, geometry=self.geometry) if needs_y else None
+        dy = _windows(x, dw, self.geometry, y.shape) if needs_y else None
         return dx, dy
+
+
+def _windows(x: Tensor, w: Tensor, geometry: Geometry, shape: tuple[int, ...]) -> Tensor:
+    """x ⋆ w, cut to `shape`: there are more windows where an output_padding of at least the stride made x larger."""
+    y = Convolve.apply(x, w, geometry=geometry)
+    return y if y.shape[2:] == shape[2:] else y[(slice(None), slice(None), *[slice(n) for n in shape[2:]])]
 
 
 def sizes(name: str, value: Size, n: int, what: str, least: int) -> tuple[int, ...]:
@@ -106,7 +110,9 @@ def sizes(name: str, value: Size, n: int, what: str, least: int) -> tuple[int, .
 def batched(name: str, x: Tensor, n: int) -> tuple[Tensor, bool]:
     """x with a batch dimension, and whether it had one."""
     if x.ndim not in (n + 1, n + 2):
-        raise ValueError(f"{name}: expected an input of {n + 2} dimensions (N, C, …), or {n + 1} without a batch, got shape {x.shape}")
+        raise ValueError(
+            f"{name}: expected an input of {n + 2} dimensions (N, C, …), or {n + 1} without a batch, got shape {x.shape}"
+        )
     return (x, True) if x.ndim == n + 2 else (x.unsqueeze(0), False)
 
 
@@ -117,7 +123,9 @@ def _prepared(name: str, n: int, input: Any, weight: Any, bias: Any, transposed:
     if w.ndim != n + 2 or 0 in w.shape[2:]:
         raise ValueError(f"{name}: expected a weight of {n + 2} dimensions with a kernel of at least 1, got shape {w.shape}")
     if not isinstance(groups, int) or groups < 1 or w.shape[0] % groups or x.shape[1] % groups:
-        raise ValueError(f"{name}: expected groups to divide {x.shape[1]} channels and {w.shape[0]} rows of the weight, got {groups}")
+        raise ValueError(
+            f"{name}: expected groups to divide {x.shape[1]} channels and {w.shape[0]} rows of the weight, got {groups}"
+        )
     channels = w.shape[0] if transposed else w.shape[1] * groups
     if x.shape[1] != channels:
         raise ValueError(f"{name}: expected {channels} input channels for a weight of shape {w.shape}, got shape {x.shape}")
@@ -127,7 +135,9 @@ def _prepared(name: str, n: int, input: Any, weight: Any, bias: Any, transposed:
     return x, w, b, had_batch
 
 
-def _conv(name: str, n: int, input: Any, weight: Any, bias: Any, stride: Size, padding: Size | str, dilation: Size, groups: int) -> Tensor:
+def _conv(
+    name: str, n: int, input: Any, weight: Any, bias: Any, stride: Size, padding: Size | str, dilation: Size, groups: int
+) -> Tensor:
     x, w, b, had_batch = _prepared(name, n, input, weight, bias, False, groups)
     stride, dilation = sizes(name, stride, n, "stride", 1), sizes(name, dilation, n, "dilation", 1)
     reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
@@ -141,14 +151,19 @@ def _conv(name: str, n: int, input: Any, weight: Any, bias: Any, stride: Size, p
         padding = tuple(r // 2 for r in reach) if padding == "same" else 0
     padding = sizes(name, padding, n, "padding", 0)
     if any(m + 2 * p < r + 1 for m, p, r in zip(x.shape[2:], padding, reach, strict=True)):
-        raise ValueError(f"{name}: expected an input at least as large as the kernel, {tuple(r + 1 for r in reach)}, got {x.shape[2:]} with padding {padding}")
+        raise ValueError(
+            f"{name}: expected an input at least as large as the kernel, {tuple(r + 1 for r in reach)}, "
+            f"got {x.shape[2:]} with padding {padding}"
+        )
     y = Convolve.apply(x, w, geometry=Geometry(stride, padding, dilation, groups))
     if b is not None:
         y = y + b.reshape((-1,) + (1,) * n)
     return y if had_batch else y.squeeze(0)
 
 
-def conv1d(input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1) -> Tensor:
+def conv1d(
+    input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1
+) -> Tensor:
     """y[n, o, i] = b[o] + Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t]
 
     x: (N, C, L) or (C, L), w: (O, C/groups, K), b: (O) → (N, O, ⌊(L + 2p − d(K−1) − 1)/s⌋ + 1).
@@ -156,13 +171,24 @@ def conv1d(input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding:
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv2d(input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1) -> Tensor:
+def conv2d(
+    input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1
+) -> Tensor:
     """The same over two spatial dimensions: x (N, C, H, W) or (C, H, W), w (O, C/groups, Kh, Kw), b (O) → (N, O, H', W')."""
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def _conv_transpose(
-    name: str, n: int, input: Any, weight: Any, bias: Any, stride: Size, padding: Size, output_padding: Size, groups: int, dilation: Size
+    name: str,
+    n: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    groups: int,
+    dilation: Size,
 ) -> Tensor:
     y, w, b, had_batch = _prepared(name, n, input, weight, bias, True, groups)
     stride, dilation = sizes(name, stride, n, "stride", 1), sizes(name, dilation, n, "dilation", 1)
@@ -182,14 +208,28 @@ def _conv_transpose(
 
 
 def conv_transpose1d(
-    input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size = 0, output_padding: Size = 0, groups: int = 1, dilation: Size = 1
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
 ) -> Tensor:
     """The transpose of conv1d: y (N, C, L), w (C, O/groups, K), b (O) → (N, O, (L−1)s − 2p + d(K−1) + output_padding + 1)."""
     return _conv_transpose("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose2d(
-    input: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size = 0, output_padding: Size = 0, groups: int = 1, dilation: Size = 1
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
 ) -> Tensor:
     """The transpose of conv2d: y (N, C, H, W), w (C, O/groups, Kh, Kw), b (O) → (N, O, H', W')."""
     return _conv_transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -202,16 +242,25 @@ def conv_transpose2d(
 
 def _window_count(name: str, n: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
     room = n + 2 * padding - dilation * (kernel - 1) - 1
-    if room < 0:
-        raise ValueError(f"{name}: expected an input at least as large as the window, {dilation * (kernel - 1) + 1}, got {n} with padding {padding}")
     count = (-(-room // stride) if ceil_mode else room // stride) + 1
     if ceil_mode and (count - 1) * stride >= n + padding:  # a window must start inside the input or its left padding
         count -= 1
+    if count < 1:
+        raise ValueError(
+            f"{name}: expected an input at least as large as the window, {dilation * (kernel - 1) + 1}, "
+            f"got {n} with padding {padding}"
+        )
     return count
 
 
 def _window_places(
-    name: str, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], ceil_mode: bool
+    name: str,
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    ceil_mode: bool,
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """How many windows there are, and the flat place of each of their cells in the image: (windows, cells); −1 outside."""
     counts = tuple(
@@ -227,7 +276,17 @@ def _window_places(
     return counts, places
 
 
-def _max_pool(name: str, n: int, input: Any, kernel_size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool, return_indices: bool) -> Any:
+def _max_pool(
+    name: str,
+    n: int,
+    input: Any,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
     x, had_batch = batched(name, as_tensor(input), n)
     kernel = sizes(name, kernel_size, n, "kernel_size", 1)
     stride = kernel if stride is None else sizes(name, stride, n, "stride", 1)
@@ -238,6 +297,8 @@ def _max_pool(name: str, n: int, input: Any, kernel_size: Size, stride: Size | N
     flat = x.reshape(x.shape[:2] + (math.prod(x.shape[2:]),))
     windows, inside = np.arange(len(places)), places >= 0
     first = places[windows, inside.argmax(-1)]
+    if first.min() < 0:
+        raise ValueError(f"{name}: expected windows that meet the input, got one whose cells all lie in the padding")
     places = np.where(inside, places, first[:, None])  # a cell outside stands for the first inside: the maximum stays
     index = places[windows, flat.data[:, :, places].argmax(-1)]  # (N, C, windows): the first of equals
     y = flat.gather(2, index).reshape(x.shape[:2] + counts)
@@ -248,21 +309,41 @@ def _max_pool(name: str, n: int, input: Any, kernel_size: Size, stride: Size | N
 
 
 def max_pool1d(
-    input: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1, ceil_mode: bool = False, return_indices: bool = False
+    input: Any,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Any:
     """y[i] = max_t x[s i + d t − p]; the gradient goes to the first largest. x: (N, C, L) → (N, C, L')."""
     return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d(
-    input: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1, ceil_mode: bool = False, return_indices: bool = False
+    input: Any,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Any:
     """y = the largest value of each window; the gradient goes to the first largest. x: (N, C, H, W) → (N, C, H', W')."""
     return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def _avg_pool(
-    name: str, n: int, input: Any, kernel_size: Size, stride: Size | None, padding: Size, ceil_mode: bool, count_include_pad: bool, divisor: int | None
+    name: str,
+    n: int,
+    input: Any,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
 ) -> Tensor:
     x, had_batch = batched(name, floating(name, input), n)
     kernel = sizes(name, kernel_size, n, "kernel_size", 1)
@@ -272,26 +353,35 @@ def _avg_pool(
         raise ValueError(f"{name}: expected padding of at most half the window, {kernel}, got {padding}")
     if divisor is not None and (not isinstance(divisor, int) or divisor == 0):
         raise ValueError(f"{name}: expected divisor_override to be a whole number other than 0, got {divisor!r}")
-    counts, places = _window_places(name, x, kernel, stride, padding, (1,) * n, ceil_mode)
-    windows, cells = np.nonzero(places >= 0)
-    total = constant(np.zeros(x.shape[:2] + (len(places),), x.dtype))
-    source = x.reshape(x.shape[:2] + (math.prod(x.shape[2:]),)).index_select(2, places[windows, cells])
-    total = total.scatter_add(2, np.broadcast_to(windows, source.shape), source)
-    if divisor is not None:
-        weight = np.full(len(places), divisor)
-    elif count_include_pad:  # cells of the padding count, cells beyond it (ceil_mode) do not
-        weight = np.ones(1, np.int64)
-        for m, count, k, s, p in zip(x.shape[2:], counts, kernel, stride, padding, strict=True):
-            start = s * np.arange(count) - p
-            weight = (weight[:, None] * (np.minimum(start + k, m + p) - start)).reshape(-1)
-    else:
-        weight = (places >= 0).sum(1)
-    y = (total * constant((1 / weight).astype(x.dtype))).reshape(x.shape[:2] + counts)
+    spans = list(zip(x.shape[2:], kernel, stride, padding, strict=True))
+    counts = tuple(_window_count(name, m, k, s, p, 1, ceil_mode) for m, k, s, p in spans)
+    beyond = [max(0, (c - 1) * s + k - m - 2 * p) for c, (m, k, s, p) in zip(counts, spans, strict=True)]  # of ceil_mode
+    if any(beyond):
+        x = x.pad([cell for more in reversed(beyond) for cell in (0, more)])
+    channels = x.reshape((x.shape[0] * x.shape[1], 1) + x.shape[2:])
+    total = Convolve.apply(
+        channels, constant(np.ones((1, 1) + kernel, x.dtype)), geometry=Geometry(stride, padding, (1,) * n, 1)
+    )
+    cells = np.ones((), np.int64)  # of each window
+    for c, (m, k, s, p) in zip(counts, spans, strict=True):
+        start = s * np.arange(c) - p
+        if count_include_pad:  # cells of the padding count, cells beyond it do not
+            cells = cells[..., None] * (np.minimum(start + k, m + p) - start)
+        else:
+            cells = cells[..., None] * (np.minimum(start + k, m) - np.maximum(start, 0))
+    y = total.reshape(x.shape[:2] + counts) * constant(
+        (1 / (cells if divisor is None else np.full(counts, divisor))).astype(x.dtype)
+    )
     return y if had_batch else y.squeeze(0)
 
 
 def avg_pool1d(
-    input: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0, ceil_mode: bool = False, count_include_pad: bool = True
+    input: Any,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
 ) -> Tensor:
     """y[i] = mean_t x[s i + t − p]. x: (N, C, L) → (N, C, L')."""
     return _avg_pool("avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
@@ -306,7 +396,10 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """y = the mean of each window; padding counts as zeros unless count_include_pad is False. x: (N, C, H, W) → (N, C, H', W')."""
+    """y = the mean of each window; padding counts as zeros unless count_include_pad is False.
+
+    x: (N, C, H, W) → (N, C, H', W'). `divisor_override` divides the sum instead of the number of cells.
+    """
     return _avg_pool("avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 

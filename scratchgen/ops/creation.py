@@ -46,8 +46,8 @@ def ones(*sizes: Any, size: Any = None, dtype: Any = np.float32, requires_grad: 
 
 
 def full(size: Any, fill_value: float, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor of one value, of that value's dtype unless given."""
-    like = Tensor(fill_value)
+    """A tensor of one value, of the dtype that `tensor` would give it unless told."""
+    like = Tensor(fill_value.item() if hasattr(fill_value, "item") else fill_value)
     return _made(np.full(shape_of("full", (size,)), fill_value, dtype or like.dtype), requires_grad)
 
 
@@ -88,13 +88,17 @@ def eye(n: int, m: int | None = None, *, dtype: Any = np.float32) -> Tensor:
 Generator = np.random.Generator
 
 
-def rand(*sizes: Any, size: Any = None, dtype: Any = np.float32, generator: Generator | None = None, requires_grad: bool = False) -> Tensor:
+def rand(
+    *sizes: Any, size: Any = None, dtype: Any = np.float32, generator: Generator | None = None, requires_grad: bool = False
+) -> Tensor:
     """Uniform on [0, 1)."""
     drawn = random.generator(generator).random(shape_of("rand", sizes, size), dtype=dtype)
     return _made(np.asarray(drawn), requires_grad)
 
 
-def randn(*sizes: Any, size: Any = None, dtype: Any = np.float32, generator: Generator | None = None, requires_grad: bool = False) -> Tensor:
+def randn(
+    *sizes: Any, size: Any = None, dtype: Any = np.float32, generator: Generator | None = None, requires_grad: bool = False
+) -> Tensor:
     """Standard normal."""
     drawn = random.generator(generator).standard_normal(shape_of("randn", sizes, size), dtype=dtype)
     return _made(np.asarray(drawn), requires_grad)

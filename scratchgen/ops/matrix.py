@@ -66,7 +66,7 @@ class Einsum(Function):
 
 
 def matmul(input: Any, other: Any) -> Tensor:
-    """C = A B over the last two dimensions; leading ones broadcast. A vector counts as a row on the left, a column on the right.
+    """C = A B over the last two dimensions; leading ones broadcast. A vector is a row on the left, a column on the right.
 
     Shapes (…, m, k), (…, k, n) → (…, m, n). Raises ValueError where the inner lengths differ.
     """
@@ -80,7 +80,7 @@ def matmul(input: Any, other: Any) -> Tensor:
     if b.ndim == 1:
         return matmul(a, b.unsqueeze(1)).squeeze(-1)
     if a.ndim > 2 and b.ndim == 2:  # one product, not a batch of small ones whose weight gradients are then added up
-        return MatMul.apply(a.reshape(-1, a.shape[-1]), b).reshape(a.shape[:-1] + (b.shape[-1],))
+        return MatMul.apply(a.reshape(_rows(a), a.shape[-1]), b).reshape(a.shape[:-1] + (b.shape[-1],))
     for m, n in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False):
         if m != n and 1 not in (m, n):
             raise ValueError(f"matmul: expected leading dimensions that broadcast, got shapes {a.shape} and {b.shape}")
@@ -95,10 +95,12 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     given = operands("linear", input, weight) if bias is None else operands("linear", input, weight, bias)
     x, w = given[:2]
     if w.ndim != 2 or not x.ndim or x.shape[-1] != w.shape[1]:
-        raise ValueError(f"linear: expected an input of shape (…, in) and a weight of shape (out, in), got {x.shape} and {w.shape}")
+        raise ValueError(
+            f"linear: expected an input of shape (…, in) and a weight of shape (out, in), got {x.shape} and {w.shape}"
+        )
     if bias is not None and given[2].shape != w.shape[:1]:
         raise ValueError(f"linear: expected a bias of shape {w.shape[:1]}, got {given[2].shape}")
-    rows = x if x.ndim == 2 else x.reshape(x.numel() // x.shape[-1] if x.shape[-1] else _rows(x), x.shape[-1])
+    rows = x if x.ndim == 2 else x.reshape(_rows(x), x.shape[-1])
     y = Linear.apply(rows, *given[1:])
     return y if x.ndim == 2 else y.reshape(x.shape[:-1] + (w.shape[0],))
 

@@ -36,6 +36,8 @@ Dim = int | Sequence[int] | None
 
 def dims_of(name: str, x: Tensor, dim: Dim) -> tuple[int, ...]:
     """The dimensions that `dim` names, each in 0 … ndim − 1, ascending."""
+    if type(dim) is int and -x.ndim <= dim < x.ndim:
+        return (dim % x.ndim,)
     if dim is None:
         return tuple(range(x.ndim))
     rank = builtins.max(x.ndim, 1)  # a 0-d tensor may be reduced over 0 or −1
@@ -71,6 +73,10 @@ class Sum(Function):
 
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         self.shape, self.dims = x.shape, dims
+        if len(dims) == 1 and 1 < x.shape[dims[0]] <= 4 and x.dtype.kind == "f":  # NumPy is slow along short dimensions
+            parts = [x[(slice(None),) * dims[0] + (i,)] for i in range(x.shape[dims[0]])]
+            y = builtins.sum(parts[1:], parts[0])
+            return np.expand_dims(y, dims[0]) if keepdim else y
         return np.sum(x, axis=dims, keepdims=keepdim)
 
     def backward(self, dy: Tensor) -> Tensor:
@@ -199,8 +205,9 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     x = as_tensor(input)
     if x.dtype.kind not in "fc":
         raise TypeError(f"mean: expected a floating dtype, got {x.dtype}; convert it with .to(float32)")
-    n = _count(x, dim, "mean")
-    return sum(x, dim, keepdim) * (1 / n if n else math.nan)
+    dims = _over("mean", x, dim)
+    n = math.prod([x.shape[d] for d in dims])
+    return Sum.apply(x, dims=dims, keepdim=keepdim) * (1 / n if n else math.nan)
 
 
 def var(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:
@@ -318,12 +325,12 @@ def _chosen(name: str, input: Any, dim: Any, keepdim: bool, whole: Any, arg: Any
     if isinstance(dim, Tensor | np.ndarray):
         return pairwise(input, dim)
     x = as_tensor(input)
-    index = arg(x, dim, keepdim=True)
-    values = x.gather(dim, index) if x.ndim else x
-    if keepdim or not x.ndim:
-        return Extremes(values, index)
+    index = arg(x, dim, keepdim)
+    if not x.ndim:
+        return Extremes(x, index)
     (d,) = dims_of(name, x, dim)
-    return Extremes(values.squeeze(d), index.squeeze(d))
+    values = x.gather(d, index if keepdim else index.unsqueeze(d))
+    return Extremes(values if keepdim else values.squeeze(d), index)
 
 
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:

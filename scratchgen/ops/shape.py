@@ -15,7 +15,7 @@ import numpy as np
 import kernels
 from scratchgen.ops.elementwise import Number, as_tensor, operands, where
 from scratchgen.ops.reduce import dims_of
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensor import Function, Tensor, constant, numbers_first
 
 __all__ = [
     "broadcast_to",
@@ -238,7 +238,9 @@ def reshape(input: Any, *sizes: Any, shape: Sequence[int] | None = None) -> Tens
     try:
         return Reshape.apply(x, shape=shape)
     except ValueError:
-        raise ValueError(f"reshape: expected a shape of {x.numel()} elements for a tensor of shape {x.shape}, got {shape}") from None
+        raise ValueError(
+            f"reshape: expected a shape of {x.numel()} elements for a tensor of shape {x.shape}, got {shape}"
+        ) from None
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
@@ -354,24 +356,11 @@ def index(input: Any, key: Any) -> Tensor:
     x = as_tensor(input)
     key = tuple([_key(k) for k in key]) if type(key) is tuple else _key(key)
     try:
-        if type(key) is tuple and any([isinstance(k, np.ndarray) for k in key]):
-            numbers, key = _numbers_first(key)
-            x = x if numbers is None else Index.apply(x, index=numbers)
+        numbers, key = numbers_first(key)
+        x = x if numbers is None else Index.apply(x, index=numbers)
         return Index.apply(x, index=key)
     except IndexError as error:
         raise IndexError(f"index into a tensor of shape {x.shape}: {error}") from None
-
-
-def _numbers_first(key: tuple[Any, ...]) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
-    """The index by numbers, and the one by arrays that is left after it; (None, key) where NumPy does the same at once."""
-    choosing = [i for i, k in enumerate(key) if isinstance(k, int | np.integer | np.ndarray)]
-    if choosing[-1] - choosing[0] == len(choosing) - 1 or all([isinstance(key[i], np.ndarray) for i in choosing]):
-        return None, key
-    numbers: list[Any] = []
-    for k in key:
-        numbers += [slice(None)] * (k.ndim if k.dtype == np.bool_ else 1) if isinstance(k, np.ndarray) else [k]
-    arrays = [k if k is ... or isinstance(k, np.ndarray) else slice(None) for k in key if not isinstance(k, int | np.integer)]
-    return tuple(numbers), tuple(arrays)
 
 
 def _key(k: Any) -> Any:
@@ -546,10 +535,10 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tenso
     if dim is None or not x.ndim:
         x, dim = x.reshape(-1), 0
     (d,) = dims_of("repeat_interleave", x, dim)
-    counts = _whole("repeat_interleave", repeats)
-    if (counts < 0).any() or counts.shape not in ((), (1,), x.shape[d : d + 1]):
-        raise ValueError(f"repeat_interleave: expected counts of at least 0, one or {x.shape[d]} of them, got {repeats!r}")
-    if counts.ndim:
+    if type(repeats) is not int or repeats < 0:
+        counts = _whole("repeat_interleave", repeats)
+        if (counts < 0).any() or counts.shape not in ((), (1,), x.shape[d : d + 1]):
+            raise ValueError(f"repeat_interleave: expected counts of at least 0, one or {x.shape[d]} of them, got {repeats!r}")
         return x.index_select(d, np.repeat(np.arange(x.shape[d]), counts))
     y = x.unsqueeze(d + 1).expand(x.shape[: d + 1] + (repeats,) + x.shape[d + 1 :])
     return y.reshape(x.shape[:d] + (x.shape[d] * repeats,) + x.shape[d + 1 :])
@@ -580,17 +569,25 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Number | 
         return Pad.apply(x, widths=tuple(pairs), value=0 if value is None else value)
     for d, (before, after) in enumerate(pairs):
         if before or after:
-            n = x.shape[d]
-            at = np.arange(-before, n + after)
-            if mode == "replicate":
-                at = at.clip(0, n - 1)
-            elif mode == "circular":
-                at = at % max(n, 1)
-            else:
-                at = np.abs(at)
-                at = np.where(at >= n, 2 * (n - 1) - at, at)
-            x = x.index_select(d, at)
+            x = _framed(x, d, before, after, mode)
     return x
+
+
+def _framed(x: Tensor, d: int, before: int, after: int, mode: str) -> Tensor:
+    """x with cells of its own before and after it in dimension d, which `mode` chooses."""
+    n = x.shape[d]
+
+    def cells(count: int, mirrored: int, wrapped: int, edge: int) -> Tensor:
+        if mode == "replicate":
+            return narrow(x, d, edge, 1).expand(x.shape[:d] + (count,) + x.shape[d + 1 :])
+        return narrow(x, d, mirrored, count).flip(d) if mode == "reflect" else narrow(x, d, wrapped, count)
+
+    pieces = [narrow(x, d, max(0, -before), n + min(before, 0) + min(after, 0))]
+    if before > 0:
+        pieces.insert(0, cells(before, 1, n - before, 0))
+    if after > 0:
+        pieces.append(cells(after, n - 1 - after, 0, n - 1))
+    return cat(pieces, d) if len(pieces) > 1 else pieces[0]
 
 
 def flip(input: Any, *axes: Any, dims: Sequence[int] | None = None) -> Tensor:
@@ -613,7 +610,8 @@ def roll(input: Any, shifts: int | Sequence[int], dims: int | Sequence[int] | No
     for shift, dim in zip(shifts, dims, strict=True):
         (d,) = dims_of("roll", x, dim) or _refuse_0d("roll")
         n = x.shape[d]
-        x = x if not n else x.index_select(d, (np.arange(n) - shift) % n)
+        if n and shift % n:
+            x = cat([narrow(x, d, n - shift % n, shift % n), narrow(x, d, 0, n - shift % n)], d)
     return x
 
 

@@ -1,0 +1,151 @@
+"""Data flows one way: a module imports only from rooms above its own, found by reading its imports.
+
+ROOMS is the table of the house, what knows least first. Rooms in one row do not know each other.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = [
+    {"kernels"},
+    {"scratchgen.random"},
+    {"scratchgen.tensor"},
+    {"scratchgen.ops"},
+    {"scratchgen.functional"},
+    {"scratchgen.calculus", "scratchgen.graph"},
+    {"scratchgen.nn", "scratchgen.optim"},
+    {"scratchgen.data", "scratchgen.text", "scratchgen.metrics"},
+    {"scratchgen.models"},
+    {"scratchgen"},  # what `import scratchgen as sg` offers
+    {"scratchgen.training", "scratchgen.catalog"},
+    {"scratchgen.__main__"},
+]
+ROW = {room: i for i, row in enumerate(ROOMS) for room in row}
+
+# Libraries beside NumPy and Python's own, and the rooms that may use them: inside a function, when first wanted.
+LIBRARIES = {
+    "numba": {"kernels"},
+    "cupy": {"kernels"},
+    "threadpoolctl": {"kernels", "scratchgen.__main__"},
+    "scipy": {"kernels", "scratchgen.nn", "scratchgen.metrics"},
+    "matplotlib": {"scratchgen.calculus", "scratchgen.graph", "scratchgen.training"},
+    "PIL": {"scratchgen.data", "scratchgen.training"},
+    "sklearn": {"scratchgen.data"},
+    "pooch": {"scratchgen.data"},
+    "pydoc_data": {"scratchgen.data"},
+    "safetensors": {"scratchgen.models", "scratchgen.training"},
+    "tqdm": {"scratchgen.training"},
+    "argparse": {"scratchgen.__main__"},
+}
+COMPILED = ("kernels.cpu", "kernels.cuda")  # these are Numba, and are themselves imported when first wanted
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for top in ("scratchgen", "kernels") for path in sorted((ROOT / top).rglob("*.py"))}
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
+def room_of(module):
+    """The longest name in the table that the module's name begins with."""
+    return max(
+        (room for room in ROW if module == room or (module.startswith(room + ".") and room != "scratchgen")),
+        key=len,
+        default=None,
+    )
+
+
+def imports(source, module):
+    """(what is imported, whether at once) for every import statement; `from package import module` counts as the module."""
+
+    def visit(node, late):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, not late) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                here = (module if module in PACKAGES else module.rpartition(".")[0]).split(".")
+                base = (
+                    ".".join([*here[: len(here) - child.level + 1], *filter(None, [child.module])])
+                    if child.level
+                    else child.module
+                )
+                for alias in child.names:
+                    full = f"{base}.{alias.name}"
+                    yield (full if full in MODULES else base), not late
+            else:
+                yield from visit(child, late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+    yield from visit(ast.parse(source), False)
+
+
+def violations(module, source):
+    """What the module imports and must not."""
+    room = room_of(module)
+    for found, at_once in imports(source, module):
+        top = found.partition(".")[0]
+        if top in ("scratchgen", "kernels"):
+            other = room_of(found)
+            if other != room and ROW[other] >= ROW[room]:
+                yield f"{module} imports {found}, which is not above it"
+        elif top in LIBRARIES:
+            if room not in LIBRARIES[top]:
+                yield f"{module} imports {top}, which only {', '.join(sorted(LIBRARIES[top]))} may"
+            elif at_once and top not in sys.stdlib_module_names and not module.startswith(COMPILED):
+                yield f"{module} imports {top} at once, not when it is first wanted"
+        elif top != "numpy" and top not in sys.stdlib_module_names:
+            yield f"{module} imports {top}, which is not in the table of libraries"
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_data_flows_one_way(module):
+    assert room_of(module), f"{module} stands in no room of the table"
+    assert not list(violations(module, MODULES[module].read_text()))
+
+
+def test_every_room_that_is_built_is_in_the_house():
+    built = {room_of(module) for module in MODULES}
+    planned = {"scratchgen.graph"}
+    assert set(ROW) - built <= planned
+
+
+@pytest.mark.parametrize(
+    "module, source, word",
+    [
+        ("scratchgen.tensor", "from scratchgen.ops import add", "scratchgen.ops"),
+        ("scratchgen.tensor", "def f():\n    from scratchgen import ops", "scratchgen.ops"),
+        ("scratchgen.tensor", "from .ops import add", "scratchgen.ops"),
+        ("scratchgen.ops.reduce", "from .. import nn", "scratchgen.nn"),
+        ("scratchgen.functional", "import scratchgen.nn.layers", "scratchgen.nn.layers"),
+        ("scratchgen.functional", "import scratchgen", "scratchgen"),
+        ("scratchgen.nn.layers", "from scratchgen import optim", "scratchgen.optim"),
+        ("scratchgen.models.gan", "from scratchgen.training import loop", "scratchgen.training.loop"),
+        ("scratchgen.models.gan", "from tqdm import tqdm", "tqdm"),
+        ("scratchgen.training.loop", "from tqdm import tqdm", "at once"),
+        ("scratchgen.text", "import torch", "torch"),
+        ("kernels.reference", "import scratchgen.tensor", "scratchgen.tensor"),
+        ("kernels.reference", "from numba import njit", "at once"),
+    ],
+)
+def test_an_import_against_the_stream_is_found(module, source, word):
+    found = list(violations(module, source))
+    assert len(found) == 1 and word in found[0]
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("scratchgen.ops.fused", "from scratchgen.ops.reduce import mean\nimport kernels\nimport numpy as np"),
+        ("scratchgen.calculus", "def f():\n    import matplotlib.figure"),
+        ("kernels.cpu.matmul", "from numba import njit"),
+        ("scratchgen.__main__", "import argparse"),
+    ],
+)
+def test_an_import_with_the_stream_is_not(module, source):
+    assert not list(violations(module, source))
