@@ -20,7 +20,9 @@ NAMES = ["engine", "steps"]
 def machine() -> dict:
     """What the figures were measured on."""
     torch = torch_or_none()
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+    )
     return {
         "processor": model,
         "cores": os.cpu_count(),

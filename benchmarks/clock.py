@@ -20,7 +20,9 @@ def median_time(f: Callable[[], object], *, seconds: float = 0.3, least: int = 3
     return statistics.median(times)
 
 
-def compare(ours: Callable[[], object], rivals: dict[str, Callable[[], object]], *, rounds: int = 7, seconds: float = 0.3) -> dict:
+def compare(
+    ours: Callable[[], object], rivals: dict[str, Callable[[], object]], *, rounds: int = 7, seconds: float = 0.3
+) -> dict:
     """Time `ours` and each rival in turn.
 
     Returns {"ours_ms": median, "<rival>_ms": median, "x_<rival>": median over rounds of rival's time / ours} — above 1

@@ -18,7 +18,12 @@ def run(quick: bool = False) -> list[dict]:
     pictures = (rng.random((128, 1, 28, 28)) < 0.3).astype(np.float32)
     text = rng.integers(0, 65, (12, 65))
     cases = [
-        ("GPT 4 layers, 4 heads, 128 wide, block 64, batch 12", GPT(GPTConfig(65, 64, 4, 4, 128)), (text[:, :-1], text[:, 1:]), gpt_twin),
+        (
+            "GPT 4 layers, 4 heads, 128 wide, block 64, batch 12",
+            GPT(GPTConfig(65, 64, 4, 4, 128)),
+            (text[:, :-1], text[:, 1:]),
+            gpt_twin,
+        ),
         ("VAE 784-400-20, batch 128", VAE(VAEConfig((1, 28, 28))), (pictures, None), vae_twin),
         ("DCGAN 28 x 28, width 64, batch 64", GAN(GANConfig((1, 28, 28), "dcgan", hidden=64)), (pictures[:64], None), gan_twin),
     ]
@@ -102,7 +107,11 @@ def vae_twin(torch: Any, model: VAE, batch: Any) -> tuple[Callable[[], Any], flo
     twin = nn.ModuleDict(
         {
             "encoder": nn.ModuleDict(
-                {"fc": nn.Linear(pixels, c.hidden), "mean": nn.Linear(c.hidden, c.latent), "log_var": nn.Linear(c.hidden, c.latent)}
+                {
+                    "fc": nn.Linear(pixels, c.hidden),
+                    "mean": nn.Linear(c.hidden, c.latent),
+                    "log_var": nn.Linear(c.hidden, c.latent),
+                }
             ),
             "decoder": nn.ModuleDict({"fc": nn.Linear(c.latent, c.hidden), "out": nn.Linear(c.hidden, pixels)}),
         }

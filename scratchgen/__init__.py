@@ -24,11 +24,10 @@ from scratchgen.tensor import (
 )
 
 __version__ = "0.1.0"
-__all__ = sorted(
-    {
-        *ops.TOP_LEVEL,
-        *"calculus data functional metrics models nn ops optim text".split(),
-        *"gradcheck hessian hvp jacobian jvp vjp get_rng_state manual_seed set_rng_state".split(),
-        *"Function Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad set_grad_enabled tensor".split(),
-    }
-)
+__all__ = [
+    *ops.TOP_LEVEL,
+    *"calculus data functional metrics models nn ops optim text".split(),
+    *"gradcheck hessian hvp jacobian jvp vjp get_rng_state manual_seed set_rng_state".split(),
+    *"Function Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad".split(),
+    *"set_grad_enabled tensor".split(),
+]

@@ -50,13 +50,17 @@ def _zeros_for_none(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> t
     return tuple(constant(np.zeros_like(x.data)) if g is None else g for g, x in zip(grads, like, strict=True))
 
 
-def _gradients(ys: Sequence[Tensor], xs: Sequence[Tensor], vs: Sequence[Tensor] | None, create_graph: bool) -> tuple[Tensor, ...]:
+def _gradients(
+    ys: Sequence[Tensor], xs: Sequence[Tensor], vs: Sequence[Tensor] | None, create_graph: bool
+) -> tuple[Tensor, ...]:
     """Jᵀ v, with zeros where a y does not depend on an x."""
     pairs = [(y, None if vs is None else vs[i]) for i, y in enumerate(ys) if y.requires_grad]
     if not pairs:
         return _zeros_for_none([None] * len(xs), xs)
     outputs, cotangents = [y for y, _ in pairs], None if vs is None else [v for _, v in pairs]
-    return _zeros_for_none(grad(outputs, list(xs), cotangents, create_graph=create_graph, retain_graph=True, allow_unused=True), xs)
+    return _zeros_for_none(
+        grad(outputs, list(xs), cotangents, create_graph=create_graph, retain_graph=True, allow_unused=True), xs
+    )
 
 
 def _like(name: str, v: Any, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -179,7 +183,9 @@ class Report:
     def __str__(self) -> str:
         if self:
             return f"{self.name}: {self.compared} comparisons agree, largest relative error {self.error:.1e}"
-        lines = [f"{self.name}: WRONG, {len(self.failures)} of {self.compared} comparisons are off by more than {self.tolerance:.0e}"]
+        lines = [
+            f"{self.name}: WRONG, {len(self.failures)} of {self.compared} comparisons are off by more than {self.tolerance:.0e}"
+        ]
         shown = self.element if self.element in self.failures else max(self.failures, key=lambda f: f.error)
         kind = {1: "the gradient", 2: "the second derivative"}[shown.order]
         lines.append(f"  {kind} with respect to {shown.what}")
@@ -200,7 +206,9 @@ class Report:
         from matplotlib.figure import Figure
 
         if self.element is None or not self.element.steps:
-            raise ValueError(f"draw: expected a check that looked at single elements, got one of {self.compared} comparisons without")
+            raise ValueError(
+                f"draw: expected a check that looked at single elements, got one of {self.compared} comparisons without"
+            )
         scale = max(abs(self.element.analytic), abs(self.element.numeric), 1e-300)
         h, errors = zip(*[(h, max(abs(n - self.element.analytic) / scale, 1e-17)) for h, n in self.element.steps], strict=True)
         figure = Figure((5, 3.2), layout="constrained")
@@ -227,7 +235,9 @@ class _Checker:
         self.report, self.tolerance, self.rng, self.most, self.curve = report, report.tolerance, rng, most, curve
         self.sides = [0.0, 0.0]  # slopes on the left and the right of the worst element
 
-    def check(self, order: int, evaluate: Callable[[], Sequence[Tensor]], leaves: list[tuple[str, Tensor]], highest: int) -> None:
+    def check(
+        self, order: int, evaluate: Callable[[], Sequence[Tensor]], leaves: list[tuple[str, Tensor]], highest: int
+    ) -> None:
         """Check the gradient of `evaluate` at the leaves, then, if wanted, the gradient of that gradient."""
         tensors = [t for _, t in leaves]
         with enable_grad():
@@ -335,7 +345,9 @@ class _Checker:
         left, right = self.sides
         values = [n for h, n in self.report.element.steps if 1e-6 < h < 1e-2]
         if abs(left - right) > 1e-2 * max(abs(left), abs(right), 1e-6):
-            advice.append(f"the slope is {left:.4g} on the left and {right:.4g} on the right: on a kink or a jump; check beside it")
+            advice.append(
+                f"the slope is {left:.4g} on the left and {right:.4g} on the right: on a kink or a jump; check beside it"
+            )
         elif np.ptp(values) > 1e-3 * np.abs(values).max():
             advice.append("the differences do not settle as the step shrinks: is a part of f computed in float32?")
         elif all(f.analytic == 0 for f in failed):

@@ -3,7 +3,8 @@ r"""Stable compositions of the primitives: activations, losses, likelihoods, nor
 Names, arguments, defaults and edge cases are those of `torch.nn.functional`, without its deprecated arguments; a loss
 refuses input and target of two shapes, where PyTorch warns and broadcasts. Losses take logits, never probabilities:
 log σ and log softmax of a logit are finite where the logarithm of a rounded probability is not.
-`reduction` is "mean", "sum" or "none" throughout.
+`reduction` is "mean", "sum" or "none" throughout. At a kink the first derivative is PyTorch's; the second is that of the
+side which the first is taken from.
 """
 
 from __future__ import annotations

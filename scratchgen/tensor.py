@@ -471,7 +471,8 @@ class Tensor:
     """An array that remembers where it came from.
 
     `data` its array (read-only; see `writing`) · `grad` the gradient that `backward` left here, or None ·
-    `edge` its place in the graph (the op that made it, which of its outputs it is, shape, dtype); None if no gradient can be asked for.
+    `edge` its place in the graph (the op that made it, which of its outputs it is, shape, dtype), or None if no gradient
+    can be asked for.
     """
 
     __slots__ = ("_data", "edge", "grad", "_stamp", "__weakref__")
@@ -734,7 +735,8 @@ class Tensor:
             result = getattr(self, name)(value)
         if result.shape != self.shape or result.dtype != self.dtype:
             raise ValueError(
-                f"in-place {name}: expected a result of shape {self.shape} and {self.dtype}, got {result.shape} and {result.dtype}"
+                f"in-place {name}: expected a result of shape {self.shape} and {self.dtype}, "
+                f"got {result.shape} and {result.dtype}"
             )
         return self.copy_(result)
 
@@ -958,9 +960,10 @@ def _check_backward(node: Function, dys: list[Tensor], grads: tuple[Tensor | Non
         for i, g in enumerate(grads):
             if g is not None and not _finite(g._data):
                 kind = "NaN" if np.isnan(g._data).any() else "infinity"
+                where = getattr(node, "where", "") or "a place not recorded: enter detect_anomaly before the forward pass"
                 raise ArithmeticError(
                     f"{type(node).__name__}: the gradient of input {i} turned to {kind} from a finite cotangent; "
-                    f"the op was called at {getattr(node, 'where', '') or 'a place not recorded: enter detect_anomaly before the forward pass'}"
+                    f"the op was called at {where}"
                 )
 
 

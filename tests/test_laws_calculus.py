@@ -15,7 +15,8 @@ def draw(*shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("stride", "padding", "dilation", "groups"), [(1, 0, 1, 1), (2, 1, 1, 1), (1, 2, 2, 1), (3, 1, 1, 2), (2, (1, 0), (1, 2), 2)]
+    ("stride", "padding", "dilation", "groups"),
+    [(1, 0, 1, 1), (2, 1, 1, 1), (1, 2, 2, 1), (3, 1, 1, 2), (2, (1, 0), (1, 2), 2)],
 )
 def test_convolution_and_transposed_convolution_are_adjoint(stride, padding, dilation, groups):
     r"""⟨w ⋆ x, y⟩ = ⟨x, w ⋆ᵀ y⟩"""

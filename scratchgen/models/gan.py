@@ -170,7 +170,7 @@ class GAN(nn.Module):
         elif config.network == "dcgan":
             if config.shape[1] % 4 or config.shape[2] % 4 or config.hidden % 4:
                 raise ValueError(
-                    f"GAN: the convolutional pair expects sides and hidden divisible by 4, got {config.shape} and {config.hidden}"
+                    f"GAN: the convolutional pair expects sides and hidden divisible by 4, got {config.shape}, {config.hidden}"
                 )
             self.generator = DCGenerator(config.shape, config.hidden, config.latent)
             self.discriminator = DCDiscriminator(config.shape, config.hidden)

@@ -165,11 +165,16 @@ class GPT(nn.Module):
         top_p: float | None = None,
         generator: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """Continue each row, token by token, drawing from (1); only the last block_size tokens are seen.     (B, T) → (B, T + new)"""
+        """Continue each row, token by token, drawing from (1).     (B, T) → (B, T + new)
+
+        Only the last block_size tokens are seen. `temperature`, `top_k` and `top_p` as in `text.sample`.
+        """
         rng = random.generator(generator)
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.shape[1] or ids.dtype.kind not in "iu":
-            raise ValueError(f"GPT.generate: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}")
+            raise ValueError(
+                f"GPT.generate: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}"
+            )
         for _ in range(max_new_tokens):
             logits = self(Tensor(ids[:, -self.config.block_size :]))[:, -1].data  # (B, V)
             new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=rng)

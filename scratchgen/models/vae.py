@@ -110,7 +110,9 @@ class VAE(nn.Module):
         if config.network not in ("mlp", "conv"):
             raise ValueError(f"VAE: expected network 'mlp' or 'conv', got {config.network!r}")
         if config.network == "conv" and (config.shape[1] % 4 or config.shape[2] % 4):
-            raise ValueError(f"VAE: the convolutional network expects sides divisible by 4, got pictures of shape {config.shape}")
+            raise ValueError(
+                f"VAE: the convolutional network expects sides divisible by 4, got pictures of shape {config.shape}"
+            )
         encoder, decoder = (MLPEncoder, MLPDecoder) if config.network == "mlp" else (ConvEncoder, ConvDecoder)
         self.encoder = encoder(config.shape, config.hidden, config.latent)
         self.decoder = decoder(config.shape, config.hidden, config.latent)

@@ -346,7 +346,7 @@ def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
-    """y = log Σ eˣ over `dim`, without overflow."""
+    """y = log Σ eˣ over `dim`, without overflow; of nothing but −∞ it is −∞, with gradient 0."""
     x = floating("logsumexp", input)
     return LogSumExp.apply(x, dims=_over("logsumexp", x, dim), keepdim=keepdim)
 

@@ -230,7 +230,7 @@ def shape_of(name: str, shape: tuple[Any, ...], named: Any = None) -> tuple[int,
 
 
 def reshape(input: Any, *sizes: Any, shape: Sequence[int] | None = None) -> Tensor:
-    """The same elements, row by row, under another shape; one −1 is worked out."""
+    """The same elements, row by row, under another shape; one −1 is worked out. `view` is the same: it copies if it must."""
     x = as_tensor(input)
     shape = shape_of("reshape", sizes, shape)
     if shape == x.shape:
