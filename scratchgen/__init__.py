@@ -6,13 +6,12 @@ those before it.
 """
 
 from scratchgen import calculus, data, functional, metrics, models, nn, ops, optim, text
-from scratchgen.calculus import gradcheck, hessian, hvp, jacobian, jvp, vjp
+from scratchgen.calculus import checkpoint, gradcheck, hessian, hvp, jacobian, jvp, vjp
 from scratchgen.ops import *
 from scratchgen.random import get_rng_state, manual_seed, set_rng_state
 from scratchgen.tensor import (
     Function,
     Tensor,
-    checkpoint,
     detect_anomaly,
     enable_grad,
     from_numpy,

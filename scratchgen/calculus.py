@@ -6,7 +6,8 @@ For f: ℝⁿ → ℝᵐ with Jacobian J = ∂f/∂x (m × n):
     jvp(f, x, u) = J u         two: Jᵀ v is linear in v, so its own gradient along u is ∂⟨Jᵀ v, u⟩/∂v = J u
     hvp(f, x, u) = H u         two: H = ∂²f/∂x² is the Jacobian of the gradient
 
-`gradcheck` compares Jᵀ v with numbers that know nothing of any gradient code.
+`checkpoint` recomputes in the backward sweep instead of storing. `gradcheck` compares Jᵀ v with numbers that know nothing
+of any gradient code.
 """
 
 from __future__ import annotations
@@ -19,10 +20,22 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.tensor import Tensor, constant, enable_grad, grad, no_grad
-
-Function = Callable[..., Any]
-
+from scratchgen import random
+from scratchgen.tensor import (
+    Alias,
+    Edge,
+    Function,
+    Tensor,
+    constant,
+    enable_grad,
+    grad,
+    is_grad_enabled,
+    listed,
+    no_grad,
+    place,
+    ticks,
+    vjp_through,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Products with derivatives
@@ -37,7 +50,7 @@ def _tensors(x: Any, name: str) -> tuple[Tensor, ...]:
     return xs
 
 
-def _evaluated(name: str, func: Function, inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], bool, bool]:
+def _evaluated(name: str, func: Callable[..., Any], inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], bool, bool]:
     """Fresh places of the inputs in the graph, the outputs there, and whether each of the two was a single tensor."""
     given = _tensors(inputs, f"{name}: inputs")
     xs = tuple(x * 1 if x.requires_grad else x.detach().requires_grad_() for x in given)
@@ -74,7 +87,7 @@ def _one(ts: tuple[Tensor, ...], single: bool) -> Any:
     return ts[0] if single else ts
 
 
-def vjp(func: Function, inputs: Any, v: Any = None, create_graph: bool = False) -> tuple[Any, Any]:
+def vjp(func: Callable[..., Any], inputs: Any, v: Any = None, create_graph: bool = False) -> tuple[Any, Any]:
     """(f(x), Jᵀ v).  v has the shape of f(x), and may be left out where that is a scalar."""
     with enable_grad():
         xs, ys, single, _ = _evaluated("vjp", func, inputs)
@@ -82,7 +95,7 @@ def vjp(func: Function, inputs: Any, v: Any = None, create_graph: bool = False) 
         return _one(ys, len(ys) == 1), _one(_gradients(ys, xs, vs, create_graph), single)
 
 
-def jvp(func: Function, inputs: Any, v: Any, create_graph: bool = False) -> tuple[Any, Any]:
+def jvp(func: Callable[..., Any], inputs: Any, v: Any, create_graph: bool = False) -> tuple[Any, Any]:
     """(f(x), J v), by differentiating the vector-Jacobian product.  v has the shape of x."""
     with enable_grad():
         xs, ys, _, single = _evaluated("jvp", func, inputs)
@@ -92,7 +105,7 @@ def jvp(func: Function, inputs: Any, v: Any, create_graph: bool = False) -> tupl
         return _one(ys, single), _one(_gradients(products, dummies, us, create_graph), single)
 
 
-def hvp(func: Function, inputs: Any, v: Any, create_graph: bool = False) -> tuple[Tensor, Any]:
+def hvp(func: Callable[..., Any], inputs: Any, v: Any, create_graph: bool = False) -> tuple[Tensor, Any]:
     """(f(x), H v) for a scalar function.  v has the shape of x."""
     with enable_grad():
         xs, ys, single, _ = _evaluated("hvp", func, inputs)
@@ -102,7 +115,7 @@ def hvp(func: Function, inputs: Any, v: Any, create_graph: bool = False) -> tupl
         return ys[0], _one(_gradients(_gradients(ys, xs, None, True), xs, us, create_graph), single)
 
 
-def jacobian(func: Function, inputs: Any, create_graph: bool = False) -> Any:
+def jacobian(func: Callable[..., Any], inputs: Any, create_graph: bool = False) -> Any:
     """J[i…, j…] = ∂f(x)_i… / ∂x_j…, of shape f(x).shape + x.shape; a tuple of them for several inputs."""
     with enable_grad():
         xs, ys, single, single_y = _evaluated("jacobian", func, inputs)
@@ -125,7 +138,7 @@ def _rows(y: Tensor, xs: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, 
     return tuple(stack(column).reshape(y.shape + x.shape) for column, x in zip(zip(*rows, strict=True), xs, strict=True))
 
 
-def hessian(func: Function, inputs: Tensor, create_graph: bool = False) -> Tensor:
+def hessian(func: Callable[..., Any], inputs: Tensor, create_graph: bool = False) -> Tensor:
     """H[i…, j…] = ∂²f / ∂x_i… ∂x_j… of a scalar function of one tensor, of shape x.shape + x.shape."""
 
     def gradient(x: Tensor) -> Tensor:
@@ -137,6 +150,72 @@ def hessian(func: Function, inputs: Tensor, create_graph: bool = False) -> Tenso
     if not isinstance(inputs, Tensor):
         raise TypeError(f"hessian: expected one tensor, got {type(inputs).__name__}")
     return jacobian(gradient, inputs, create_graph)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recompute instead of store
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint(Function):
+    """y = f(x), of which only x is kept; the backward sweep runs f again, with the same random numbers."""
+
+    def forward(
+        self, *arrays: Any, function: Callable[..., Any], arity: int, random_state: dict, outputs: tuple[Any, ...]
+    ) -> Any:
+        self.function, self.arity, self.random_state = function, arity, random_state
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def backward(self, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        with enable_grad():
+            xs = [Alias.apply(x) for x in self.inputs[: self.arity]]
+            after = random.get_rng_state()
+            random.set_rng_state(self.random_state)
+            try:
+                ys = listed(self.function(*xs))
+            finally:
+                random.set_rng_state(after)
+        places = xs + list(self.inputs[self.arity :])
+        return vjp_through(ys, list(dys), places, self.needs_input_grad)
+
+
+def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), with its intermediate arrays recomputed in the backward sweep instead of stored.
+
+    Memory for one more forward pass of `function`. Its parameters, and whatever else it reaches besides its arguments,
+    are found by looking at the graph it builds, so every gradient, of any order, is the one it would give by itself.
+    `function` must compute the same again: randomness from the library's generator is replayed.
+    Source: Chen, Xu, Zhang & Guestrin 2016, arXiv:1604.06174.
+    """
+    if not is_grad_enabled():
+        return function(*inputs)
+    xs = [x for x in inputs if isinstance(x, Tensor)]
+
+    def call(*xs: Tensor) -> Any:
+        tensors = iter(xs)
+        return function(*[next(tensors) if isinstance(x, Tensor) else x for x in inputs])
+
+    random_state = random.get_rng_state()
+    start = next(ticks)
+    ys = listed(
+        call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result"
+    )
+    outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
+    seen = {y.node for y in ys if y.node is not None}
+    stack = list(seen)
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is None:
+                continue
+            node, _, shape, dtype = edge
+            if node.number < start:
+                outside[edge] = place(np.broadcast_to(np.zeros((), dtype), shape), edge)
+            elif node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return Checkpoint.apply(
+        *xs, *outside.values(), function=call, arity=len(xs), random_state=random_state, outputs=tuple([y._data for y in ys])
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -359,7 +438,7 @@ class _Checker:
 
 
 def gradcheck(
-    f: Function,
+    f: Callable[..., Any],
     *inputs: Any,
     order: int = 2,
     tolerance: float = 1e-5,

@@ -46,7 +46,7 @@ from scratchgen.ops import (
     where,
 )
 from scratchgen.ops.convolution import Size, sizes
-from scratchgen.ops.elementwise import as_tensor, floating, operands
+from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
 __all__ = [

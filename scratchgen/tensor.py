@@ -40,9 +40,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen import random
-
-_ticks = itertools.count(1)  # numbers nodes and in-place writes on one time line
+ticks = itertools.count(1)  # numbers nodes and in-place writes on one time line
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -114,7 +112,7 @@ class Function:
             edges = list(map(_edge_of, inputs))
             record = any(edges)
             if record:
-                node.number = next(_ticks)
+                node.number = next(ticks)
                 node.edges = edges
                 if cls.keeps_inputs:
                     node._inputs = inputs
@@ -143,7 +141,7 @@ class Function:
         """The tensors of an op with several results; those that are not floating have no gradient."""
         tensors = []
         for i, y in enumerate(ys):
-            t = _place(_freeze(y), (self, i, y.shape, y.dtype) if record and y.dtype.kind in "fc" else None)
+            t = place(_freeze(y), (self, i, y.shape, y.dtype) if record and y.dtype.kind in "fc" else None)
             if t.edge is None and t._data.base is not None:
                 t._stamp = _stamp_of_base(t._data, inputs)
             tensors.append(t)
@@ -174,7 +172,7 @@ class Function:
     @property
     def outputs(self) -> list[Tensor]:
         """The outputs, as tensors at this place in the graph (a node that held them themselves would be a cycle)."""
-        return [_place(y, (self, i, y.shape, y.dtype)) for i, y in enumerate(self._outputs)]
+        return [place(y, (self, i, y.shape, y.dtype)) for i, y in enumerate(self._outputs)]
 
     @property
     def needs_input_grad(self) -> Sequence[Any]:
@@ -186,7 +184,7 @@ class Function:
     def vjp_composed(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
         """What `backward` computes, through `composed`: differentiable again."""
         xs = [Alias.apply(x) for x in self.inputs]
-        return _vjp_through(_listed(self.composed(*xs)), dys, xs, self.needs_input_grad)
+        return vjp_through(listed(self.composed(*xs)), dys, xs, self.needs_input_grad)
 
     def release(self) -> None:
         """Forget what was saved, so that memory returns while the sweep goes on."""
@@ -201,7 +199,7 @@ class Leaf(Function):
     """The node of a tensor that the user made: where gradients arrive."""
 
     def __init__(self, tensor: Tensor):
-        self.number = next(_ticks)
+        self.number = next(ticks)
         self.edges = ()
         self.tensor = weakref.ref(tensor)
 
@@ -284,7 +282,7 @@ def _sweep(
                     array = total._data
                     array += g._data
                 else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
-                    dys[i] = total = _place(np.asarray(total._data + g._data), None)
+                    dys[i] = total = place(np.asarray(total._data + g._data), None)
                     total._stamp = _OURS
             if (
                 not retain and node is not None and sys.getrefcount(node) > 2
@@ -334,7 +332,7 @@ def _sweep(
             node.wanted = None  # the set names this node too: a cycle, if it stayed
             if watched:
                 _check_backward(node, dys, grads)
-    return [found.get(place) for place in places]
+    return [found.get(goal) for goal in places]
 
 
 def _refuse_released() -> None:
@@ -367,7 +365,7 @@ def _leading_to(goals: set[Function], roots: list[Tensor], boundary: frozenset[F
     return wanted
 
 
-def _vjp_through(ys: list[Tensor], dys: list[Tensor], places: list[Tensor], needs: Sequence[Any]) -> tuple[Tensor | None, ...]:
+def vjp_through(ys: list[Tensor], dys: list[Tensor], places: list[Tensor], needs: Sequence[Any]) -> tuple[Tensor | None, ...]:
     """Gradients with respect to `places` through a graph that was built, just now, from them."""
     boundary = frozenset([x.edge[0] for x in places if x.edge is not None])
     wanted = [i for i, need in enumerate(needs) if need]
@@ -414,7 +412,7 @@ def grad(
 
     Raises RuntimeError where an input does not influence the outputs, unless `allow_unused` (then None stands there).
     """
-    outputs, inputs = _listed(outputs, "outputs"), _listed(inputs, "inputs")
+    outputs, inputs = listed(outputs, "outputs"), listed(inputs, "inputs")
     for x in inputs:
         if x.node is None:
             raise RuntimeError(f"grad: expected inputs that require a gradient, got one of shape {x.shape} that does not")
@@ -428,7 +426,7 @@ def grad(
     return tuple(found)
 
 
-def _listed(x: Tensor | Sequence[Tensor], name: str = "outputs") -> list[Tensor]:
+def listed(x: Tensor | Sequence[Tensor], name: str = "outputs") -> list[Tensor]:
     xs = [x] if isinstance(x, Tensor) else list(x) if isinstance(x, list | tuple) else [x]
     for t in xs:
         if not isinstance(t, Tensor):
@@ -607,7 +605,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same array, cut off from the graph."""
-        t = _place(self._data, None)
+        t = place(self._data, None)
         t._stamp = _own_stamp(self)
         return t
 
@@ -670,7 +668,7 @@ class Tensor:
         if inputs is None:
             _sweep(roots, cotangents, None, retain=retain, create_graph=create_graph)
             return
-        inputs = _listed(inputs, "inputs")
+        inputs = listed(inputs, "inputs")
         for x, g in zip(inputs, _sweep(roots, cotangents, inputs, retain=retain, create_graph=create_graph), strict=True):
             if g is not None:
                 x.grad = g if x.grad is None else x.grad + g
@@ -694,7 +692,7 @@ class Tensor:
         chain = [self._data]  # a view is written through to what it views
         while isinstance(chain[-1].base, np.ndarray):
             chain.append(chain[-1].base)
-        _own_stamp(self)[0] = _last_write[0] = next(_ticks)
+        _own_stamp(self)[0] = _last_write[0] = next(ticks)
         for array in reversed(chain):
             array.flags.writeable = True
         try:
@@ -796,10 +794,10 @@ _edge_of = operator.attrgetter("edge")
 
 def constant(array: Any) -> Tensor:
     """A tensor around an array that was just made: no copy is taken, so nobody else may write to it."""
-    return _place(_freeze(array), None)
+    return place(_freeze(array), None)
 
 
-def _place(array: Any, edge: Edge | None) -> Tensor:
+def place(array: Any, edge: Edge | None) -> Tensor:
     """A tensor around `array` at a given place in the graph, without any copy or check."""
     t = _new(Tensor)
     t._data = array
@@ -965,69 +963,3 @@ def _check_backward(node: Function, dys: list[Tensor], grads: tuple[Tensor | Non
                     f"{type(node).__name__}: the gradient of input {i} turned to {kind} from a finite cotangent; "
                     f"the op was called at {where}"
                 )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Recompute instead of store
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Checkpoint(Function):
-    """y = f(x), of which only x is kept; the backward sweep runs f again, with the same random numbers."""
-
-    def forward(
-        self, *arrays: Any, function: Callable[..., Any], arity: int, random_state: dict, outputs: tuple[Any, ...]
-    ) -> Any:
-        self.function, self.arity, self.random_state = function, arity, random_state
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def backward(self, *dys: Tensor) -> tuple[Tensor | None, ...]:
-        with enable_grad():
-            xs = [Alias.apply(x) for x in self.inputs[: self.arity]]
-            after = random.get_rng_state()
-            random.set_rng_state(self.random_state)
-            try:
-                ys = _listed(self.function(*xs))
-            finally:
-                random.set_rng_state(after)
-        places = xs + list(self.inputs[self.arity :])
-        return _vjp_through(ys, list(dys), places, self.needs_input_grad)
-
-
-def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
-    """function(*inputs), with its intermediate arrays recomputed in the backward sweep instead of stored.
-
-    Memory for one more forward pass of `function`. Its parameters, and whatever else it reaches besides its arguments,
-    are found by looking at the graph it builds, so every gradient, of any order, is the one it would give by itself.
-    `function` must compute the same again: randomness from the library's generator is replayed.
-    Source: Chen, Xu, Zhang & Guestrin 2016, arXiv:1604.06174.
-    """
-    if not _mode.grad:
-        return function(*inputs)
-    xs = [x for x in inputs if isinstance(x, Tensor)]
-
-    def call(*xs: Tensor) -> Any:
-        tensors = iter(xs)
-        return function(*[next(tensors) if isinstance(x, Tensor) else x for x in inputs])
-
-    random_state = random.get_rng_state()
-    start = next(_ticks)
-    ys = _listed(
-        call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result"
-    )
-    outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
-    seen = {y.node for y in ys if y.node is not None}
-    stack = list(seen)
-    while stack:
-        for edge in stack.pop().edges:
-            if edge is None:
-                continue
-            node, _, shape, dtype = edge
-            if node.number < start:
-                outside[edge] = _place(np.broadcast_to(np.zeros((), dtype), shape), edge)
-            elif node not in seen:
-                seen.add(node)
-                stack.append(node)
-    return Checkpoint.apply(
-        *xs, *outside.values(), function=call, arity=len(xs), random_state=random_state, outputs=tuple([y._data for y in ys])
-    )

@@ -657,7 +657,7 @@ def _jacobian(func, x, create_graph=False):
 REFERENCES |= {
     "calculus.hvp": lambda func, x, u, create_graph: (g(x), hessian_g(x) @ u),
     "calculus.hessian": lambda func, x, create_graph: hessian_g(x),
-    "checkpoint": lambda func, *xs: f(*xs),
+    "calculus.checkpoint": lambda func, *xs: f(*xs),
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from scratchgen.catalog.primitives import unary
 from scratchgen.catalog.row import Fresh, apart, away, case, fixed, loud, positive, real, row, simplex, unit, whole
-from scratchgen.tensor import Tensor, checkpoint
+from scratchgen.tensor import Tensor
 
 REDUCTION = ("mean", "sum", "none")
 
@@ -268,7 +268,7 @@ CALCULUS = [
     row("calculus.hvp", case(energy, real(3), real(3), create_graph=True)),
     row("calculus.jacobian", case(curve, real(2), create_graph=True), case(curve, (real(2), real(2)), create_graph=True)),
     row("calculus.hessian", case(energy, real(2), create_graph=True)),
-    row("checkpoint", case(curve, real(3)), case(curve, real(2), real(2)), target=checkpoint, analytic=True),
+    row("calculus.checkpoint", case(curve, real(3)), case(curve, real(2), real(2)), analytic=True),
 ]
 
 ROWS = ACTIVATIONS + LOSSES + NORMS + TABLES + CALCULUS

@@ -157,7 +157,7 @@ REDUCTIONS = [
     ),
     row(
         "norm",
-        *reducing(real),
+        *reducing(away),
         *(case(loud(2, 3), p, 1) for p in (1, 3, 0.5, np.inf, -np.inf, 0)),
         case(loud(2, 2), 4.0, keepdim=True),
     ),

@@ -25,7 +25,8 @@ import numpy as np
 
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
-from scratchgen.tensor import Tensor, checkpoint, no_grad
+from scratchgen.calculus import checkpoint
+from scratchgen.tensor import Tensor, no_grad
 from scratchgen.text import sample
 
 

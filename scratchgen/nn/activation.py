@@ -13,7 +13,7 @@ import numpy as np
 from scratchgen import functional as F
 from scratchgen.nn import init
 from scratchgen.nn.module import Module, blank, number, whole
-from scratchgen.ops.elementwise import as_tensor
+from scratchgen.ops.operands import as_tensor
 from scratchgen.tensor import Tensor
 
 

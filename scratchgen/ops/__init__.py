@@ -1,6 +1,7 @@
 """The primitives, each with its equation, forward and vector-Jacobian product side by side.
 
-elementwise · reduce · shape · matrix (products) · convolution · fused (one node for what models spend time in).
+operands (dtypes) · elementwise (smooth) · choice (kinks) · reduce · shape · matrix (products) · convolution · fused (one
+node for what models spend time in).
 The block at the end gives tensors their operators and methods: the only place where that happens.
 """
 
@@ -8,13 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchgen.ops import convolution, creation, elementwise, fused, matrix, reduce, shape
+from scratchgen.ops import choice, convolution, creation, elementwise, fused, matrix, reduce, shape
+from scratchgen.ops.choice import *
+from scratchgen.ops.choice import bitwise_and, bitwise_not, bitwise_or, bitwise_xor
 from scratchgen.ops.convolution import *
 from scratchgen.ops.creation import *
 from scratchgen.ops.elementwise import *
-from scratchgen.ops.elementwise import bitwise_and, bitwise_not, bitwise_or, bitwise_xor, floor_divide, remainder
+from scratchgen.ops.elementwise import floor_divide, remainder
 from scratchgen.ops.fused import *
 from scratchgen.ops.matrix import *
+from scratchgen.ops.operands import cast
 from scratchgen.ops.reduce import *
 from scratchgen.ops.shape import *
 from scratchgen.tensor import Tensor
@@ -24,7 +28,7 @@ concatenate = cat
 
 # What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
 METHODS = sorted(
-    {*elementwise.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"}
+    {*elementwise.__all__, *choice.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"}
     - {"cast", "cat", "stack", "where"}
 )
 TOP_LEVEL = sorted(

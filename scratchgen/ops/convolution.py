@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen.ops.elementwise import as_tensor, floating, operands
+from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [

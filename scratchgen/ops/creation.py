@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
-from scratchgen.ops.elementwise import as_tensor
+from scratchgen.ops.operands import as_tensor
 from scratchgen.ops.shape import shape_of
 from scratchgen.tensor import Tensor, constant
 

@@ -1,11 +1,6 @@
-r"""Ops that act on each element: y_i = f(x_i), so x̄_i = f'(x_i) ȳ_i.
+r"""Smooth ops that act on each element: y_i = f(x_i), so x̄_i = f'(x_i) ȳ_i.
 
-Two operands broadcast as in NumPy; the engine sums a gradient back to the shape of a broadcast operand. A Python number
-or NumPy scalar takes the dtype of the tensor beside it; an integer tensor beside a floating one is converted to it; float32
-beside float64 is refused, because a silent change of precision is a bug in hiding.
-
-At a kink the gradient is the one PyTorch documents: `abs` 0 at 0, `relu` 0 at 0, `maximum` and `minimum` halves at a tie,
-`clamp` 1 on its bounds. A NaN stays one: `sign` of it, which PyTorch calls 0, and with it the gradient of `abs`.
+Two operands broadcast as in NumPy; the engine sums a gradient back to the shape of a broadcast operand.
 """
 
 from __future__ import annotations
@@ -16,135 +11,36 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen.ops.choice import where
+from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
-    "abs",
     "add",
-    "cast",
-    "ceil",
-    "clamp",
     "cos",
     "div",
-    "eq",
     "erf",
     "exp",
     "expm1",
-    "floor",
-    "ge",
     "gelu",
-    "gt",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "le",
     "log",
     "log10",
     "log1p",
     "log2",
     "logaddexp",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "lt",
-    "masked_fill",
-    "maximum",
-    "minimum",
     "mul",
-    "ne",
     "neg",
     "pow",
     "reciprocal",
-    "relu",
-    "round",
     "rsqrt",
     "sigmoid",
-    "sign",
     "sin",
     "softplus",
     "sqrt",
     "square",
     "sub",
     "tanh",
-    "where",
 ]
-
-Number = int | float | np.integer | np.floating | np.bool_
-
-
-def as_tensor(x: Any) -> Tensor:
-    """`x` itself if it is a tensor, else a tensor that copies it."""
-    return x if isinstance(x, Tensor) else Tensor(x)
-
-
-def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
-    """Tensors of one dtype from what the caller of `name` gave."""
-    tensors = []
-    numbers = False
-    for x in xs:
-        if isinstance(x, Number):  # takes the dtype of what stands beside it
-            numbers = True
-        elif not isinstance(x, Tensor):
-            if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex):
-                raise TypeError(f"{name}: expected tensors, arrays or numbers, got {type(x).__name__}")
-            x = Tensor(x)
-        tensors.append(x)
-    found = {x.dtype for x in tensors if isinstance(x, Tensor)}
-    floats = {d for d in found if d.kind in "fc"}
-    if len(floats) > 1 and not any(d.kind == "c" for d in floats):
-        names = " and ".join(sorted(str(d) for d in floats))
-        raise TypeError(f"{name}: expected operands of one floating dtype, got {names}; convert one with .to(dtype)")
-    dtype = max(floats, key=lambda d: d.itemsize) if floats else np.result_type(*found) if found else None
-    if numbers:
-        if dtype is None:
-            dtype = max([Tensor(x).dtype for x in tensors], key=lambda d: (d.kind == "f", d.itemsize))
-        elif dtype.kind in "iub" and any(isinstance(x, float | np.floating) for x in tensors):
-            dtype = np.dtype(np.float32)
-        elif dtype.kind == "b" and any(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in tensors):
-            dtype = np.dtype(np.int64)
-    return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in tensors])
-
-
-def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """`operands` for two; at once in the cases that matter, two tensors of one dtype, or one and a number."""
-    try:
-        if a._data.dtype is b._data.dtype:
-            return a, b
-    except AttributeError:
-        if type(b) in (float, int):
-            if isinstance(a, Tensor) and a._data.dtype.kind == "f":
-                return a, constant(np.asarray(b, a._data.dtype))
-        elif type(a) in (float, int) and isinstance(b, Tensor) and b._data.dtype.kind == "f":
-            return constant(np.asarray(a, b._data.dtype)), b
-    return operands(name, a, b)
-
-
-def floating(name: str, x: Any) -> Tensor:
-    """A tensor of a floating dtype: integers become float32, as the mathematics leaves the integers."""
-    x = as_tensor(x)
-    return x if x.dtype.kind in "fc" else cast(x, np.dtype(np.float32))
-
-
-class Cast(Function):
-    """y = x, in another dtype."""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, *, dtype: np.dtype) -> Any:
-        self.before = x.dtype
-        return x.astype(dtype)
-
-    def backward(self, dy: Tensor) -> Tensor:
-        return cast(dy, self.before)
-
-
-def cast(x: Tensor, dtype: Any) -> Tensor:
-    """x in another dtype; itself where it already has it. The gradient comes back in x's dtype."""
-    dtype = np.dtype(dtype)
-    if x.dtype == dtype:
-        return x
-    return Cast.apply(x, dtype=dtype) if dtype.kind in "fc" else constant(x.data.astype(dtype))  # integers have no gradient
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arithmetic
@@ -600,235 +496,3 @@ def gelu(input: Any, *, approximate: str = "none") -> Tensor:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: expected approximate to be 'none' or 'tanh', got {approximate!r}")
     return Gelu.apply(floating("gelu", input), approximate=approximate)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Kinks and choices
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Abs(Function):
-    """y = |x|            x̄ = ȳ sign x"""
-
-    def forward(self, x: Any) -> Any:
-        return np.abs(x)
-
-    def backward(self, dy: Tensor) -> Tensor:
-        (x,) = self.inputs
-        return dy * constant(np.sign(x.data))
-
-
-class Relu(Function):
-    """y = max(x, 0)      x̄ = ȳ [x > 0]"""
-
-    keeps_inputs, keeps_outputs = False, True
-
-    def forward(self, x: Any) -> Any:
-        return np.maximum(x, 0)
-
-    def backward(self, dy: Tensor) -> Tensor:
-        (y,) = self.outputs
-        return dy * constant((y.data != 0).astype(dy.dtype))  # y ≥ 0, or NaN
-
-
-class Maximum(Function):
-    """y = max(a, b)      ā = ȳ ([a > b] + ½ [a = b]),  b̄ = ȳ − ā"""
-
-    def forward(self, a: Any, b: Any) -> Any:
-        return np.maximum(a, b)
-
-    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
-        a, b = (x.data for x in self.inputs)
-        share = ((a > b) + 0.5 * (a == b)).astype(dy.dtype)
-        return dy * constant(share), dy * constant(1 - share)
-
-
-class Minimum(Function):
-    """y = min(a, b)      ā = ȳ ([a < b] + ½ [a = b]),  b̄ = ȳ − ā"""
-
-    def forward(self, a: Any, b: Any) -> Any:
-        return np.minimum(a, b)
-
-    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
-        a, b = (x.data for x in self.inputs)
-        share = ((a < b) + 0.5 * (a == b)).astype(dy.dtype)
-        return dy * constant(share), dy * constant(1 - share)
-
-
-class Clamp(Function):
-    """y = min(max(x, lo), hi)        x̄ = ȳ [lo ≤ x ≤ hi]"""
-
-    def forward(self, x: Any, *, lo: Number | None, hi: Number | None) -> Any:
-        self.lo, self.hi = lo, hi
-        y = x if lo is None else np.maximum(x, x.dtype.type(lo))
-        return y if hi is None else np.minimum(y, x.dtype.type(hi))
-
-    def backward(self, dy: Tensor) -> Tensor:
-        x = self.inputs[0].data
-        inside = np.ones(x.shape, bool)
-        if self.lo is not None:
-            inside &= x >= self.lo
-        if self.hi is not None:
-            inside &= x <= self.hi
-        return dy * constant(inside.astype(dy.dtype))
-
-
-class Where(Function):
-    """y = a where c, else b          ā = ȳ where c else 0,  b̄ = 0 where c else ȳ"""
-
-    keeps_inputs = False
-
-    def forward(self, a: Any, b: Any, *, c: np.ndarray) -> Any:
-        self.c = c
-        return np.where(c, a, b)
-
-    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
-        c = constant(self.c)
-        needs_a, needs_b = self.needs_input_grad
-        return where(c, dy, 0.0) if needs_a else None, where(c, 0.0, dy) if needs_b else None
-
-
-class Step(Function):
-    """A function that is constant between jumps: its gradient is 0. Booleans are left alone."""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, *, function: Any) -> Any:
-        return x if x.dtype.kind == "b" else function(x)
-
-    def backward(self, dy: Tensor) -> Tensor:
-        return dy * 0
-
-
-def abs(input: Any) -> Tensor:
-    """y = |input|"""
-    return Abs.apply(as_tensor(input))
-
-
-def relu(input: Any) -> Tensor:
-    """y = max(input, 0)"""
-    return Relu.apply(as_tensor(input))
-
-
-def maximum(input: Any, other: Any) -> Tensor:
-    """The larger of two, element by element; at a tie the gradient is shared in halves."""
-    return Maximum.apply(*pair("maximum", input, other))
-
-
-def minimum(input: Any, other: Any) -> Tensor:
-    """The smaller of two, element by element; at a tie the gradient is shared in halves."""
-    return Minimum.apply(*pair("minimum", input, other))
-
-
-def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
-    """y = input held between `min` and `max` (numbers or tensors, either may be left out)."""
-    x = as_tensor(input)
-    if min is None and max is None:
-        raise ValueError("clamp: expected min, max or both, got neither")
-    if isinstance(min, int | float | None) and isinstance(max, int | float | None):
-        if x.dtype.kind in "iub" and (isinstance(min, float) or isinstance(max, float)):
-            x = cast(x, np.float32)
-        return Clamp.apply(x, lo=min, hi=max)
-    if min is not None:
-        x, lo = operands("clamp", x, min)
-        x = where(x < lo, lo, x)
-    if max is not None:
-        x, hi = operands("clamp", x, max)
-        x = where(x > hi, hi, x)
-    return x
-
-
-def where(condition: Any, input: Any, other: Any) -> Tensor:
-    """y = input where the boolean `condition` holds, else other. Nothing leaks from the branch not taken, if it is finite."""
-    c = as_tensor(condition)
-    if c.dtype != np.bool_:
-        raise TypeError(f"where: expected a boolean condition, got {c.dtype}")
-    return Where.apply(*pair("where", input, other), c=c.data.copy())
-
-
-def masked_fill(input: Any, mask: Any, value: Number) -> Tensor:
-    """y = value where the boolean `mask` holds, else input"""
-    return where(mask, value, as_tensor(input))
-
-
-def sign(input: Any) -> Tensor:
-    """y = −1, 0 or 1; gradient 0"""
-    return Step.apply(as_tensor(input), function=np.sign)
-
-
-def floor(input: Any) -> Tensor:
-    """The largest whole number that is not larger; gradient 0"""
-    return Step.apply(as_tensor(input), function=np.floor)
-
-
-def ceil(input: Any) -> Tensor:
-    """The smallest whole number that is not smaller; gradient 0"""
-    return Step.apply(as_tensor(input), function=np.ceil)
-
-
-def round(input: Any) -> Tensor:
-    """The nearest whole number, halves to the even one; gradient 0"""
-    return Step.apply(as_tensor(input), function=np.round)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Comparisons: booleans, which have no gradient
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _compare(function: Any, name: str, symbol: str) -> Any:
-    def compare(input: Any, other: Any) -> Tensor:
-        if other is None or isinstance(other, str):
-            return NotImplemented  # Python then says that they are two things: x == None is False
-        a, b = (x.data if isinstance(x, Tensor) else x for x in (input, other))
-        return constant(function(a, b))
-
-    compare.__name__ = compare.__qualname__ = name
-    compare.__doc__ = f"input {symbol} other, element by element: booleans"
-    return compare
-
-
-def _bitwise(function: Any, name: str, symbol: str) -> Any:
-    def bitwise(*inputs: Any) -> Tensor:
-        arrays = [as_tensor(x).data for x in inputs]
-        if any(x.dtype.kind not in "iub" for x in arrays):
-            raise TypeError(f"{symbol}: expected booleans or integers, got {' and '.join(str(x.dtype) for x in arrays)}")
-        return constant(function(*arrays))
-
-    bitwise.__name__ = bitwise.__qualname__ = name
-    bitwise.__doc__ = f"{symbol} for each bit of integers, and for booleans"
-    return bitwise
-
-
-eq = _compare(np.equal, "eq", "=")
-ne = _compare(np.not_equal, "ne", "≠")
-lt = _compare(np.less, "lt", "<")
-le = _compare(np.less_equal, "le", "≤")
-gt = _compare(np.greater, "gt", ">")
-ge = _compare(np.greater_equal, "ge", "≥")
-logical_and = _compare(np.logical_and, "logical_and", "and")
-logical_or = _compare(np.logical_or, "logical_or", "or")
-bitwise_and = _bitwise(np.bitwise_and, "bitwise_and", "&")
-bitwise_or = _bitwise(np.bitwise_or, "bitwise_or", "|")
-bitwise_xor = _bitwise(np.bitwise_xor, "bitwise_xor", "^")
-bitwise_not = _bitwise(np.invert, "bitwise_not", "~")
-
-
-def logical_not(input: Any) -> Tensor:
-    """not input, element by element: booleans"""
-    return constant(np.logical_not(as_tensor(input).data))
-
-
-def isnan(input: Any) -> Tensor:
-    """Is each element NaN?"""
-    return constant(np.isnan(as_tensor(input).data))
-
-
-def isinf(input: Any) -> Tensor:
-    """Is each element infinite?"""
-    return constant(np.isinf(as_tensor(input).data))
-
-
-def isfinite(input: Any) -> Tensor:
-    """Is each element finite?"""
-    return constant(np.isfinite(as_tensor(input).data))

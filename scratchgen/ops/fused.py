@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen.ops.elementwise import as_tensor, floating, operands, where
+from scratchgen.ops.choice import where
+from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensor import Function, Tensor, constant
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import kernels
-from scratchgen.ops.elementwise import as_tensor, operands
+from scratchgen.ops.operands import as_tensor, operands
 from scratchgen.tensor import Function, Tensor
 
 __all__ = [

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchgen.ops.elementwise import Number, as_tensor, cast, floating, maximum, minimum, where
+from scratchgen.ops.choice import maximum, minimum, where
+from scratchgen.ops.operands import Number, as_tensor, cast, floating
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen.ops.elementwise import Number, as_tensor, operands, where
+from scratchgen.ops.choice import where
+from scratchgen.ops.operands import Number, as_tensor, operands
 from scratchgen.ops.reduce import dims_of
 from scratchgen.tensor import Function, Tensor, constant, numbers_first
 

@@ -1,0 +1,93 @@
+r"""What an op makes of what it is given: tensors of one dtype.
+
+A Python number or NumPy scalar takes the dtype of the tensor beside it; an integer tensor beside a floating one is
+converted to it; float32 beside float64 is refused, because a silent change of precision is a bug in hiding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scratchgen.tensor import Function, Tensor, constant
+
+__all__ = [
+    "cast",
+]
+
+Number = int | float | np.integer | np.floating | np.bool_
+
+
+def as_tensor(x: Any) -> Tensor:
+    """`x` itself if it is a tensor, else a tensor that copies it."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
+    """Tensors of one dtype from what the caller of `name` gave."""
+    tensors = []
+    numbers = False
+    for x in xs:
+        if isinstance(x, Number):  # takes the dtype of what stands beside it
+            numbers = True
+        elif not isinstance(x, Tensor):
+            if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex):
+                raise TypeError(f"{name}: expected tensors, arrays or numbers, got {type(x).__name__}")
+            x = Tensor(x)
+        tensors.append(x)
+    found = {x.dtype for x in tensors if isinstance(x, Tensor)}
+    floats = {d for d in found if d.kind in "fc"}
+    if len(floats) > 1 and not any(d.kind == "c" for d in floats):
+        names = " and ".join(sorted(str(d) for d in floats))
+        raise TypeError(f"{name}: expected operands of one floating dtype, got {names}; convert one with .to(dtype)")
+    dtype = max(floats, key=lambda d: d.itemsize) if floats else np.result_type(*found) if found else None
+    if numbers:
+        if dtype is None:
+            dtype = max([Tensor(x).dtype for x in tensors], key=lambda d: (d.kind == "f", d.itemsize))
+        elif dtype.kind in "iub" and any(isinstance(x, float | np.floating) for x in tensors):
+            dtype = np.dtype(np.float32)
+        elif dtype.kind == "b" and any(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in tensors):
+            dtype = np.dtype(np.int64)
+    return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in tensors])
+
+
+def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """`operands` for two; at once in the cases that matter, two tensors of one dtype, or one and a number."""
+    try:
+        if a._data.dtype is b._data.dtype:
+            return a, b
+    except AttributeError:
+        if type(b) in (float, int):
+            if isinstance(a, Tensor) and a._data.dtype.kind == "f":
+                return a, constant(np.asarray(b, a._data.dtype))
+        elif type(a) in (float, int) and isinstance(b, Tensor) and b._data.dtype.kind == "f":
+            return constant(np.asarray(a, b._data.dtype)), b
+    return operands(name, a, b)
+
+
+def floating(name: str, x: Any) -> Tensor:
+    """A tensor of a floating dtype: integers become float32, as the mathematics leaves the integers."""
+    x = as_tensor(x)
+    return x if x.dtype.kind in "fc" else cast(x, np.dtype(np.float32))
+
+
+class Cast(Function):
+    """y = x, in another dtype."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, dtype: np.dtype) -> Any:
+        self.before = x.dtype
+        return x.astype(dtype)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return cast(dy, self.before)
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    """x in another dtype; itself where it already has it. The gradient comes back in x's dtype."""
+    dtype = np.dtype(dtype)
+    if x.dtype == dtype:
+        return x
+    return Cast.apply(x, dtype=dtype) if dtype.kind in "fc" else constant(x.data.astype(dtype))  # integers have no gradient
