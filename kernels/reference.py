@@ -123,17 +123,18 @@ def softmax(x: Array, axis: int = -1) -> Array:
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
     _, total, m = _exp_rows(x, axis % x.ndim)
-    m += np.log(np.where(total == 0, 1, total))
-    return x - m
+    y = x - m  # first: m + log Σ would round away the logarithm beside a large m
+    y -= np.log(np.where(total == 0, 1, total))
+    return y
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
     """ℓ_n = lse_n − x_{n, t_n},  lse_n = log Σ_j e^{x_nj};  ℓ_n = 0 where t_n = ignore_index.     (N, V), (N) → (N), (N)"""
     _, total, m = _exp_rows(x, 1)
-    lse = (m + np.log(np.where(total == 0, 1, total)))[:, 0]
+    m, log_total = m[:, 0], np.log(np.where(total == 0, 1, total))[:, 0]
     kept = target != ignore_index
-    loss = lse - x[np.arange(len(x)), np.where(kept, target, 0)]
-    return np.where(kept, loss, 0).astype(x.dtype, copy=False), lse
+    loss = (m - x[np.arange(len(x)), np.where(kept, target, 0)]) + log_total  # a large m cancels before the logarithm is added
+    return np.where(kept, loss, 0).astype(x.dtype, copy=False), m + log_total
 
 
 def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:

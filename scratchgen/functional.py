@@ -46,6 +46,7 @@ from scratchgen.ops import (
     where,
 )
 from scratchgen.ops.convolution import Size, sizes
+from scratchgen.ops.fused import BinaryCrossEntropy
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
@@ -257,7 +258,7 @@ def binary_cross_entropy_with_logits(
     name = "binary_cross_entropy_with_logits"
     x, t = _pair(name, input, target)
     if pos_weight is None:
-        loss = softplus(x, threshold=math.inf) - t * x
+        loss = BinaryCrossEntropy.apply(x, t)
     else:  # (1 − t) x + (1 + (w − 1) t) softplus(−x)
         loss = (1 - t) * x + (1 + (as_tensor(pos_weight) - 1) * t) * softplus(-x, threshold=math.inf)
     return _reduced(name, loss if weight is None else loss * weight, reduction)

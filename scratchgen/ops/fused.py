@@ -13,6 +13,7 @@ import numpy as np
 
 import kernels
 from scratchgen.ops.choice import where
+from scratchgen.ops.elementwise import sigmoid
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensor import Function, Tensor, constant
@@ -81,6 +82,23 @@ class CrossEntropy(Function):
         target = np.where(kept.data, self.target, 0)
         loss = -log_softmax(x, 1).gather(1, target[:, None]).squeeze(1)
         return where(kept, loss, 0.0)
+
+
+class BinaryCrossEntropy(Function):
+    r"""ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|})
+
+    x̄ = ℓ̄ (σ(x) − t),   t̄ = −ℓ̄ x                                                    any order: written in ops
+    """
+
+    def forward(self, x: Any, t: Any) -> Any:
+        loss = np.log1p(np.exp(-np.abs(x)))
+        loss += np.maximum(x, 0) - t * x
+        return loss
+
+    def backward(self, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        x, t = self.inputs
+        needs_x, needs_t = self.needs_input_grad
+        return dloss * (sigmoid(x) - t) if needs_x else None, -dloss * x if needs_t else None
 
 
 class LayerNorm(Function):
