@@ -284,9 +284,8 @@ def _sweep(
                 else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
                     dys[i] = total = place(np.asarray(total._data + g._data), None)
                     total._stamp = _OURS
-            if (
-                not retain and node is not None and sys.getrefcount(node) > 2
-            ):  # with 2, only this line knows it, and it goes by itself
+            # A node that only this frame refers to goes by itself; one that the user's tensors hold has to let go.
+            if not retain and node is not None and sys.getrefcount(node) > 2:
                 node.release()
             if not queue:
                 break

@@ -1,0 +1,738 @@
+r"""Does the suite notice? Every piece of code that computes a gradient is edited, one edit at a time, and the tests run.
+
+    python -m tests.mutate                              every mutant (not part of the suite: about half an hour)
+    python -m tests.mutate scratchgen/ops/fused.py      those of one file
+    python -m tests.mutate --only Softmax.backward      those of functions so called
+    python -m tests.mutate --list                       the edits, without running anything
+
+An edit changes the syntax tree of one function: a sign, a factor 1.01, operands swapped, a term or a factor dropped, a
+reduction or a transpose or a copy dropped, an index off by one, `=` or `+=` where repeats have to add up, a comparison
+loosened, a branch never or always taken, a statement or a guard left out. `FAULTS` are edits that take more than one
+place, planted in the checkers. A mutant that no test notices is a survivor; those in `EQUIVALENT` compute the same
+gradients as the original, for the reason given there. Exit status: 0 if all others are killed.
+
+Nothing in the tree is changed. A copy of it is imported and its tests collected once; one run of them tells which test
+enters which function; then, for each mutant, a forked process swaps the function's code and runs the tests that enter
+it, those that killed its siblings first, until one fails. Where none does, no test would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import builtins
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ("test_catalog", "test_engine", "test_gradcheck", "test_laws", "test_nn", "test_optim", "test_models")
+FIRST = 25.0  # seconds of processor time for a mutant in the first round; what survives gets ten times that in the second
+
+# What computes gradients, by file. Functions of these names only; None: all of them.
+ENGINE = (
+    "Function.apply Function._several Function.inputs Function._refuse_changed Function.outputs Function.needs_input_grad "
+    "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
+    "_unbroadcast grad _seeds Tensor.backward Tensor.detach Tensor.writing place constant _freeze _stamp_of_base _own_stamp "
+    "numbers_first"
+).split()
+NOT_HERE = {"Report.draw"}  # a picture
+
+
+# Survivors that compute the same gradients. "function: edit" -> the reason.
+EQUIVALENT: dict[str, str] = {}
+
+# Faults of more than one edit, or that no operator makes: name, file, function, [(text, instead)].
+FAULTS: list[tuple[str, str, str, list[tuple[str, str]]]] = []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Target:
+    """A function to be edited."""
+
+    path: str
+    name: str  # qualified
+    node: ast.FunctionDef
+    tree: ast.Module
+    full: bool  # with every operator, or, where the gradient comes by composition, those for arithmetic alone
+
+    @property
+    def key(self) -> str:
+        return f"{self.path}:{self.name}"
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Functions and methods with their qualified names; those inside functions belong to these."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from functions(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            yield prefix + node.name, node
+
+
+def mentioned(tree: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+
+
+def targets(root: Path) -> list[Target]:
+    found = []
+    files = sorted(str(p.relative_to(root)) for room in ("kernels", "scratchgen") for p in (root / room).rglob("*.py"))
+    trees = {path: ast.parse((root / path).read_text()) for path in files}
+    used: set[str] = set()  # names that a backward mentions: ops that are each other's gradients, helpers
+    for path, tree in trees.items():
+        if path.startswith("scratchgen/ops/"):
+            for name, node in functions(tree):
+                if name.endswith((".backward", ".composed")):
+                    used |= mentioned(node)
+    for path, tree in trees.items():
+        room = path.removeprefix("scratchgen/").removesuffix(".py")
+        for name, node in functions(tree):
+            owner, _, last = name.rpartition(".")
+            gradient = last in ("backward", "composed") or (last == "forward" and owner in used)
+            if path == "kernels/reference.py":
+                full = True
+            elif room == "tensor":
+                if name not in ENGINE:
+                    continue
+                full = True
+            elif room == "calculus":
+                full = True
+            elif room.startswith("ops/"):
+                if room in ("ops/__init__", "ops/creation") or (owner and last not in ("forward", "backward", "composed")):
+                    continue
+                full = gradient or (last.startswith("_") and last in used)
+            elif room in ("functional", "optim", "nn/utils") or (room.startswith("nn/") and last in ("forward", "step")):
+                full = False
+            else:
+                continue
+            if name not in NOT_HERE and not (last.startswith("__") and last != "__str__"):
+                found.append(Target(path, name, node, tree, full))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Edits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Mutant:
+    target: Target
+    line: int
+    edit: str
+    place: tuple[Any, str, int | None] | None  # parent, field, position in it
+    new: Any
+
+    @property
+    def key(self) -> str:
+        return f"{self.target.name}: {self.edit}"
+
+    def compiled(self) -> Any:
+        """The code of the edited function."""
+        target = self.target
+        if self.place is None:
+            return _code(target, self.new)
+        parent, field, i = self.place
+        held = getattr(parent, field)
+        old = held if i is None else held[i]
+        try:
+            if i is None:
+                setattr(parent, field, self.new)
+            else:
+                held[i] = self.new
+            return _code(target, target.node)
+        finally:
+            if i is None:
+                setattr(parent, field, old)
+            else:
+                held[i] = old
+
+
+def _code(target: Target, node: ast.FunctionDef) -> Any:
+    """Compile one function inside its classes, so that `super` works."""
+    chain = target.name.split(".")[:-1]
+    bare = copy.copy(node)
+    bare.decorator_list = []
+    body: Any = bare
+    for name in reversed(chain):
+        body = ast.ClassDef(name, [], [], [body], [])
+    tree = ast.Module([ast.parse("from __future__ import annotations").body[0], body], [])
+    code = compile(ast.fix_missing_locations(tree), os.path.join(os.getcwd(), target.path), "exec")
+    for name in target.name.split("."):
+        code = next(c for c in code.co_consts if hasattr(c, "co_name") and c.co_name == name)
+    return code
+
+
+# A call of these methods or functions with something to pass through: dropped, it leaves that.
+DROPPED = set(
+    "sum mean reshape transpose swapaxes flip expand copy astype exp sqrt log unsqueeze squeeze cumsum sign abs mT T permute "
+    "where detach clone ascontiguousarray argsort square rsqrt double deepcopy cast flipud narrow pad isfinite standard_normal"
+    " any all choice max min Alias.apply where gather broadcast_to zeros_like".split()
+)
+COMPARED = {
+    ast.Lt: [ast.LtE, ast.Gt],
+    ast.LtE: [ast.Lt, ast.Gt],
+    ast.Gt: [ast.GtE, ast.Lt],
+    ast.GtE: [ast.Gt, ast.Lt],
+    ast.Eq: [ast.NotEq],
+    ast.NotEq: [ast.Eq],
+    ast.Is: [ast.IsNot],
+    ast.IsNot: [ast.Is],
+    ast.In: [ast.NotIn],
+    ast.NotIn: [ast.In],
+}
+ARITHMETIC = (ast.BinOp, ast.UnaryOp, ast.AugAssign)
+
+
+def refuses(node: Any) -> bool:
+    """An `if` that only raises."""
+    if not isinstance(node, ast.If) or node.orelse:
+        return False
+    last = node.body[-1]
+    raises = isinstance(last, ast.Raise) or (isinstance(last, ast.Expr) and "refuse" in ast.unparse(last))
+    return len(node.body) == 1 and raises
+
+
+def edits(target: Target) -> Iterator[Mutant]:
+    seen: Counter[str] = Counter()
+    for line, old, new, place, node, statement in _edits(target):
+        text = f"{old} → {new}"
+        if len(old) < 14 and statement:
+            text += f"  in  {statement}"
+        text = text if len(text) <= 150 else text[:149] + "…"
+        seen[text] += 1
+        if seen[text] > 1:
+            text += f" ({seen[text]})"
+        yield Mutant(target, line, text, place, node)
+
+
+def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
+    gradient = target.name.endswith(("backward", "composed", "_grad")) or target.name in ("_sweep", "vjp_through", "_rows")
+    checker = target.path.endswith("calculus.py")
+    guards = target.path.endswith(("tensor.py", "calculus.py"))
+
+    def visit(node: Any, statement: str) -> Iterator[tuple[Any, ...]]:
+        for field, value in ast.iter_fields(node):
+            if field in ("annotation", "returns", "args", "decorator_list", "keywords_", "ctx", "type_comment") and isinstance(
+                node, ast.FunctionDef | ast.AnnAssign | ast.Lambda | ast.arg
+            ):
+                continue
+            for i, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+                    continue
+                if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                    continue  # a docstring
+                where = (node, field, i)
+                text = ast.unparse(child).split("\n")[0] if isinstance(child, ast.stmt) else statement
+                for old, new in changes(child, node, field):
+                    ast.fix_missing_locations(new)
+                    shown = "nothing" if isinstance(new, ast.Pass) else ast.unparse(new).split("\n")[0]
+                    line = getattr(child, "lineno", getattr(node, "lineno", 0))
+                    yield line, (old or ast.unparse(child)).split("\n")[0], shown, where, new, text
+                if not refuses(child):
+                    yield from visit(child, text)
+
+    def changes(node: Any, parent: Any, field: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, ARITHMETIC) or (isinstance(node, ast.Constant) and type(node.value) is float):
+            yield from arithmetic(node)
+        elif target.full:
+            yield from other(node, parent, field)
+
+    def arithmetic(node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, ast.Constant):
+            if 0 < abs(node.value) < float("inf"):
+                yield "", ast.Constant(node.value * 1.01)
+        elif isinstance(node, ast.UnaryOp):
+            if isinstance(node.op, ast.USub | ast.Invert | ast.Not):
+                yield "", node.operand
+        elif isinstance(node, ast.AugAssign):
+            other = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}.get(type(node.op))
+            if target.full:
+                yield "", ast.Pass()
+                if isinstance(node.target, ast.Subscript) and isinstance(node.op, ast.Add):
+                    yield "", ast.Assign([node.target], node.value)
+            if other:
+                yield "", ast.AugAssign(node.target, other(), node.value)
+        elif isinstance(node, ast.BinOp):
+            a, b = node.left, node.right
+            if isinstance(a, ast.Constant | ast.JoinedStr) and isinstance(getattr(a, "value", ""), str):
+                return
+            if isinstance(node.op, ast.Add):
+                yield "", ast.BinOp(a, ast.Sub(), b)
+                yield "", a
+                yield "", b
+            elif isinstance(node.op, ast.Sub):
+                yield "", ast.BinOp(a, ast.Add(), b)
+                yield "", ast.BinOp(b, ast.Sub(), a)
+                yield "", a
+            elif isinstance(node.op, ast.Mult):
+                yield "", a
+                yield "", b
+            elif isinstance(node.op, ast.Div):
+                yield "", a
+                yield "", ast.BinOp(b, ast.Div(), a)
+            elif isinstance(node.op, ast.MatMult):
+                yield "", ast.BinOp(b, ast.MatMult(), a)
+            elif isinstance(node.op, ast.Pow):
+                yield "", a
+                yield "", ast.BinOp(a, ast.Pow(), ast.BinOp(b, ast.Add(), ast.Constant(1)))
+            elif isinstance(node.op, ast.FloorDiv | ast.Mod):
+                yield "", ast.BinOp(node, ast.Add(), ast.Constant(1))
+            elif isinstance(node.op, ast.BitAnd):
+                yield "", ast.BinOp(a, ast.BitOr(), b)
+            elif isinstance(node.op, ast.BitOr):
+                yield "", ast.BinOp(a, ast.BitAnd(), b)
+
+    def other(node: Any, parent: Any, field: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, ast.Constant):
+            if type(node.value) is bool:
+                yield "", ast.Constant(not node.value)
+            elif type(node.value) is int:
+                yield "", ast.Constant(node.value + 1)
+        elif isinstance(node, ast.Compare):
+            if len(node.ops) == 1:
+                for op in COMPARED.get(type(node.ops[0]), []):
+                    yield "", ast.Compare(node.left, [op()], node.comparators)
+        elif isinstance(node, ast.BoolOp):
+            yield "", ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+            for i in range(len(node.values)):
+                rest = node.values[:i] + node.values[i + 1 :]
+                yield "", rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest)
+        elif isinstance(node, ast.IfExp):
+            yield "", node.body
+            yield "", node.orelse
+        elif isinstance(node, ast.If):
+            if refuses(node):
+                if guards:
+                    yield "", ast.Pass()
+                return
+            for value in (True, False):
+                yield (
+                    f"if {ast.unparse(node.test)}",
+                    ast.If(ast.Constant(value), node.body, node.orelse),
+                )
+        elif isinstance(node, ast.Expr):
+            yield "", ast.Pass()
+        elif isinstance(node, ast.Assign):
+            if isinstance(node.targets[0], ast.Attribute | ast.Subscript) and len(node.targets) == 1:
+                yield "", ast.Pass()
+                if isinstance(node.targets[0], ast.Subscript) and not checker:
+                    yield "", ast.AugAssign(node.targets[0], ast.Add(), node.value)
+        elif isinstance(node, ast.Slice):
+            if node.lower is not None and not isinstance(node.lower, ast.Constant):
+                yield "", ast.Slice(ast.BinOp(node.lower, ast.Add(), ast.Constant(1)), node.upper, node.step)
+            if node.upper is not None and not isinstance(node.upper, ast.Constant):
+                yield "", ast.Slice(node.lower, ast.BinOp(node.upper, ast.Sub(), ast.Constant(1)), node.step)
+        elif isinstance(node, ast.Attribute):
+            if node.attr in ("mT", "T"):
+                yield "", node.value
+        elif isinstance(node, ast.Return):
+            if node.value is not None and gradient:
+                yield from returned(node)
+        elif isinstance(node, ast.Call):
+            yield from called(node)
+
+    def returned(node: ast.Return) -> Iterator[tuple[str, Any]]:
+        def scaled(e: ast.expr, factor: float) -> ast.expr:
+            if isinstance(e, ast.IfExp):
+                return ast.IfExp(e.test, scaled(e.body, factor), e.orelse)
+            return ast.BinOp(e, ast.Mult(), ast.Constant(factor))
+
+        if isinstance(node.value, ast.Tuple):
+            parts = node.value.elts
+            for i, part in enumerate(parts):
+                if ast.unparse(part) == "None":
+                    continue
+                for new in (scaled(part, 1.01), scaled(part, -1.0), ast.Constant(None)):
+                    yield "", ast.Return(ast.Tuple(parts[:i] + [new] + parts[i + 1 :], ast.Load()))
+            if len(parts) == 2:
+                yield "", ast.Return(ast.Tuple(parts[::-1], ast.Load()))
+        elif not isinstance(node.value, ast.Constant | ast.ListComp) and not ast.unparse(node.value).startswith("tuple("):
+            yield "", ast.Return(scaled(node.value, 1.01))
+            yield "", ast.Return(scaled(node.value, -1.0))
+
+    def called(node: ast.Call) -> Iterator[tuple[str, Any]]:
+        function = ast.unparse(node.func)
+        last = function.rpartition(".")[2]
+        library = function.startswith(("np.", "math.")) or "." not in function
+        if function == "np.add.at":
+            a, i, v = node.args
+            spot = ast.Subscript(a, i, ast.Load())
+            added = ast.Call(
+                ast.Attribute(spot, "__iadd__", ast.Load()), [v], []
+            )  # overwrites where repeats should add up, in effect
+            yield "", ast.Call(ast.Attribute(a, "__setitem__", ast.Load()), [i, added], [])
+        elif function == "kernels.scatter_add":
+            a, i, v = node.args
+            added = ast.BinOp(ast.Subscript(a, i, ast.Load()), ast.Add(), v)
+            yield "", ast.Call(ast.Attribute(a, "__setitem__", ast.Load()), [i, added], [])
+        elif function == "range":
+            end = min(len(node.args) - 1, 1)
+            args = list(node.args)
+            args[end] = ast.BinOp(args[end], ast.Sub(), ast.Constant(1))
+            yield "", ast.Call(node.func, args, node.keywords)
+        elif function in ("where", "np.where") and len(node.args) == 3:
+            c, a, b = node.args
+            yield "", ast.Call(node.func, [c, b, a], [])
+            yield "", a
+            yield "", b
+        elif last in DROPPED and isinstance(node.func, ast.Attribute) and not library:
+            yield "", node.func.value
+        elif last in DROPPED and library and node.args:
+            yield "", node.args[0]
+        elif (last == "apply" or last in ("matmul", "einsum", "_windows", "conv")) and len(node.args) >= 2:
+            if not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+                yield "", ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
+
+    yield from visit(target.node, "")
+
+
+def planted(found: list[Target]) -> Iterator[Mutant]:
+    """The faults, as mutants."""
+    places = {(t.path, t.name): t for t in found}
+    for name, path, function, replacements in FAULTS:
+        target = next((t for (p, n), t in places.items() if n == function and p.endswith(path)), None)
+        if target is None:
+            raise LookupError(f"fault {name!r}: no function {function} in {path}")
+        text = ast.unparse(target.node)
+        for old, new in replacements:
+            if old not in text:
+                raise LookupError(f"fault {name!r}: {function} has no {old!r}")
+            text = text.replace(old, new)
+        node = ast.parse(text).body[0]
+        ast.increment_lineno(node, target.node.lineno - 1)
+        yield Mutant(target, target.node.lineno, f"planted: {name}", None, node)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def live(target: Target) -> Any:
+    """The function object of a target, in the modules as imported; None where there is none to be reached."""
+    module = sys.modules.get(target.path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    if module is None:
+        return None
+    found: Any = module
+    for name in target.name.split("."):
+        found = vars(found).get(name) if hasattr(found, "__dict__") else None
+        if found is None:
+            return None
+    for attribute in ("fget", "__func__", "__wrapped__"):
+        found = getattr(found, attribute, found)
+    code = getattr(found, "__code__", None)
+    return found if code is not None and code.co_qualname == target.name else None
+
+
+def probe(found: list[Target]) -> None:
+    """Make every target note that it was entered."""
+    builtins.__entered__ = set()  # type: ignore[attr-defined]
+    for target in found:
+        function = live(target)
+        if function is not None:
+            node = copy.copy(target.node)
+            node.body = [*ast.parse(f"__entered__.add({target.key!r})").body, *node.body]
+            function.__code__ = _code(target, node)
+
+
+class Campaign:
+    """A pytest plugin that, in the place of running the tests once, runs them for every mutant."""
+
+    def __init__(self, options: argparse.Namespace, found: list[Target], mutants: list[Mutant], digests: dict[str, str]):
+        self.options, self.targets, self.mutants, self.digests = options, found, mutants, digests
+        self.failed = ""
+        self.ranked: dict[str, list[str]] = {}
+        self.results: list[tuple[Mutant, str, str, float]] = []  # mutant, outcome, the test that killed it, seconds
+
+    # Hooks
+
+    def pytest_load_initial_conftests(self) -> None:
+        import hypothesis
+
+        # A counterexample is enough; nobody reads its smallest form.
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("mutate", phases=phases)
+        hypothesis.settings.load_profile("mutate")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        self.table = self.touched()
+        self.run()
+        return True
+
+    # Which test enters what
+
+    def touched(self) -> dict[str, list[Any]]:
+        """test -> [processor seconds, the targets it enters]; kept in a file, if asked, for as long as nothing changes."""
+        path = self.options.map
+        known = json.loads(Path(path).read_text()) if path and Path(path).exists() else {}
+        table = known.get("tests", {}) if known.get("source") == self.digests["source"] else {}
+        stamps = known.get("files", {})
+        missing = []
+        for name in self.items:
+            file = name.partition("::")[0]
+            if name not in table or stamps.get(file) != self.digests.get(file):
+                missing.append(name)
+        if missing:
+            say(f"{len(missing)} tests run once, to see which functions each enters")
+            jobs = [
+                self.fork(lambda part=missing[i :: self.options.jobs]: self.profile(part)) for i in range(self.options.jobs)
+            ]
+            for pid, pipe in jobs:
+                with os.fdopen(pipe) as stream:
+                    table.update(json.loads(stream.read() or "{}"))
+                os.waitpid(pid, 0)
+        table = {name: entry for name, entry in table.items() if name in self.items}
+        if path:
+            Path(path).write_text(json.dumps({"source": self.digests["source"], "files": self.digests, "tests": table}))
+        broken = [name for name, entry in table.items() if entry[0] is None]
+        for name in broken:
+            say(f"fails without any edit, and is left out: {name}")
+        return {name: entry for name, entry in table.items() if entry[0] is not None}
+
+    def profile(self, names: list[str]) -> dict[str, Any]:
+        probe(self.targets)
+        entered = builtins.__entered__  # type: ignore[attr-defined]
+        table = {}
+        for name in names:
+            entered.clear()
+            self.failed = ""
+            start = time.process_time()
+            self.one(name)
+            table[name] = [None if self.failed else round(time.process_time() - start, 4), sorted(entered)]
+        return table
+
+    def one(self, name: str) -> None:
+        item = self.items[name]
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+
+    def fork(self, work: Any) -> tuple[int, int]:
+        """Run `work` in a process of its own; what it returns comes through the pipe, as JSON."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(writer)
+            return pid, reader
+        try:
+            os.close(reader)
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, 1)
+            os.dup2(nothing, 2)
+            with os.fdopen(writer, "w") as stream:
+                stream.write(json.dumps(work()))
+        finally:
+            os._exit(0)
+
+    # Mutants
+
+    def order(self, mutant: Mutant, killers: dict[str, list[str]]) -> list[str]:
+        """The tests to run: those that killed its siblings, then those that compare with differences, quick first."""
+        key = mutant.target.key
+        first = killers.get(key, [])[:20]
+        if key not in self.ranked:
+            touching = {name: entry for name, entry in self.table.items() if key in entry[1]}
+
+            def rank(name: str) -> float:
+                seconds, entered = touching[name]
+                telling = 0.3 if "::test_gradient" in name or "::test_jvp" in name or "::test_value" in name else 1.0
+                return (seconds + 0.005) * telling * (20 + len(entered))
+
+            self.ranked[key] = sorted(touching, key=rank)
+        return first + [name for name in self.ranked[key] if name not in set(first)]
+
+    def attack(self, mutant: Mutant, code: Any, names: list[str], seconds: float) -> list[Any]:
+        """[the test that fails, or None; how many were run]"""
+        resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+        live(mutant.target).__code__ = code
+        start = time.process_time()
+        for i, name in enumerate(names):
+            signal.setitimer(signal.ITIMER_PROF, max(5.0, 10 * self.table[name][0]))  # a loop without end is noticed too
+            self.one(name)
+            if self.failed:
+                return [self.failed, i + 1]
+            if time.process_time() - start > seconds:
+                return [None, i + 1]
+        return [None, len(names)]
+
+    def run(self) -> None:
+        begun = time.monotonic()
+        killers: dict[str, list[str]] = {}
+        todo: list[tuple[Mutant, frozenset[str], float]] = [(m, frozenset(), FIRST) for m in reversed(self.mutants)]
+        later: list[tuple[Mutant, frozenset[str], float]] = []
+        running: dict[int, tuple[Any, ...]] = {}
+        done = 0
+        while todo or later or running:
+            if not todo and not running:
+                todo, later = later[::-1], []
+                say(f"{len(todo)} mutants are left for the second round")
+            while todo and len(running) < self.options.jobs:
+                mutant, passed, budget = todo.pop()
+                try:
+                    code = mutant.compiled()
+                except SyntaxError:
+                    continue
+                function = live(mutant.target)
+                if function is None or len(function.__code__.co_freevars) != len(code.co_freevars):
+                    self.results.append((mutant, "unreachable", "", 0.0))
+                    continue
+                names = self.order(mutant, killers)
+                names = [name for name in names if name not in passed]
+                job = self.fork(lambda m=mutant, c=code, n=names, b=budget: self.attack(m, c, n, b))
+                running[job[0]] = (mutant, names, passed, budget, job[1], time.monotonic())
+            if not running:
+                continue
+            pid, status = os.wait()
+            if pid not in running:
+                continue
+            mutant, names, passed, budget, pipe, start = running.pop(pid)
+            with os.fdopen(pipe) as stream:
+                answer = stream.read()
+            spent = time.monotonic() - start
+            killer, count = json.loads(answer) if answer else ["the clock or a crash", 0]
+            if killer:
+                mine = killers.setdefault(mutant.target.key, [])
+                if answer and killer in mine:
+                    mine.remove(killer)
+                if answer:
+                    mine.insert(0, killer)
+                self.results.append((mutant, "killed", killer, spent))
+            elif count < len(names) and budget == FIRST and mutant.key not in EQUIVALENT:
+                later.append((mutant, frozenset(names[:count]), 10 * FIRST))
+                continue
+            else:
+                outcome = "survived" if mutant.key not in EQUIVALENT else "equivalent"
+                if outcome == "survived":
+                    say(f"survived {len(passed) + count} tests: {mutant.target.path}:{mutant.line}  {mutant.key}")
+                self.results.append((mutant, outcome, "", spent))
+            done += 1
+            if done % 50 == 0:
+                say(f"{done} of {len(self.mutants)} after {time.monotonic() - begun:.0f} s")
+                self.write(time.monotonic() - begun)
+        self.write(time.monotonic() - begun)
+
+    def write(self, seconds: float) -> None:
+        text = summary(self.results, len(self.mutants), seconds)
+        if self.options.out:
+            Path(self.options.out).write_text(text)
+        self.text = text
+
+
+def summary(results: list[tuple[Mutant, str, str, float]], planned: int, seconds: float) -> str:
+    counts = Counter(outcome for _, outcome, _, _ in results)
+    real = len(results) - counts["equivalent"] - counts["unreachable"]
+    lines = [
+        f"{len(results)} of {planned} mutants in {seconds / 60:.1f} minutes: {counts['killed']} killed, "
+        f"{counts['equivalent']} equivalent, {counts['survived']} survived, {counts['unreachable']} unreachable",
+        f"score {100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent",
+        "",
+        f"{'file':34}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}",
+    ]
+    for path in sorted({m.target.path for m, *_ in results}):
+        c = Counter(outcome for m, outcome, _, _ in results if m.target.path == path)
+        lines.append(f"{path:34}{sum(c.values()):9}{c['killed']:9}{c['equivalent']:12}{c['survived']:10}")
+    for outcome in ("survived", "unreachable", "equivalent"):
+        some = [m for m, o, _, _ in results if o == outcome]
+        if some:
+            lines += ["", outcome]
+        for m in sorted(some, key=lambda m: (m.target.path, m.line)):
+            lines.append(f"  {m.target.path}:{m.line}  {m.key}")
+            if outcome == "equivalent":
+                lines.append(f"      {EQUIVALENT[m.key]}")
+    return "\n".join(lines) + "\n"
+
+
+def say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def copied() -> Path:
+    """A copy of the tree as it is now, which nobody else edits."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    room = Path(tempfile.mkdtemp(prefix="mutate-"))
+    for name in names:
+        if (ROOT / name).is_file():
+            (room / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, room / name)
+    return room
+
+
+def main(args: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m tests.mutate", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", help="only functions of these files")
+    parser.add_argument("--only", default="", help="only mutants in whose function or edit this stands")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--list", action="store_true", help="print the edits and stop")
+    parser.add_argument("--sample", type=int, default=1, help="every n-th mutant")
+    parser.add_argument("--out", help="write the result here")
+    parser.add_argument("--map", help="keep here which test enters what, for the next run")
+    options = parser.parse_args(args)
+    for name in ("out", "map"):
+        if getattr(options, name):
+            setattr(options, name, str(Path(getattr(options, name)).resolve()))
+    room = copied()
+    try:
+        found = targets(room)
+        mutants = [m for t in found for m in edits(t)] + list(planted(found))
+        mutants = [m for m in mutants if not options.files or any(m.target.path.endswith(f) for f in options.files)]
+        mutants = [m for m in mutants if options.only in m.key or options.only in m.target.key][:: options.sample]
+        if options.list:
+            for m in mutants:
+                print(f"{m.target.path}:{m.line}  {m.key}")
+            print(f"{len(mutants)} mutants of {len({m.target.key for m in mutants})} functions")
+            return 0
+        return campaign(options, room, found, mutants)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def campaign(options: argparse.Namespace, room: Path, found: list[Target], mutants: list[Mutant]) -> int:
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.chdir(room)
+    sys.path[:] = [str(room), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+    sys.modules.pop("tests", None)
+    sys.dont_write_bytecode = True
+    import pytest
+
+    files = [str(p) for p in sorted((room / "tests").glob("test_*.py")) if p.stem.startswith(TESTS)]
+    digests = {f"tests/{Path(f).name}": hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
+    source = [p.read_bytes() for r in ("kernels", "scratchgen") for p in sorted((room / r).rglob("*.py"))]
+    shared = [(room / "tests" / n).read_bytes() for n in ("conftest.py", "references.py", "strategies.py")]
+    digests["source"] = hashlib.sha256(b"".join(source + shared)).hexdigest()
+    plugin = Campaign(options, found, mutants, digests)
+    quiet = ["-q", "--no-header", "--no-summary", "--tb=no", "-p", "no:cacheprovider", "--capture=no"]
+    with contextlib.redirect_stdout(sys.stderr):
+        pytest.main([*quiet, "--rootdir", str(room), *files], plugins=[plugin])
+    text = getattr(plugin, "text", "")
+    print(text)
+    return 0 if text and not any(outcome == "survived" for _, outcome, _, _ in plugin.results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

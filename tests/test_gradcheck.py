@@ -1,0 +1,560 @@
+"""The checker is checked: wrong gradients of every kind are planted, and `gradcheck` has to find each and say where.
+
+First the verdicts: right functions pass, wrong ones fail, at the order and at the input where the mistake is. Then what the
+message says, the advice, what is refused, and that the differences are what they claim to be.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+import scratchgen as sg
+from scratchgen import calculus, nn, ops
+from scratchgen import functional as F
+from scratchgen.calculus import GradcheckError, gradcheck
+from scratchgen.tensor import Function, Tensor, constant
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def positive(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0.5, 1.5, shape)
+
+
+def verdict(f, *inputs, **options):
+    return gradcheck(f, *inputs, raise_exception=False, **options)
+
+
+# ------------------------------------------------------------------------------------------------------ right gradients
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, x, n):
+        y = self.inner(x)
+        return y.tanh() * n, y.square().sum()
+
+
+RIGHT = {
+    "product": (lambda a, b: a * b, normal(2, 3), normal(3, seed=1)),
+    "softmax": (lambda x: F.softmax(x, 1), normal(2, 3)),
+    "several results": (lambda x: [x.exp(), x.sum(0)], normal(2, 3)),
+    "constant": (lambda x: x * 0 + 3.0, normal(2)),
+    "linear": (lambda x: 2 * x, normal(4)),
+    "large and small": (lambda x: x * np.array([1e-6, 1.0, 1e6]), normal(3)),
+    "large inputs": (lambda x: (x * 1e-3).sin(), 1e3 * normal(3)),
+    "0-d": (lambda x: x.exp(), np.array(0.3)),
+    "nothing": (lambda x: x * 2, normal(0, 3)),
+    "does not depend": (lambda a, b: a * 2, normal(2), normal(2)),
+    "module": (Both(), normal(4, 3), np.array([2])),
+    "through a gather": (lambda x: x[np.array([0, 0, 1])] ** 2, normal(3)),
+    "checkpoint": (lambda x: sg.checkpoint(lambda t: t.tanh() * t, x), normal(3)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_gradient_passes(name):
+    f, *inputs = RIGHT[name]
+    report = gradcheck(f, *inputs)
+    assert report and not report.failures
+    assert report.error < 1e-7
+    assert "comparisons agree, largest relative error" in str(report)
+
+
+def test_every_element_and_every_order_is_compared():
+    """Of 2 + 3 elements: these and a kept graph for each input, and a direction; then again for 5 inputs and 6 cotangents."""
+    f, a, b = RIGHT["product"][0], normal(2, 1), normal(3)
+    first = 5 + 2 + 1
+    assert gradcheck(f, a, b, order=1).compared == first
+    assert gradcheck(f, a, b).compared == first + (5 + 6) + 3 + 1
+    assert gradcheck(f, a, b, elements=2, order=1).compared == 4 + 2 + 1
+    assert gradcheck(f, normal(24), 1.0, order=1).compared == 24 + 1 + 2 + 1
+
+
+def test_inputs_and_parameters_are_left_as_they_are():
+    layer, x = nn.Linear(3, 2), Tensor(normal(4, 3).astype(np.float32), requires_grad=True)
+    before = [p.data.tobytes() for p in [x, *layer.parameters()]]
+    assert gradcheck(layer, x)
+    assert [p.data.tobytes() for p in [x, *layer.parameters()]] == before
+    assert x.dtype == np.float32 and all(p.dtype == np.float32 and p.grad is None for p in layer.parameters())
+    assert x.grad is None
+
+
+def test_a_frozen_parameter_is_not_checked():
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad = False
+    assert gradcheck(layer, normal(1, 3), order=1).compared == (3 + 6) + 2 + 1
+
+
+def test_integers_and_other_arguments_are_passed_on():
+    def f(x, index, flag, factor):
+        assert index.dtype == np.int64 and flag is True and isinstance(factor, Tensor)
+        return x[index] * factor
+
+    assert gradcheck(f, normal(3), np.array([0, 2]), True, 1.5)
+
+
+def test_the_same_seed_gives_the_same_comparisons():
+    reports = [verdict(Slipped.apply, normal(50), seed=seed) for seed in (3, 3, 4)]
+    assert str(reports[0]) == str(reports[1]) != str(reports[2])
+
+
+# ------------------------------------------------------------------------------------------------------ wrong gradients
+
+
+class Slipped(Function):
+    """y = x³, one of whose terms is off by one per cent."""
+
+    def forward(self, x):
+        return x**3
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return dy * x * x * 1.01 + dy * x * x * 2
+
+
+class BlindSoftmax(Function):
+    """A softmax whose gradient is zero: what a cotangent of ones gives for the right one."""
+
+    def forward(self, x):
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+    def backward(self, dy):
+        return dy * 0
+
+
+class HalfSoftmax(Function):
+    """ȳ y, without the term that all elements share."""
+
+    keeps_outputs = True
+
+    def forward(self, x):
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+    def backward(self, dy):
+        (y,) = self.outputs
+        return dy * y
+
+
+class ScaledSoftmax(Function):
+    """y (ȳ − 1.01 Σ ȳ y): off in one term only."""
+
+    keeps_outputs = True
+
+    def forward(self, x):
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+    def backward(self, dy):
+        (y,) = self.outputs
+        return y * (dy - 1.01 * (dy * y).sum(-1, keepdim=True))
+
+
+class OneRow(Function):
+    """y = x + b; of the gradient of b only the first row arrives."""
+
+    def forward(self, x, b):
+        return x + b
+
+    def backward(self, dy):
+        return dy, dy[0]
+
+
+class Scattered(Function):
+    """y = x[index]; repeats overwrite each other in the gradient."""
+
+    def forward(self, x, *, index):
+        self.shape, self.index = x.shape, index
+        return x[index]
+
+    def backward(self, dy):
+        dx = np.zeros(self.shape)
+        dx[self.index] += dy.data
+        return constant(dx)
+
+
+class Swapped(Function):
+    """y = A B, with the gradients of the two in each other's places."""
+
+    def forward(self, a, b):
+        return a @ b
+
+    def backward(self, dy):
+        a, b = self.inputs
+        return a.mT @ dy, dy @ b.mT
+
+
+class Frozen(Function):
+    """y = x³ with the right gradient, computed from arrays: its own gradient forgets x."""
+
+    def forward(self, x):
+        return x**3
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return dy * constant(3 * x.data**2)
+
+
+class Unlike(Function):
+    """y = x³ with a right gradient and a composed form of y = 1.01 x³."""
+
+    def forward(self, x):
+        return x**3
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return constant(dy.data * 3 * x.data**2)
+
+    def composed(self, x):
+        return x**3 * 1.01
+
+
+class UnlikeSecond(Function):
+    """y = x³, whose composed form has the right gradient and a wrong second derivative."""
+
+    def forward(self, x):
+        return x**3
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return constant(dy.data * 3 * x.data**2)
+
+    def composed(self, x):
+        return Frozen.apply(x)
+
+
+class Shifted(Function):
+    """y_i = x_i x_{i+1}, with a slice that is off by one."""
+
+    def forward(self, x):
+        return x[1:] * x[:-1]
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        a, v = x.data, dy.data
+        g = np.zeros_like(a)
+        g[1:] = v * a[:-1]
+        g[:-2] += (v * a[1:])[:-1]
+        return constant(g)
+
+
+class Cotangent(Function):
+    """y = x², with a gradient that is not linear in ȳ: right for ones alone."""
+
+    def forward(self, x):
+        return x * x
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return dy * dy * x * 2
+
+
+class Lone(Function):
+    """y = x², wrong in one element among a hundred."""
+
+    def forward(self, x):
+        return x * x
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        g = 2 * x.data * dy.data
+        g[61] *= 1.5
+        return constant(g)
+
+
+class Balanced(Function):
+    """y = x², with errors of two elements that cancel along (1, 1): a direction alone could miss them."""
+
+    def forward(self, x):
+        return x * x
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return dy * x * 2 + constant(np.array([1e-3, -1e-3]))
+
+
+class Sqrt64(Function):
+    """y = √x, computed in float32 inside."""
+
+    def forward(self, x):
+        return np.sqrt(x.astype(np.float32)).astype(np.float64)
+
+    def backward(self, dy):
+        (x,) = self.inputs
+        return dy * 0.5 / x.sqrt()
+
+
+class WrongLinear(nn.Module):
+    """x Wᵀ + b, whose weight gets 1.01 times its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(normal(2, 3)), nn.Parameter(normal(2, seed=1))
+
+    def forward(self, x):
+        return x @ (self.weight * 1.01 - (self.weight * 0.01).detach()).T + self.bias
+
+
+WRONG = {  # f, inputs, order at which it shows, what is named
+    "factor 1.01 in one term": (Slipped.apply, [normal(3)], 1, "input 0"),
+    "softmax without a gradient": (BlindSoftmax.apply, [normal(2, 3)], 1, "input 0"),
+    "softmax without its second term": (HalfSoftmax.apply, [normal(2, 3)], 1, "input 0"),
+    "softmax with 1.01 in its second term": (ScaledSoftmax.apply, [normal(2, 3)], 1, "input 0"),
+    "missing broadcast term": (OneRow.apply, [normal(4, 2), normal(2)], 1, "input 1"),
+    "+= for scatter add": (lambda x: Scattered.apply(x, index=np.array([0, 0, 1])), [normal(3)], 1, "input 0"),
+    "gradients swapped": (Swapped.apply, [normal(2, 2), normal(2, 2, seed=1)], 1, "input "),
+    "slice off by one": (Shifted.apply, [normal(5)], 1, "input 0"),
+    "not linear in the cotangent": (Cotangent.apply, [normal(3)], 1, "input 0"),
+    "errors that cancel": (Balanced.apply, [positive(2)], 1, "input 0"),
+    "sign": (lambda x: -x + (2 * x).detach(), [normal(3)], 1, "input 0"),
+    "path cut": (lambda x: x * x.detach(), [normal(3)], 1, "input 0"),
+    "one of several results": (lambda x: (x * 2, x.detach() * 2, (x * x).detach() + x), [normal(3)], 1, "input 0"),
+    "second input": (lambda a, b: a * b.detach() + b * 0.5, [normal(2), normal(2)], 1, "input 1"),
+    "a parameter": (WrongLinear(), [normal(4, 3)], 1, "parameter 'weight'"),
+    "composed form": (Unlike.apply, [normal(3)], 1, "kept graph against plain"),
+    "second derivative only": (Frozen.apply, [normal(3)], 2, "input 0"),
+    "second derivative of the composed form": (UnlikeSecond.apply, [normal(3)], 2, "input 0"),
+    "detached, right to first order": (lambda x: x * (x.detach() ** 2) * 3 - (2 * x**3).detach(), [normal(3)], 2, "input 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_gradient_fails(name):
+    f, inputs, order, what = WRONG[name]
+    report = verdict(f, *inputs)
+    assert not report and report.failures and report.error > report.tolerance
+    assert {found.order for found in report.failures} == {order}, "the order where the mistake is, and no further"
+    assert any(what in found.what for found in report.failures)
+    with pytest.raises(GradcheckError, match="WRONG"):
+        gradcheck(f, *inputs)
+    if order == 2:
+        assert gradcheck(f, *inputs, order=1)
+    named = [found for found in report.failures if "direction" not in found.what]
+    if what != "input ":
+        assert all(what in found.what for found in named), "no other input is blamed"
+
+
+def test_the_error_may_be_as_small_as_the_tolerance():
+    """1 + 2e−5 is found, 1 + 5e−6 is not, at the tolerance of 1e−5."""
+
+    def off(by):
+        return lambda x: x * (1 + by) - (x * by).detach()
+
+    assert not verdict(off(2e-5), normal(3)) and verdict(off(5e-6), normal(3))
+    assert verdict(off(2e-5), normal(3), tolerance=1e-4) and not verdict(off(5e-6), normal(3), tolerance=1e-6)
+
+
+def test_a_small_gradient_beside_a_large_one_is_checked_on_its_own_scale():
+    scales = np.array([1e-2, 1.0])
+    assert not verdict(lambda x: x * scales + (x - x.detach()) * np.array([1e-5, 0.0]), normal(2), order=1)
+
+
+def test_tiny_gradients_are_checked_too():
+    assert not verdict(lambda x: Slipped.apply(x) * 1e-5, positive(3))
+    assert not verdict(lambda x: Slipped.apply(x * 1e-2), positive(3))
+
+
+def test_one_wrong_element_among_many_is_found_by_the_direction():
+    """The elements drawn may miss it; the direction covers all of them."""
+    report = verdict(Lone.apply, positive(100), elements=3)
+    assert [found.what for found in report.failures] == ["all inputs, along a random direction"]
+    assert "all inputs, along a random direction" in str(report)
+    assert any("(61,)" in found.what for found in verdict(Lone.apply, positive(100), elements=100).failures)
+
+
+def test_errors_that_cancel_along_the_direction_are_found_by_the_elements():
+    report = verdict(Balanced.apply, positive(2), order=1)
+    assert {"input 0, element (0,)", "input 0, element (1,)"} <= {found.what for found in report.failures}
+
+
+def test_nan_in_the_gradient_is_wrong():
+    class NotANumber(Function):
+        def forward(self, x):
+            return x * 2
+
+        def backward(self, dy):
+            return dy * constant(np.array([np.nan, 2.0]))
+
+    report = verdict(NotANumber.apply, normal(2))
+    assert not report and math.isinf(report.error)
+
+
+def test_a_wrong_gradient_with_its_graph_kept_is_told_from_a_wrong_one():
+    report = verdict(Unlike.apply, normal(3))
+    assert [found.what for found in report.failures] == ["input 0, kept graph against plain"]
+
+
+# ------------------------------------------------------------------------------------------------------ what it says
+
+
+def test_the_message_shows_where_and_both_values_side_by_side():
+    x = np.array([1.0, 2.0])
+
+    def f(x):
+        return x * np.array([1.0, 1.5]) - (x * np.array([0.0, 0.5])).detach()
+
+    report = verdict(f, x, order=1, name="mine")
+    found = report.element
+    lines = str(report).splitlines()
+    assert lines[0] == "mine: WRONG, 2 of 4 comparisons are off by more than 1e-05"
+    assert lines[1] == "  the gradient with respect to input 0, element (1,)"
+    assert float(lines[2].split()[-1]) == pytest.approx(found.analytic) == pytest.approx(1.5 * found.numeric)
+    assert float(lines[3].split()[2]) == pytest.approx(found.numeric)
+    assert lines[3].endswith("relative error 3.3e-01") and found.error == pytest.approx(1 / 3)
+    assert "1 of 2 elements of input 0 (shape (2,)) are off" in lines[6]
+    with pytest.raises(GradcheckError) as caught:
+        gradcheck(f, x, order=1, name="mine")
+    assert str(caught.value) == str(report)
+
+
+def test_the_second_derivative_is_named_as_such():
+    assert "the second derivative with respect to input 0, element" in str(verdict(Frozen.apply, normal(3)))
+
+
+def test_the_message_shows_the_steps_tried_and_that_none_helps():
+    report = verdict(Slipped.apply, positive(2), order=1)
+    steps = report.element.steps
+    assert [h for h, _ in steps] == pytest.approx([10.0**-k for k in range(2, 10)])
+    assert all(abs(n - report.element.analytic) > 1e-4 for _, n in steps)
+    shown = [line.split() for line in str(report).splitlines() if "difference" in line and "by" not in line]
+    assert shown[0][3:] == ["1e-02", "1e-03", "1e-04", "1e-05", "1e-06", "1e-07", "1e-08", "1e-09"]
+    assert len(shown[1][3:]) == 8 and all(float(e) > 1e-4 for e in shown[1][3:])
+
+
+def test_a_single_element_is_shown_rather_than_the_direction():
+    assert "element (" in str(verdict(BlindSoftmax.apply, normal(2, 3)))
+
+
+def test_the_worst_element_is_the_worst():
+    report = verdict(lambda x: x * np.array([1.1, 1.5, 1.2]) - (x * np.array([0.1, 0.5, 0.2])).detach(), normal(3), order=1)
+    assert report.element.what == "input 0, element (1,)"
+    assert report.worst.error == report.error == max(found.error for found in report.failures)
+
+
+def test_the_name_is_that_of_the_function():
+    assert str(verdict(Slipped.apply, normal(1))).startswith("apply: WRONG")
+    assert verdict(nn.Linear(1, 1), normal(1, 1)).name == "Linear"
+    assert verdict(ops.exp, normal(1), name="mine").name == "mine"
+
+
+def kinked(x):
+    return x.abs()
+
+
+ADVICE = [
+    (kinked, [np.array([1e-9, 1.0])], "on a kink or a jump; check beside it"),
+    (lambda x: ops.floor(x) + x, [np.array([2.0, 0.5])], "on a kink or a jump; check beside it"),
+    (Sqrt64.apply, [positive(3)], "is a part of f computed in float32?"),
+    (BlindSoftmax.apply, [normal(3)], "the chain rule gives 0 there: is a term, or the whole path, missing?"),
+    (lambda x: x * 1.5 - (x * 0.5).detach(), [normal(3)], "each is 1.5 times what it should be: look for a factor or a sign"),
+    (lambda x: -x + (2 * x).detach(), [normal(3)], "each is -1 times what it should be: look for a factor or a sign"),
+    (lambda x: x.exp() + (x - x.detach()).sum(), [normal(3)], "look for a term that is the same for all"),
+]
+
+
+@pytest.mark.parametrize("f, inputs, words", ADVICE, ids=[a[2] + str(i) for i, a in enumerate(ADVICE)])
+def test_advice(f, inputs, words):
+    report = verdict(f, *inputs, order=1)
+    assert not report
+    assert words in str(report)
+    assert len(report.advice) == 2 and "elements of input 0" in report.advice[0]
+
+
+def test_advice_gives_the_slopes_on_both_sides_of_a_kink():
+    text = str(verdict(lambda x: 3 * ops.relu(x) - ops.relu(-x), np.array([0.0]), order=1))
+    assert "the slope is 1 on the left and 3 on the right" in text
+
+
+def test_advice_gives_the_size_of_what_is_added():
+    class Plus(Function):
+        def forward(self, x):
+            return x * x
+
+        def backward(self, dy):
+            (x,) = self.inputs
+            return dy * x * 2 + 0.25
+
+    assert "each is too large by 0.25: look for a term" in str(verdict(Plus.apply, normal(3), order=1))
+
+
+def test_no_advice_where_nothing_is_wrong_and_none_that_does_not_fit():
+    assert verdict(ops.exp, normal(3)).advice == []
+    (only,) = verdict(lambda x: x * np.array([1.5, 1.2]) - (x * np.array([0.5, 0.2])).detach(), normal(2), order=1).advice
+    assert only == "2 of 2 elements of input 0 (shape (2,)) are off"
+
+
+def test_a_smooth_function_is_not_said_to_have_a_kink():
+    text = str(verdict(Slipped.apply, np.array([0.7, 1.3]), order=1))
+    assert "kink" not in text and "float32" not in text
+
+
+# ------------------------------------------------------------------------------------------------------ the curve
+
+
+def test_the_curve_of_a_right_gradient_is_a_v(tmp_path):
+    """Truncation h⁴ on the left of the step, rounding 1/h on the right."""
+    path = tmp_path / "curve.png"
+    report = gradcheck(lambda x: (3 * x).sin(), np.array([0.4]), order=1, curve=str(path))
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    errors = [abs(n - report.element.analytic) for _, n in report.element.steps]
+    best = errors.index(min(errors))
+    assert 0 < best < 4
+    assert errors[0] > 100 * errors[best] and errors[-1] > 100 * errors[best]
+    assert errors[0] == pytest.approx(4 * 0.01**4 / 120 * 3**5 * abs(report.element.analytic / 3), rel=0.2)
+
+
+def test_the_curve_of_a_wrong_gradient_is_a_floor(tmp_path):
+    path = tmp_path / "curve.png"
+    report = verdict(Slipped.apply, positive(2), order=1, curve=str(path))
+    assert path.exists() and len({round(n / report.element.analytic, 3) for h, n in report.element.steps[:5]}) == 1
+
+
+def test_a_curve_without_elements_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="looked at single elements"):
+        gradcheck(lambda x: x * 2, normal(0), curve=str(tmp_path / "curve.png"))
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+
+def moody(calls=None):
+    calls = []
+
+    def f(x):
+        calls.append(0)
+        return x * len(calls)
+
+    return f
+
+
+REFUSED = [
+    (moody(), [normal(2)], {}, ValueError, "f gives two values for the same inputs; give it a generator seeded inside"),
+    (lambda x: F.dropout(x, 0.5), [normal(9)], {}, ValueError, "f gives two values for the same inputs"),
+    (ops.exp, [np.array([0.0, np.nan])], {}, ValueError, "expected finite inputs, got NaN or infinity in input 0"),
+    (lambda a, b: a + b, [normal(1), np.array([np.inf])], {}, ValueError, "got NaN or infinity in input 1"),
+    (lambda x: x / 0.0, [normal(2)], {}, ValueError, "f gives NaN or infinity at these inputs"),
+    (lambda x: x.float(), [normal(2)], {}, TypeError, "expected float64 results from float64 inputs, got float32"),
+    (lambda x: x > 0, [normal(2)], {}, TypeError, "expected f to return a floating tensor"),
+    (lambda x: None, [normal(2)], {}, TypeError, "expected f to return a floating tensor"),
+    (ops.exp, [normal(2)], {"order": 3}, ValueError, "expected order 1 or 2, got 3"),
+    (ops.exp, [np.array([1, 2])], {}, ValueError, "expected at least one floating input or parameter"),
+]
+
+
+@pytest.mark.parametrize("f, inputs, options, error, words", REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_what_cannot_be_checked_is_refused(f, inputs, options, error, words):
+    with np.errstate(all="ignore"), pytest.raises(error) as caught:
+        gradcheck(f, *inputs, **options)
+    assert words in str(caught.value) and "gradcheck" in str(caught.value)
+
+
+def test_differences_are_of_fourth_order():
+    """Exact for polynomials up to degree 4; the first error is h⁴ f⁽⁵⁾/30."""
+    for k in range(5):
+        assert calculus._central(lambda t, k=k: (0.5 + t) ** k, 0.1) == pytest.approx(k * 0.5 ** (k - 1) if k else 0, abs=1e-12)
+    assert calculus._central(lambda t: t**5, 0.1) == pytest.approx(-4 * 0.1**4)
