@@ -27,7 +27,6 @@ This file knows the chain rule and no particular op; `ops` gives tensors their a
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import linecache
 import operator
@@ -36,6 +35,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -271,8 +272,10 @@ def _sweep(
                     raise RuntimeError(f"{type(node).__name__}.backward: expected a gradient of {dtype}, got {g.dtype}")
                 dys = sums.get(source)
                 if dys is None:
+                    heappush(queue, (-source.number, source))
                     sums[source] = dys = [None] * source.count
-                    heapq.heappush(queue, (-source.number, source))
+                    dys[i] = g
+                    continue
                 total = dys[i]
                 if total is None:
                     dys[i] = g
@@ -285,12 +288,12 @@ def _sweep(
                     dys[i] = total = place(np.asarray(total._data + g._data), None)
                     total._stamp = _OURS
             # A node that only this frame refers to goes by itself; one that the user's tensors hold has to let go.
-            if not retain and node is not None and sys.getrefcount(node) > 2:
+            if not retain and node is not None and getrefcount(node) > 2:
                 node.release()
             if not queue:
                 break
 
-            node = heapq.heappop(queue)[1]
+            node = heappop(queue)[1]
             dys = sums.pop(node)
             edges, grads = node.edges, ()
             ours = ()

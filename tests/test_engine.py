@@ -426,6 +426,29 @@ def test_checkpoint_is_plain_bit_for_bit(block):
         np.testing.assert_equal(plain, checkpointed)
 
 
+def test_checkpoint_leaves_the_generator_as_it_found_it():
+    """Random numbers drawn between the two sweeps are not drawn again after the second."""
+    x = leaf(1.0, 2.0)
+    y = sg.checkpoint(lambda t: F.dropout(t, 0.5), x)
+    sg.rand(7)
+    before = sg.get_rng_state()
+    y.sum().backward()
+    np.testing.assert_equal(sg.get_rng_state(), before)
+
+
+def test_checkpoint_of_several_results():
+    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+
+    def f(t):
+        return t * w, (t * t * w).sum(), t.exp()
+
+    plain = sg.grad([y.sum() for y in f(x)[:2]], [x, w])
+    ys = sg.checkpoint(f, x)
+    assert [y.shape for y in ys] == [(2,), (), (2,)]
+    for a, b in zip(plain, sg.grad([ys[0].sum(), ys[1]], [x, w]), strict=True):
+        np.testing.assert_array_equal(a.data, b.data)
+
+
 def test_checkpoint_to_second_order(block):
     f, w, x = block
     found = []
