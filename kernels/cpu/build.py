@@ -1,0 +1,152 @@
+"""Compiling, once: each kernel for each element type when it is first called, kept on disk from then on.
+
+Numba keeps a function's machine code beside its source and takes it for fresh while that one file is unchanged, though
+what it calls may stand in another. Here the folder of the cache is named after the contents of all the sources and the
+width of the vectors, so an edit anywhere, or a forced width, starts a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import event
+
+TYPES = {"f": numba.float32, "d": numba.float64}
+PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
+SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
+
+_lock = threading.RLock()
+
+
+def _cache_folder() -> str:
+    digest = hashlib.sha256(os.environ.get("SCRATCHGEN_SIMD", "").encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    if "NUMBA_CACHE_DIR" in os.environ:
+        root = Path(os.environ["NUMBA_CACHE_DIR"])
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchgen"
+    return str(root / f"kernels-{digest.hexdigest()[:16]}")
+
+
+class _Progress(event.Listener):
+    """One line on stderr while something compiles. Numba tells of compilations only, not of what it finds on disk."""
+
+    def __init__(self) -> None:
+        self.depth, self.count, self.seconds, self.shown = 0, 0, 0.0, False
+        self.names: list[str] = []
+
+    def on_start(self, _: Any) -> None:
+        if self.depth == 0:
+            self.since = time.perf_counter()
+            self.count += 1
+            self.say(end="" if sys.stderr.isatty() else "\n")
+        self.depth += 1
+
+    def on_end(self, _: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.seconds += time.perf_counter() - self.since
+            self.say(end="")
+
+    def say(self, end: str) -> None:
+        if sys.stderr.isatty():
+            text = f"compiling {self.count} kernel{'s' * (self.count > 1)}, once: {self.seconds:.0f} s"
+            print(f"\r{text}", end=end, file=sys.stderr, flush=True)
+        elif not self.shown:  # a log gets one line, at the start
+            print("compiling kernels, once: up to a minute", file=sys.stderr, flush=True)
+        self.shown = True
+
+    def finish(self) -> None:
+        if self.shown and sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+progress = _Progress()
+
+
+def compile_seconds() -> tuple[int, float]:
+    """How many kernels this process has compiled, and for how long; 0 where all came from disk."""
+    return progress.count, progress.seconds
+
+
+class Kernel(dict):
+    """The compiled forms of one function, by the letter of their element type: `kernel["f"](…)`.
+
+    `signature` makes Numba's signature from the element type. A C callback (`callback=True`) becomes its address.
+    """
+
+    def __init__(self, function: Callable, signature: Callable, callback: bool = False, **options: Any) -> None:
+        self.function, self.signature, self.callback = function, signature, callback
+        self.callbacks: dict[str, Any] = {}  # kept: the address is valid while the object lives
+        self.options = {**PLAIN, "cache": True, **options}
+
+    def __missing__(self, letter: str) -> Any:
+        with _lock:
+            if letter not in self:
+                self[letter] = self._compile(letter)
+            return self[letter]
+
+    def _compile(self, letter: str) -> Any:
+        signature = self.signature(TYPES[letter])
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = _cache_folder()
+        try:
+            with event.install_listener("numba:compile", progress):
+                if self.callback:
+                    self.callbacks[letter] = numba.cfunc(signature, **self.options)(self.function)
+                    return self.callbacks[letter].address
+                return numba.njit(signature, **self.options)(self.function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+
+def kernel(signature: Callable, **options: Any) -> Callable[[Callable], Kernel]:
+    """Decorator: a function that is compiled when first wanted, with its signature as a function of the element type."""
+    return lambda function: Kernel(function, signature, **options)
+
+
+def helper(function: Callable) -> Any:
+    """A function that kernels call; compiled into each of them."""
+    return numba.njit(function, **PLAIN)
+
+
+def sums(function: Callable) -> Any:
+    """A helper whose sums may be taken in any order, so that they vectorise."""
+    return numba.njit(function, **SUMS)
+
+
+def given(element: Any, ndim: int) -> Any:
+    """The type of an array that is only read: any strides, read-only or not, aligned or not."""
+    return numba.types.Array(element, ndim, "A", readonly=True, aligned=False)
+
+
+def result(element: Any, ndim: int, layout: str = "A") -> Any:
+    """The type of an array that is written."""
+    return numba.types.Array(element, ndim, layout)
+
+
+INT, VOID = numba.intp, numba.void
+TABLE = numba.types.Array(numba.intp, 1, "C", readonly=True)
+
+_scratch = threading.local()
+
+
+def scratch(letter: str, n: int) -> np.ndarray:
+    """n elements of this thread's workspace, aligned to a cache line. It grows and is kept: fresh pages cost more than they hold."""
+    kept = getattr(_scratch, letter, None)
+    if kept is None or kept.size < n:
+        raw = np.empty(max(n, 1 << 16) + 16, letter)
+        skip = -raw.ctypes.data % 64 // raw.itemsize
+        kept = raw[skip : skip + max(n, 1 << 16)]
+        setattr(_scratch, letter, kept)
+    return kept
