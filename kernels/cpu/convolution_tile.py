@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import os
 import platform
-from functools import lru_cache
+import threading
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -44,7 +46,7 @@ def _widest() -> int:
 
 def host_width() -> int:
     """Bytes in a vector: 64 with AVX-512, 32 with AVX2, else 16 (NEON, SSE; LLVM splits it up where there is neither)."""
-    return min(_widest(), int(os.environ.get("SCRATCHGEN_VECTOR_BYTES", 64)))
+    return min(_widest(), int(os.environ.get("SCRATCHGEN_SIMD") or 512) // 8)
 
 
 def tile_heights(width: int) -> tuple[int, ...]:
@@ -137,9 +139,32 @@ def launch(function: Any, job: np.ndarray, threads: int) -> None:
         _launch(function.address, job.ctypes.data, threads)
 
 
-def part(count: int) -> Any:
+class Part:
+    """A function of integers, compiled when its address is first wanted."""
+
+    def __init__(self, function: Callable, count: int) -> None:
+        self.function, self.count = function, count
+
+    @cached_property
+    def compiled(self) -> Any:
+        with _compiling:
+            return cfunc(types.void(*[types.int64] * self.count), cache=True, error_model="numpy")(self.function)
+
+    @cached_property
+    def address(self) -> int:
+        return self.compiled.address
+
+    @cached_property
+    def ctypes(self) -> Any:
+        return self.compiled.ctypes
+
+
+_compiling = threading.RLock()
+
+
+def part(count: int) -> Callable[[Callable], Part]:
     """Decorates a function of `count` integers, which is then called by its address."""
-    return cfunc(types.void(*[types.int64] * count), cache=True, error_model="numpy")
+    return lambda function: Part(function, count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
