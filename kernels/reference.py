@@ -19,11 +19,29 @@ Array = np.ndarray
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def matmul(a: Array, b: Array, *, out: Array | None = None, bias: Array | None = None, activation: str | None = None) -> Array:
-    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)"""
+def matmul(
+    a: Array,
+    b: Array,
+    *,
+    out: Array | None = None,
+    bias: Array | None = None,
+    activation: str | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)
+
+    `accumulate`: C = f(C + A B + bias), C the array `out`.
+    """
     # BLAS takes rows at any distance, but not a stride of 0 (an expanded gradient): NumPy would fall back to plain loops.
     a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))
-    c = np.matmul(a, b, out=out)
+    if accumulate and out is not None:
+        out += np.matmul(a, b)
+        return finish(out, bias, activation)
+    return finish(np.matmul(a, b, out=out), bias, activation)
+
+
+def finish(c: Array, bias: Array | None, activation: str | None) -> Array:
+    """f(C + bias), in place"""
     if bias is not None:
         c += bias
     if activation == "relu":

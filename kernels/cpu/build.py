@@ -7,18 +7,19 @@ width of the vectors, so an edit anywhere, or a forced width, starts a new one.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
-from numba.core import event
 
 TYPES = {"f": numba.float32, "d": numba.float64}
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
@@ -27,7 +28,8 @@ SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # s
 _lock = threading.RLock()
 
 
-def _cache_folder() -> str:
+@lru_cache(maxsize=1)
+def _cache_folder() -> Path:
     digest = hashlib.sha256(os.environ.get("SCRATCHGEN_SIMD", "").encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -35,43 +37,41 @@ def _cache_folder() -> str:
         root = Path(os.environ["NUMBA_CACHE_DIR"])
     else:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchgen"
-    return str(root / f"kernels-{digest.hexdigest()[:16]}")
+    return root / f"kernels-{digest.hexdigest()[:16]}"
 
 
-class _Progress(event.Listener):
-    """One line on stderr while something compiles. Numba tells of compilations only, not of what it finds on disk."""
+class _Progress:
+    """One line on stderr while kernels compile: rewritten on a terminal, written once, at the start, in a log."""
 
     def __init__(self) -> None:
-        self.depth, self.count, self.seconds, self.shown = 0, 0, 0.0, False
-        self.names: list[str] = []
+        self.count, self.seconds, self.shown = 0, 0.0, False
 
-    def on_start(self, _: Any) -> None:
-        if self.depth == 0:
-            self.since = time.perf_counter()
-            self.count += 1
-            self.say(end="" if sys.stderr.isatty() else "\n")
-        self.depth += 1
-
-    def on_end(self, _: Any) -> None:
-        self.depth -= 1
-        if self.depth == 0:
-            self.seconds += time.perf_counter() - self.since
-            self.say(end="")
-
-    def say(self, end: str) -> None:
+    def start(self) -> None:
+        self.count += 1
+        self.since = time.perf_counter()
         if sys.stderr.isatty():
-            text = f"compiling {self.count} kernel{'s' * (self.count > 1)}, once: {self.seconds:.0f} s"
-            print(f"\r{text}", end=end, file=sys.stderr, flush=True)
-        elif not self.shown:  # a log gets one line, at the start
+            self._say()
+        elif not self.shown:
             print("compiling kernels, once: up to a minute", file=sys.stderr, flush=True)
         self.shown = True
 
+    def end(self) -> None:
+        self.seconds += time.perf_counter() - self.since
+        if sys.stderr.isatty():
+            self._say()
+
+    def _say(self) -> None:
+        text = f"compiling {self.count} kernel{'s' * (self.count > 1)}, once: {self.seconds:.0f} s"
+        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
     def finish(self) -> None:
+        """A line of its own, and the next text below it."""
         if self.shown and sys.stderr.isatty():
             print(file=sys.stderr)
 
 
 progress = _Progress()
+atexit.register(progress.finish)
 
 
 def compile_seconds() -> tuple[int, float]:
@@ -87,7 +87,7 @@ class Kernel(dict):
 
     def __init__(self, function: Callable, signature: Callable, callback: bool = False, **options: Any) -> None:
         self.function, self.signature, self.callback = function, signature, callback
-        self.callbacks: dict[str, Any] = {}  # kept: the address is valid while the object lives
+        self.kept: list[Any] = []  # the address of a callback is valid while the object lives
         self.options = {**PLAIN, "cache": True, **options}
 
     def __missing__(self, letter: str) -> Any:
@@ -97,17 +97,26 @@ class Kernel(dict):
             return self[letter]
 
     def _compile(self, letter: str) -> Any:
-        signature = self.signature(TYPES[letter])
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = _cache_folder()
+        folder, options = _cache_folder(), dict(self.options)
         try:
-            with event.install_listener("numba:compile", progress):
-                if self.callback:
-                    self.callbacks[letter] = numba.cfunc(signature, **self.options)(self.function)
-                    return self.callbacks[letter].address
-                return numba.njit(signature, **self.options)(self.function)
+            folder.mkdir(parents=True, exist_ok=True)
+            done = folder / f"{self.function.__module__}.{self.function.__name__}.{letter}"
+            known = done.exists()
+            done.touch()
+        except OSError:  # nowhere to keep it: compiled again in each process
+            options["cache"], known = False, False
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        if not known:
+            progress.start()
+        try:
+            make = numba.cfunc if self.callback else numba.njit
+            compiled = make(self.signature(TYPES[letter]), **options)(self.function)
         finally:
             numba.config.CACHE_DIR = before
+            if not known:
+                progress.end()
+        self.kept.append(compiled)
+        return compiled.address if self.callback else compiled
 
 
 def kernel(signature: Callable, **options: Any) -> Callable[[Callable], Kernel]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -101,6 +101,22 @@ def call(typingctx: Any, function: Any, arguments: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.UniTuple(types.intp, len(arguments))), codegen
+
+
+@intrinsic
+def _pointer(typingctx: Any, where: Any, like: Any) -> Any:
+    kind = types.CPointer(like)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.intp, like), codegen
+
+
+@helper
+def view(where, n, like):
+    """n elements from an address on, as an array of the type of `like`."""
+    return carray(_pointer(where, like), n)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
