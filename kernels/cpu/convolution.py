@@ -151,13 +151,14 @@ def backward_plan(g: Geometry, images: int) -> Plan:
         before.append(max([0] + [-int(low) for low, _ in reached]))
         after.append(max([0] + [int(high) - n + 1 for _, high in reached]))
     canvas = Canvas(g.outputs, g.counts, tuple(before), tuple(after))
-    phases, order, position = [], np.zeros(g.kernel, np.int64), 0
+    phases, order, position = [], np.full(g.kernel, -1), 0
     for pixels_h, taps_h, first_h, steps_h in classes[0]:
         for pixels_w, taps_w, first_w, steps_w in classes[1]:
             met = len(taps_h), len(taps_w)
             order[np.ix_(taps_h, taps_w)] = position + np.arange(math.prod(met)).reshape(met)
             position += math.prod(met)
             phases.append((canvas.at(first_h, first_w), canvas.steps(steps_h, steps_w), table(pixels_h * g.size[1], pixels_w)))
+    order[order < 0] = position + np.arange((order < 0).sum())  # taps that reach no pixel
     return _plan(canvas, images, phases, math.prod(g.size), g.channels, order.reshape(-1), g.outputs)
 
 
@@ -335,6 +336,10 @@ def _collect(t, threads, job):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _threads() -> int:
+    return numba.get_num_threads()
+
+
 def _run(function: Any, threads: int, *job: Any) -> None:
     launch(function, np.array([x.ctypes.data if isinstance(x, np.ndarray) else x for x in job], np.int64), threads)
 
@@ -507,7 +512,7 @@ def conv(x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...
     counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in zip(x.shape[2:], padding, dilation, w.shape[2:], stride, strict=True))
     if not _taken(x, w) or min(counts) < 1:
         return reference.conv(x, w, **how, groups=groups)
-    x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), numba.get_num_threads()
+    x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), _threads()
     g = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], how)
     y = _result((x.shape[0], w.shape[0], *counts), x.dtype)
     if _plain(g):
@@ -531,7 +536,7 @@ def conv_input_grad(
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not _taken(dy, w) or min(size) < 1:
         return reference.conv_input_grad(dy, w, size, **how, groups=groups)
-    dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), numba.get_num_threads()
+    dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), _threads()
     g = _geometry(w.shape[1], size, w.shape[0] // groups, dy.shape[2:], w.shape[2:], how)
     dx = _result((dy.shape[0], w.shape[1] * groups, *size), dy.dtype)
     if _plain(g) or g.channels * math.prod(g.kernel) <= FOLDED:
@@ -555,7 +560,7 @@ def conv_weight_grad(
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not _taken(x, dy) or min(size) < 1:
         return reference.conv_weight_grad(x, dy, size, **how, groups=groups)
-    x, dy, threads = np.ascontiguousarray(x), np.ascontiguousarray(dy), numba.get_num_threads()
+    x, dy, threads = np.ascontiguousarray(x), np.ascontiguousarray(dy), _threads()
     g = _geometry(x.shape[1] // groups, x.shape[2:], dy.shape[1] // groups, dy.shape[2:], size, how)
     dw = _result((dy.shape[1], g.channels, *size), x.dtype)
     if _winograd_pays(g, groups):

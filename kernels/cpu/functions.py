@@ -137,10 +137,12 @@ def _erf(x):
     q5, one, far = T(0.49746925110067538), T(1), T(3.925724783138660)
 
     def implementation(x):
-        x = far if x > far else x
-        x = -far if x < -far else x
-        y = x * x
-        numerator = ((((p0 * y + p1) * y + p2) * y + p3) * y + p4) * x
-        return numerator / ((((((q0 * y + q1) * y + q2) * y + q3) * y + q4) * y + q5) * y + one)
+        z = far if x > far else x
+        z = -far if x < -far else z
+        y = z * z
+        numerator = ((((p0 * y + p1) * y + p2) * y + p3) * y + p4) * z
+        result = numerator / ((((((q0 * y + q1) * y + q2) * y + q3) * y + q4) * y + q5) * y + one)
+        result = one if x >= far else result
+        return -one if x <= -far else result
 
     return implementation
