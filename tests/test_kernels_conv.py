@@ -12,7 +12,7 @@ import pytest
 from kernels import reference
 
 pytest.importorskip("numba")
-from kernels.cpu import convolution, convolution_tile  # noqa: E402
+from kernels.cpu import convolution, convolution_tile
 
 WIDTHS = 16, 32, 64  # all of them run anywhere: LLVM splits vectors that the machine does not have
 GEOMETRIES = [
@@ -73,7 +73,8 @@ def example(geometry, dtype, seed=0):
     """x, w, dy and the keywords of a geometry."""
     images, channels, size, outputs, kernel, stride, padding, dilation, groups = geometry
     rng = np.random.default_rng(seed)
-    counts = [(m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in zip(size, padding, dilation, kernel, stride, strict=True)]
+    sizes = zip(size, padding, dilation, kernel, stride, strict=True)
+    counts = [(m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes]
     shapes = (images, channels, *size), (outputs, channels // groups, *kernel), (images, outputs, *counts)
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return *(rng.standard_normal(shape).astype(dtype) for shape in shapes), how
@@ -87,7 +88,7 @@ def three(module, x, w, dy, how):
     )
 
 
-def check(geometry, dtype, **changes):
+def check(geometry, dtype):
     """Within 8 roundings of the sum of all magnitudes: far less than any one term."""
     x, w, dy, how = example(geometry, dtype)
     got = three(convolution, x, w, dy, how)
@@ -119,9 +120,10 @@ def test_random_geometries(choose, seed):
     rng = np.random.default_rng(seed)
     for _ in range(12):
         dims, groups = int(rng.integers(1, 3)), int(rng.choice([1, 1, 2, 3]))
-        draw = lambda low, high: tuple(int(v) for v in rng.integers(low, high, dims))  # noqa: E731
-        kernel, stride, padding, dilation = draw(1, 5), draw(1, 5), draw(0, 4), draw(1, 4)
-        size = tuple(max(1, d * (k - 1) + 1 - 2 * p) + int(rng.integers(0, 9)) for k, p, d in zip(kernel, padding, dilation, strict=True))
+        limits = (1, 5), (1, 5), (0, 4), (1, 4), (0, 9)
+        kernel, stride, padding, dilation, more = (tuple(rng.integers(*pair, dims).tolist()) for pair in limits)
+        parts = zip(kernel, padding, dilation, more, strict=True)
+        size = tuple(max(1, d * (k - 1) + 1 - 2 * p) + m for k, p, d, m in parts)
         channels, outputs = (groups * int(v) for v in rng.integers(1, 24, 2))
         choose(int(rng.integers(1, 4)))
         check((int(rng.integers(1, 5)), channels, size, outputs, kernel, stride, padding, dilation, groups), np.float32)
@@ -170,9 +172,8 @@ def test_layouts_and_inputs_untouched(choose):
             assert all(np.array_equal(a, b) for a, b in zip(layout, before, strict=True))
     x, w, dy, how = example(GEOMETRIES[9], np.float32)
     ones = np.broadcast_to(np.float32(1), dy.shape)
-    np.testing.assert_allclose(
-        convolution.conv_weight_grad(x, ones, w.shape[2:], **how), reference.conv_weight_grad(x, ones, w.shape[2:], **how), rtol=1e-4, atol=1e-4
-    )
+    got, expected = (m.conv_weight_grad(x, ones, w.shape[2:], **how) for m in (convolution, reference))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_in_nothing_out():

@@ -14,8 +14,9 @@ pixel and a part of the tap:
     w:  rows = (t, c),  k = pixels i,  A = x,  B[k, o] = y[n, o, i]: the tables of `y` with their roles exchanged
 
 So no matrix of windows ("im2col") is built. Per thread, a block of a few images is brought into the channels-last
-layout, multiplied, and brought back, all within the L2 cache. Two cases need none of this, with vectors over pixels: a kernel of
-one tap (a plain product), and an input gradient of so few channels that the columns W^T y are quicker folded up.
+layout, multiplied, and brought back, all within the L2 cache. Two cases need none of this, with vectors over pixels: a
+kernel of one tap (a plain product), and an input gradient of so few channels that the columns Wᵀ y are quicker folded up.
+3×3 kernels with stride 1 go to `winograd.py`.
 
 Arrays come and go as (N, C, …), contiguous; others are copied first. What is neither float32 nor float64, has more than
 two spatial dimensions or no elements goes to `reference.py`. Each thread has its own images, or its own columns when
@@ -42,6 +43,7 @@ from kernels.cpu.convolution_tile import Tiles, call, fields, launch, part, prod
 Array = np.ndarray
 BLOCK_ROWS = 192  # pixels that a block of images has at least, so that a panel of weights is used often while it is in cache
 WINOGRAD_CHANNELS = 16
+CHUNK, DEPTH = 192, 128  # rows and steps of a weight gradient's products
 FOLDED = 64  # with no more columns than this, an input gradient is folded from W^T y
 
 
@@ -73,7 +75,7 @@ def table(*parts: Any) -> Array:
 
 
 class Canvas:
-    """An image of `channels` innermost, with a border of zeros: element (h, w, c) lies at (h + top) row + (w + left) channels + c."""
+    """An image, channels innermost, in a border of zeros: (h, w, c) lies at (h + top) row + (w + left) channels + c."""
 
     def __init__(self, channels: int, size: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> None:
         self.channels, self.before = channels, before
@@ -111,14 +113,16 @@ class Plan(NamedTuple):
     complete: bool  # whether each pixel of the result is reached by a phase
 
 
-def _plan(canvas: Canvas, images: int, phases: list[tuple[Array, ...]], results: int, columns: int, order: Array, depth: int) -> Plan:
+def _plan(canvas: Canvas, images: int, phases: list[Any], results: int, columns: int, order: Array, depth: int) -> Plan:
     block = np.arange(images)
     made, start = [], 0
     for rows, taps, places in phases:
         if len(rows) and len(taps):
-            made.append(Phase(table(block * canvas.elements, rows), taps, table(block * results * columns, places * columns), start))
+            to = table(block * results * columns, places * columns)
+            made.append(Phase(table(block * canvas.elements, rows), taps, to, start))
         start += len(taps)
-    jobs = [(len(f.rows) // images, f.rows.ctypes.data, len(f.taps), f.taps.ctypes.data, f.results.ctypes.data, f.start) for f in made]
+    at = [[a.ctypes.data for a in f[:3]] for f in made]
+    jobs = [(len(f.rows) // images, a[0], len(f.taps), a[1], a[2], f.start) for f, a in zip(made, at, strict=True)]
     complete = sum(len(f.rows) for f in made) == images * results
     return Plan(canvas, made, np.array(jobs, np.int64).reshape(-1, 6), table(order * depth), complete)
 
@@ -130,7 +134,8 @@ def forward_plan(g: Geometry, images: int) -> Plan:
     canvas = Canvas(g.channels, g.size, g.padding, after)
     rows = canvas.at(*(np.arange(n) * s - p for n, s, p in zip(g.counts, g.stride, g.padding, strict=True)))
     taps = canvas.steps(*(np.arange(k) * d for k, d in zip(g.kernel, g.dilation, strict=True)))
-    return _plan(canvas, images, [(rows, taps, np.arange(len(rows)))], math.prod(g.counts), g.outputs, np.arange(math.prod(g.kernel)), g.channels)
+    phases, order = [(rows, taps, np.arange(len(rows)))], np.arange(math.prod(g.kernel))
+    return _plan(canvas, images, phases, len(rows), g.outputs, order, g.channels)
 
 
 @lru_cache(256)
@@ -251,7 +256,7 @@ def _correlate(t, threads, job):
             b_panel = taps * channels * panel
             right = packed + item * (g * panels * b_panel + row * panel)
             product(
-                tile, item, lanes, panel, heights, 1024, canvas, rows, per_image * (n1 - n0), steps, depth,
+                tile, item, lanes, panel, heights, 1 << 40, 1024, canvas, rows, per_image * (n1 - n0), steps, depth,
                 right, b_panel, panel, result, results, columns, first, last, 0,
             )  # fmt: skip
         for n in range(n0, n1):
@@ -264,18 +269,20 @@ def _correlate(t, threads, job):
 def _over_pixels(t, threads, job):
     """y[m, i] = Σ_k w[rows[m] + ks[k]] x[k, i] for each image and group, vectors over pixels i; folded up into y where asked"""
     (
-        tile, fold, item, lanes, panel, heights, x, w, y, total, groups, inner, pixels, results, w_step, rows, ks, places,
+        tile, fold, item, lanes, panel, heights, to_panels, x, w, y, total, groups, inner, pixels, results, w_step, rows, ks, places,
         folded, own, own_bytes, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw,
-    ) = fields(job, 34)  # fmt: skip
+    ) = fields(job, 35)  # fmt: skip
     panels = (pixels + panel - 1) // panel
     shares = 1 if folded else max(1, threads // total)  # with fewer images than threads, panels are shared out
     size = height * width * channels
     for u in range(t * total * shares // threads, (t + 1) * total * shares // threads):
         z, share = u // shares, u % shares
-        out = own + t * own_bytes if folded else y + item * z * size
+        right = own + t * own_bytes
+        out = right + (item * panels * panel * inner + 63) // 64 * 64 if folded else y + item * z * size
+        call(to_panels, (right, x + item * z * inner * pixels, inner, pixels))
         product(
-            tile, item, lanes, panel, heights, 1024, w + item * (z % groups) * w_step, rows, results, ks, inner,
-            x + item * z * inner * pixels, panel, pixels, out, places, pixels,
+            tile, item, lanes, panel, heights, 1 << 40, 1024, w + item * (z % groups) * w_step, rows, results, ks, inner,
+            right, inner * panel, panel, out, places, pixels,
             share * panels // shares, (share + 1) * panels // shares, 0,
         )  # fmt: skip
         if folded:
@@ -287,8 +294,8 @@ def _weight(t, threads, job):
     """sums[t, g, k, o] = Σ over the thread's images of x[pixel + k] y[pixel, o], k = (tap, channel)"""
     (
         tile, transpose, item, lanes, panel, heights, x, dy, sums, images, groups, channels, x_pixels, columns, y_pixels,
-        rows, row_count, taps, block, elements, pixels, wide, places, depth, own, own_bytes, image_threads, column_threads,
-    ) = fields(job, 28)  # fmt: skip
+        rows, row_count, taps, block, elements, pixels, wide, places, chunk, depth, own, own_bytes, image_threads, column_threads,
+    ) = fields(job, 29)  # fmt: skip
     if t >= image_threads * column_threads:
         return
     panels = (columns + panel - 1) // panel
@@ -310,7 +317,7 @@ def _weight(t, threads, job):
                 dst = right + item * (q * block + n - n0) * y_pixels * panel
                 call(transpose, (src, y_pixels, dst, wide, min(panel, columns - q * panel), y_pixels))
         product(
-            tile, item, lanes, panel, heights, depth, canvas, taps, row_count, rows, (n1 - n0) * y_pixels,
+            tile, item, lanes, panel, heights, chunk, depth, canvas, taps, row_count, rows, (n1 - n0) * y_pixels,
             right, block * y_pixels * panel, panel, sums + item * (ti * groups + g) * row_count * columns, places,
             columns, first, last, b,
         )  # fmt: skip
@@ -421,10 +428,11 @@ def _products(x: Array, w: Array, y: Array, groups: int, g: Geometry, forward: b
     else:
         inner, results, rows, ks = g.outputs, columns, steps(columns, 1), steps(g.outputs, columns)
     folded = not _plain(g)
-    own = -(-k.item * results * pixels // 64) * 64 * folded
+    own = -(-k.item * -(-pixels // k.panel) * k.panel * inner // 64) * 64
+    own += -(-k.item * results * pixels // 64) * 64 * folded
     with scratch(own * threads) as (mine,):
         _run(
-            _over_pixels, threads, *_head(k, k.fold), x, w, y, len(x) * groups, groups, inner, pixels, results,
+            _over_pixels, threads, *_head(k, k.fold), k.panels, x, w, y, len(x) * groups, groups, inner, pixels, results,
             g.outputs * columns, rows, ks, steps(results, pixels), folded, mine, own, y.shape[1] // groups,
             *g.kernel, *_two(y.shape[2:]), *_two(x.shape[2:]), *g.stride, *g.padding, *g.dilation,
         )  # fmt: skip
@@ -463,11 +471,13 @@ def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads:
             _taps_order(channels * k.panel, not forward),
         )  # fmt: skip
         one = channels * k.panel
-        _run(winograd.kernels, threads, f.kernel, k.item, packed, one, transformed, panels * one, panels, 9 * one, one, 3, 4, one)
         _run(
-            winograd.correlate, threads, *_head(k, k.transpose), f.input, f.output, x, transformed, y, len(x), channels, x_pixels,
-            columns, *counts, block, canvas.elements, canvas.row, canvas.pixels, corners, batch, steps(batch, channels),
-            steps(batch, columns), steps(channels, 1), steps(columns, y_pixels), mine, own, by_image,
+            winograd.kernels, threads, f.kernel, k.item, packed, one, transformed, panels * one, panels, 9 * one, one, 3, 4, one
+        )  # fmt: skip
+        _run(
+            winograd.correlate, threads, *_head(k, k.transpose), f.input, f.output, x, transformed, y, len(x), channels,
+            x_pixels, columns, *counts, block, canvas.elements, canvas.row, canvas.pixels, corners, batch,
+            steps(batch, channels), steps(batch, columns), steps(channels, 1), steps(columns, y_pixels), mine, own, by_image,
         )  # fmt: skip
     return y
 
@@ -485,7 +495,7 @@ def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) 
         _run(
             winograd.weight, threads, *_head(k, k.transpose), f.input, f.output_grad, x, dy, sums, len(x), g.channels, x_pixels,
             g.outputs, y_pixels, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels, corners,
-            y_canvas.elements, y_canvas.row, y_canvas.pixels, y_corners, batch, (steps(batch, g.channels)),
+            y_canvas.elements, y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, g.channels),
             steps(g.channels, 1), steps(g.channels, g.outputs), mine, own, by_image,
         )  # fmt: skip
         _run(
@@ -506,10 +516,13 @@ def _transforms(dtype: Any) -> winograd.Transforms:
     return winograd.transforms(8 * dtype.itemsize, machine.host_width())
 
 
-def conv(x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1) -> Array:
+def conv(
+    x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1
+) -> Array:
     """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
     how = {"stride": stride, "padding": padding, "dilation": dilation}
-    counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in zip(x.shape[2:], padding, dilation, w.shape[2:], stride, strict=True))
+    sizes = zip(x.shape[2:], padding, dilation, w.shape[2:], stride, strict=True)
+    counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes)
     if not _taken(x, w) or min(counts) < 1:
         return reference.conv(x, w, **how, groups=groups)
     x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), _threads()
@@ -572,9 +585,10 @@ def conv_weight_grad(
     own = -(-(k.item * block * (p.canvas.elements + panels * k.panel * pixels) + 128) // 64) * 64
     with scratch(k.item * by_image * dw.size, own * threads) as (sums, mine):
         _run(
-            _weight, threads, *_head(k, k.transpose), x, dy, sums, len(x), groups, g.channels, math.prod(g.size), g.outputs, pixels,
-            p.phases[0].rows, taps * g.channels, p.phases[0].taps, block, p.canvas.elements, p.canvas.pixels, steps(pixels, k.panel),
-            steps(taps * g.channels, g.outputs), 256, mine, own, by_image, by_column,
+            _weight, threads, *_head(k, k.transpose), x, dy, sums, len(x), groups, g.channels, math.prod(g.size), g.outputs,
+            pixels, p.phases[0].rows, taps * g.channels, p.phases[0].taps, block, p.canvas.elements, p.canvas.pixels,
+            steps(pixels, k.panel), steps(taps * g.channels, g.outputs), CHUNK, DEPTH, mine, own, by_image, by_column,
         )  # fmt: skip
-        _run(_collect, threads, k.add, k.transpose, k.item, sums, by_image, dw, groups, g.channels, g.outputs, taps, steps(g.outputs, taps * g.channels))
+        places = steps(g.outputs, taps * g.channels)
+        _run(_collect, threads, k.add, k.transpose, k.item, sums, by_image, dw, groups, g.channels, g.outputs, taps, places)
     return dw

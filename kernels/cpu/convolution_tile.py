@@ -6,6 +6,7 @@ address of the tile that fits, and only the tiles are compiled again.
 
     tile        C[cr[i] + j] (+)= Σ_k A[ro[i] + ko[k]] B[k, j]       i < m rows, j < n columns, vectors over j
     transpose   dst[tab[j] + i] = src[i, j]
+    panels      dst[j // panel, k, j % panel] = src[k, j]
     add         dst[i] += src[i]
     fold        dst[c, s i + d t − p] += src[c, t, i]
 
@@ -106,23 +107,28 @@ def zero(address, size):
 
 
 @njit(cache=True)
-def product(tile, item, lanes, panel, heights, depth, a, ro, rows, ko, inner, b, b_panel, b_row, c, cr, columns, first, last, add):
+def product(
+    tile, item, lanes, panel, heights, chunk, depth, a, ro, rows, ko, inner, b, b_panel, b_row, c, cr, columns, first, last, add
+):
     """C[cr[i] + j] (+)= Σ_k A[ro[i] + ko[k]] B[k, j], tile by tile, for the panels first ≤ j // panel < last of the columns.
 
-    B[k, j] lies at (j // panel) b_panel + k b_row + j % panel. A row of tiles walks along A while its panel of B, `depth`
-    steps of k, stays in the nearer caches. Rows are dealt out evenly: 14 = 5 + 5 + 4, not 6 + 6 + 2.
+    B[k, j] lies at (j // panel) b_panel + k b_row + j % panel. `chunk` rows of A stay in the second cache for all panels;
+    a row of tiles walks down them while its panel of B, `depth` steps of k, stays in the first. Rows are dealt out
+    evenly: 14 = 5 + 5 + 4, not 6 + 6 + 2.
     """
-    for q in range(first, last):
-        n = min(panel, columns - q * panel)
-        height = entry(heights, (n + lanes - 1) // lanes)
-        count = (rows + height - 1) // height
-        for k in range(0, inner, depth):
-            right = b + item * (q * b_panel + k * b_row)
-            steps, adding = min(depth, inner - k), add | np.int64(k > 0)
-            for p in range(count):
-                i = p * rows // count
-                m = (p + 1) * rows // count - i
-                call(tile, (steps, a, ro + 8 * i, ko + 8 * k, right, b_row, c + item * q * panel, cr + 8 * i, m, n, adding))
+    for i0 in range(0, rows, chunk):
+        some = min(chunk, rows - i0)
+        for q in range(first, last):
+            n = min(panel, columns - q * panel)
+            height = entry(heights, (n + lanes - 1) // lanes)
+            count = (some + height - 1) // height
+            for k in range(0, inner, depth):
+                right = b + item * (q * b_panel + k * b_row)
+                steps, adding = min(depth, inner - k), add | np.int64(k > 0)
+                for p in range(count):
+                    i = i0 + p * some // count
+                    m = i0 + (p + 1) * some // count - i
+                    call(tile, (steps, a, ro + 8 * i, ko + 8 * k, right, b_row, c + item * q * panel, cr + 8 * i, m, n, adding))
 
 
 @njit(parallel=True, cache=True)
@@ -207,14 +213,16 @@ class Vectors:
     def load(self, pointer: Any, step: int = 0, mask: Any = None) -> Any:
         if mask is None:
             return self.bd.load(self.at(pointer, step), align=self.bytes)
-        load = self._function(f"llvm.masked.load.{self.suffix}.p0", self.vector, self.vector.as_pointer(), I32, self.mask, self.vector)
+        kinds = self.vector.as_pointer(), I32, self.mask, self.vector
+        load = self._function(f"llvm.masked.load.{self.suffix}.p0", self.vector, *kinds)
         return self.bd.call(load, [self.at(pointer, step), I32(self.bytes), mask, self.zero])
 
     def store(self, x: Any, pointer: Any, step: int = 0, mask: Any = None) -> None:
         if mask is None:
             self.bd.store(x, self.at(pointer, step), align=self.bytes)
             return
-        store = self._function(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), self.vector, self.vector.as_pointer(), I32, self.mask)
+        kinds = self.vector, self.vector.as_pointer(), I32, self.mask
+        store = self._function(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), *kinds)
         self.bd.call(store, [x, self.at(pointer, step), I32(self.bytes), mask])
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
@@ -274,7 +282,7 @@ def _tile(typing, bits, lanes, width, depth, a, ro, ko, b, b_row, c, cr, m, n, a
             for r in range(height):
                 x = v.splat(bd.load(bd.gep(left[r], [tap])))
                 new += [v.multiply_add(x, right_row[j], sums[r * vectors + j]) for j in range(vectors)]
-            # The counter goes through an empty piece of assembly: LLVM then cannot unroll the loop, for which it would spill the sums.
+            # The counter goes through an empty piece of assembly: LLVM then cannot unroll the loop and spill the sums.
             following = bd.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [bd.add(k, I64(1))], side_effect=False)
             first, next_ = [I64(0), start] + [v.zero] * len(sums), [following, bd.gep(right, [b_row])] + new
             for variable, x0, x1 in zip([k, right] + sums, first, next_, strict=True):
@@ -344,6 +352,19 @@ def _transpose_square(typing, bits, lanes, src, src_row, dst, tab, ni, nj):
     return types.void(bits, lanes, *[types.int64] * 6), generate
 
 
+@intrinsic(prefer_literal=True)
+def _move(typing, bits, lanes, dst, src):
+    """one vector"""
+    bits_, lanes_ = bits.literal_value, lanes.literal_value
+
+    def generate(context, bd, sig, args):
+        v = Vectors(bd, bits_, lanes_)
+        v.store(v.load(v.pointer(args[3])), v.pointer(args[2]))
+        return context.get_dummy_value()
+
+    return types.void(bits, lanes, types.int64, types.int64), generate
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is compiled for a dtype and a vector width
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,6 +379,7 @@ class Tiles(NamedTuple):
     heights: np.ndarray  # rows of the tile, by the number of vectors in a row; [0] is not used
     tile: int
     transpose: int
+    panels: int
     add: int
     fold: int
     keep: tuple[Any, ...]  # the compiled functions, which live as long as their addresses are known
@@ -366,7 +388,7 @@ class Tiles(NamedTuple):
 @lru_cache
 def tiles(bits: int, width: int) -> Tiles:
     lanes = 8 * width // bits
-    item = bits // 8
+    item, wide = bits // 8, lanes * len(tile_heights(width))
 
     @part(11)
     def tile(depth, a, ro, ko, b, b_row, c, cr, m, n, add):
@@ -376,7 +398,18 @@ def tiles(bits: int, width: int) -> Tiles:
     def transpose(src, src_row, dst, tab, ni, nj):
         for i in range(0, ni, lanes):
             for j in range(0, nj, lanes):
-                _transpose_square(bits, lanes, src + item * (i * src_row + j), src_row, dst + item * i, tab + 8 * j, ni - i, nj - j)
+                corner, to = src + item * (i * src_row + j), dst + item * i
+                _transpose_square(bits, lanes, corner, src_row, to, tab + 8 * j, ni - i, nj - j)
+
+    @part(4)
+    def panels(dst, src, rows, n):
+        of, to, whole = floats(bits, src), floats(bits, dst), n // wide
+        for k in range(rows):
+            for q in range(whole):
+                for i in range(0, wide, lanes):
+                    _move(bits, lanes, dst + item * ((q * rows + k) * wide + i), src + item * (k * n + q * wide + i))
+            for j in range(whole * wide, n):
+                to[(whole * rows + k) * wide + j - whole * wide] = of[k * n + j]
 
     @part(3)
     def add(dst, src, n):
@@ -402,5 +435,5 @@ def tiles(bits: int, width: int) -> Tiles:
                             to[target + sw * j] += of[source + j]
 
     heights = np.array((0,) + tile_heights(width), np.int64)
-    keep = (tile, transpose, add, fold)
-    return Tiles(item, lanes, lanes * (len(heights) - 1), heights, *(f.address for f in keep), keep)
+    keep = (tile, transpose, panels, add, fold)
+    return Tiles(item, lanes, wide, heights, *(f.address for f in keep), keep)

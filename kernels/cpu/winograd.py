@@ -159,7 +159,8 @@ def correlate(t, threads, job):
                 call(into, (src, row, channels, dst, 4 * before_step, before_step, 4, 4, channels))
             for k in range(16):
                 product(
-                    tile, item, lanes, panel, heights, 1024, before + item * k * before_step, by_tile, r1 - r0, places, channels,
+                    tile, item, lanes, panel, heights, 1 << 40, 1024,
+                    before + item * k * before_step, by_tile, r1 - r0, places, channels,
                     u + item * k * panels * channels * panel, channels * panel, panel,
                     after + item * k * after_step, by_tile_out, columns, 0, panels, 0,
                 )  # fmt: skip
@@ -211,7 +212,8 @@ def weight(t, threads, job):
                 call(into_grad, (src, y_row, columns, dst, 4 * right_step, right_step, 4, 4, columns))
             for k in range(16):
                 product(
-                    tile, item, lanes, panel, heights, batch, left + item * k * left_step, places, channels, by_tile, r1 - r0,
+                    tile, item, lanes, panel, heights, 1 << 40, batch,
+                    left + item * k * left_step, places, channels, by_tile, r1 - r0,
                     right + item * k * right_step, panel, columns, sums + item * (16 * t + k) * channels * columns, results,
                     columns, 0, panels, b + c,
                 )  # fmt: skip
