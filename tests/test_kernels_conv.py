@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def choose(monkeypatch):
     """choose(threads, width=…)"""
 
     def choose(threads, width=None):
-        monkeypatch.setattr(convolution, "_threads", lambda: threads)
+        monkeypatch.setattr(convolution, "count_threads", lambda: threads)
         if width is not None:
             monkeypatch.setattr(convolution_tile, "host_width", lambda: width)
 
@@ -70,14 +71,14 @@ def choose(monkeypatch):
 
 
 def example(geometry, dtype, seed=0):
-    """x, w, dy and the keywords of a geometry."""
+    """x, w, dy and the keywords of a geometry; the same numbers in both dtypes."""
     images, channels, size, outputs, kernel, stride, padding, dilation, groups = geometry
     rng = np.random.default_rng(seed)
     sizes = zip(size, padding, dilation, kernel, stride, strict=True)
     counts = [(m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes]
     shapes = (images, channels, *size), (outputs, channels // groups, *kernel), (images, outputs, *counts)
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return *(rng.standard_normal(shape).astype(dtype) for shape in shapes), how
+    return *(rng.standard_normal(shape).astype(np.float32).astype(dtype) for shape in shapes), how
 
 
 def three(module, x, w, dy, how):
@@ -88,12 +89,17 @@ def three(module, x, w, dy, how):
     )
 
 
+@cache
+def expected(geometry):
+    """The three results, and those of all magnitudes."""
+    x, w, dy, how = example(geometry, np.float64)
+    return three(reference, x, w, dy, how), three(reference, *map(np.abs, (x, w, dy)), how)
+
+
 def check(geometry, dtype):
     """Within 8 roundings of the sum of all magnitudes: far less than any one term."""
     x, w, dy, how = example(geometry, dtype)
-    got = three(convolution, x, w, dy, how)
-    exact = three(reference, *(a.astype(np.float64) for a in (x, w, dy)), how)
-    sizes = three(reference, *(np.abs(a.astype(np.float64)) for a in (x, w, dy)), how)
+    got, (exact, sizes) = three(convolution, x, w, dy, how), expected(geometry)
     for name, a, b, size in zip(("conv", "conv_input_grad", "conv_weight_grad"), got, exact, sizes, strict=True):
         assert a.shape == b.shape and a.dtype == dtype and a.flags.c_contiguous
         assert np.abs(a - b).max() <= 8 * np.finfo(dtype).eps * size.max(), (name, geometry)
@@ -257,16 +263,14 @@ GUARDED = """
         convolution._result = lambda shape, dtype: guarded(int(np.prod(shape)), dtype, at_end).reshape(shape)
         for width in {widths}:
             convolution_tile.host_width = lambda: width
-            for threads in (1, 2):
-                convolution._threads = lambda: threads
-                for geometry in t.GEOMETRIES[{part}::{parts}]:
-                    for dtype in (np.float32, np.float64):
-                        x, w, dy, how = t.example(geometry, dtype)
-                        expected = t.three(t.reference, x, w, dy, how)
-                        got = t.three(convolution, *(place(a, at_end) for a in (x, w, dy)), how)
-                        for a, b in zip(got, expected):
-                            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
-                    kept.clear()
+            for number, geometry in enumerate(t.GEOMETRIES[{part}::{parts}]):
+                convolution.count_threads = lambda: 1 + number % 2
+                dtype = (np.float32, np.float64)[number // 2 % 2]
+                x, w, dy, how = t.example(geometry, dtype)
+                got = t.three(convolution, *(place(a, at_end) for a in (x, w, dy)), how)
+                for a, b in zip(got, t.expected(geometry)[0]):
+                    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+                kept.clear()
     print("all within bounds")
 """
 

@@ -39,6 +39,7 @@ from kernels import reference
 from kernels.cpu import convolution_tile as machine
 from kernels.cpu import winograd
 from kernels.cpu.convolution_tile import Tiles, call, fields, launch, part, product, zero
+from kernels.cpu.threads import threads as count_threads
 
 Array = np.ndarray
 BLOCK_ROWS = 192  # pixels that a block of images has at least, so that a panel of weights is used often while it is in cache
@@ -269,8 +270,8 @@ def _correlate(t, threads, job):
 def _over_pixels(t, threads, job):
     """y[m, i] = Σ_k w[rows[m] + ks[k]] x[k, i] for each image and group, vectors over pixels i; folded up into y where asked"""
     (
-        tile, fold, item, lanes, panel, heights, to_panels, x, w, y, total, groups, inner, pixels, results, w_step, rows, ks, places,
-        folded, own, own_bytes, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw,
+        tile, fold, item, lanes, panel, heights, to_panels, x, w, y, total, groups, inner, pixels, results, w_step, rows, ks,
+        places, folded, own, own_bytes, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw,
     ) = fields(job, 35)  # fmt: skip
     panels = (pixels + panel - 1) // panel
     shares = 1 if folded else max(1, threads // total)  # with fewer images than threads, panels are shared out
@@ -294,7 +295,8 @@ def _weight(t, threads, job):
     """sums[t, g, k, o] = Σ over the thread's images of x[pixel + k] y[pixel, o], k = (tap, channel)"""
     (
         tile, transpose, item, lanes, panel, heights, x, dy, sums, images, groups, channels, x_pixels, columns, y_pixels,
-        rows, row_count, taps, block, elements, pixels, wide, places, chunk, depth, own, own_bytes, image_threads, column_threads,
+        rows, row_count, taps, block, elements, pixels, wide, places, chunk, depth, own, own_bytes, image_threads,
+        column_threads,
     ) = fields(job, 29)  # fmt: skip
     if t >= image_threads * column_threads:
         return
@@ -341,10 +343,6 @@ def _collect(t, threads, job):
 # ---------------------------------------------------------------------------------------------------------------------
 # The doors
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _threads() -> int:
-    return numba.get_num_threads()
 
 
 def _run(function: Any, threads: int, *job: Any) -> None:
@@ -493,13 +491,14 @@ def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) 
     own = -(-own // 64) * 64
     with scratch(k.item * by_image * 16 * plane, k.item * by_image * 9 * plane, own * threads) as (sums, back, mine):
         _run(
-            winograd.weight, threads, *_head(k, k.transpose), f.input, f.output_grad, x, dy, sums, len(x), g.channels, x_pixels,
-            g.outputs, y_pixels, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels, corners,
+            winograd.weight, threads, *_head(k, k.transpose), f.input, f.output_grad, x, dy, sums, len(x), g.channels,
+            x_pixels, g.outputs, y_pixels, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels, corners,
             y_canvas.elements, y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, g.channels),
             steps(g.channels, 1), steps(g.channels, g.outputs), mine, own, by_image,
         )  # fmt: skip
         _run(
-            winograd.kernels, threads, f.kernel_grad, k.item, sums, plane, back, plane, by_image, 16 * plane, 9 * plane, 4, 3, plane
+            winograd.kernels, threads, f.kernel_grad, k.item, sums, plane, back, plane, by_image, 16 * plane, 9 * plane, 4, 3,
+            plane,
         )  # fmt: skip
         places = steps(g.outputs, 9 * g.channels)
         _run(_collect, threads, k.add, k.transpose, k.item, back, by_image, dw, 1, g.channels, g.outputs, 9, places)
@@ -525,7 +524,7 @@ def conv(
     counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes)
     if not _taken(x, w) or min(counts) < 1:
         return reference.conv(x, w, **how, groups=groups)
-    x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), _threads()
+    x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), count_threads()
     g = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], how)
     y = _result((x.shape[0], w.shape[0], *counts), x.dtype)
     if _plain(g):
@@ -549,7 +548,7 @@ def conv_input_grad(
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not _taken(dy, w) or min(size) < 1:
         return reference.conv_input_grad(dy, w, size, **how, groups=groups)
-    dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), _threads()
+    dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), count_threads()
     g = _geometry(w.shape[1], size, w.shape[0] // groups, dy.shape[2:], w.shape[2:], how)
     dx = _result((dy.shape[0], w.shape[1] * groups, *size), dy.dtype)
     if _plain(g) or g.channels * math.prod(g.kernel) <= FOLDED:
@@ -573,7 +572,7 @@ def conv_weight_grad(
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not _taken(x, dy) or min(size) < 1:
         return reference.conv_weight_grad(x, dy, size, **how, groups=groups)
-    x, dy, threads = np.ascontiguousarray(x), np.ascontiguousarray(dy), _threads()
+    x, dy, threads = np.ascontiguousarray(x), np.ascontiguousarray(dy), count_threads()
     g = _geometry(x.shape[1] // groups, x.shape[2:], dy.shape[1] // groups, dy.shape[2:], size, how)
     dw = _result((dy.shape[1], g.channels, *size), x.dtype)
     if _winograd_pays(g, groups):

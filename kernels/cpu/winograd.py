@@ -178,9 +178,9 @@ def correlate(t, threads, job):
 def weight(t, threads, job):
     """sums[t, position, c, o] = Σ over the thread's tiles of (Bᵀ d B)[position, c] (A ȳ Aᵀ)[position, o]"""
     (
-        tile, transpose, item, lanes, panel, heights, into, into_grad, x, dy, sums, images, channels, x_pixels, columns, y_pixels,
-        tiles, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch, by_tile, places, results,
-        own, own_bytes, image_threads,
+        tile, transpose, item, lanes, panel, heights, into, into_grad, x, dy, sums, images, channels, x_pixels, columns,
+        y_pixels, tiles, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch, by_tile,
+        places, results, own, own_bytes, image_threads,
     ) = fields(job, 33)  # fmt: skip
     if t >= image_threads:
         return
