@@ -26,21 +26,22 @@ import numpy as np
 from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, scratch, sums
 from kernels.cpu.functions import exp, maximum
-from kernels.cpu.matmul import offsets
+from kernels.cpu.matmul import offsets, tools
 from kernels.cpu.rows import plain
-from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, pack, tile, view
+from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
 
+USE = numba.types.UniTuple(INT, 7)  # addresses: the tools of `matmul`, product, a block (forward) or a head (backward)
 QUERIES, KEYS = 128, 512  # a block of S
 PITCH = KEYS + 16  # its row length in memory: no power of two, so that rows do not fall on the same cache lines
 FAR = 1 << 40  # no diagonal
 FEW = 4  # queries at which K and V are read once, so that copying them does not pay
 
 
-@helper
-def _product(tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size):
+@kernel(lambda T: VOID(*[INT] * 16), callback=True)
+def product(tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size):
     """C (+)= A B, B in panels; a tile of rows that ends at e needs only the first columns + e columns and terms + e terms."""
     width = VECTORS * (BITS // 8) // size
     tiles = (m + HEIGHT - 1) // HEIGHT
@@ -54,11 +55,16 @@ def _product(tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns
 
 
 @helper
-def _into_panels(packer, x, rs, cs, rows, n, out, size):
-    """The panels of an array of `rows` × n, one after the other."""
+def _product(by, tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size):
+    """Call `product`."""
+    call(by, (tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size))
+
+
+@helper
+def _into_panels(paneler, packer, x, rs, cs, rows, n, out, size):
+    """All panels of an array of `rows` × n, one after the other."""
     width = VECTORS * (BITS // 8) // size
-    for j in range(0, n, width):
-        call(packer, (rows, min(width, n - j), x + j * cs, rs, cs, out + j * rows * size, width * size, width))
+    call(paneler, (packer, x, rs, cs, rows, n, 0, (n + width - 1) // width, out, size))
 
 
 @sums
@@ -135,16 +141,19 @@ def _clear(x):
 def _forward_signature(T: Any) -> Any:
     table = TABLE
     return VOID(
-        INT, INT, given(T, 2), given(T, 2), given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C"), table, table, table,
+        USE, given(T, 2), given(T, 2), given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C"), table, table, table,
         table, table, INT, T, result(T, 1, "C"), INT,
     )  # fmt: skip
 
 
-@helper
-def _forward_block(tiler, q, q_rs, q_cs, panels_k, panels_v, o, o_rs, mask, m_rs, m_cs, lse, room, i0, m, S, D, E, causal, scale, like):
+@kernel(lambda T: VOID(*[INT] * 20, T), callback=True)
+def forward_block(
+    by, tiler, q, q_rs, q_cs, panels_k, panels_v, o, o_rs, mask, m_rs, m_cs, lse_at, room, i0, m, S, D, E, causal, scale
+):  # fmt: skip
     """One block of queries against all keys: rows i0 to i0 + m of the output."""
-    T = like.dtype.type
-    size, zero = like.itemsize, T(0)
+    dtype, size = view(room, 1, scale).dtype.type, view(room, 1, scale).itemsize
+    one, zero = dtype(1), dtype(0)
+    lse = view(lse_at, i0 + m, zero)
     width = VECTORS * (BITS // 8) // size
     pitch = PITCH * size
     peak, total = view(room + QUERIES * pitch, m, zero), view(room + QUERIES * pitch + QUERIES * size, m, zero)
@@ -153,7 +162,7 @@ def _forward_block(tiler, q, q_rs, q_cs, panels_k, panels_v, o, o_rs, mask, m_rs
         n = min(KEYS, limit - k0)
         diagonal = i0 - k0 if causal else FAR
         _product(
-            tiler, q + i0 * q_rs, q_rs, q_cs, panels_k + k0 * D * size, width * D * size, width * size, room, pitch, m, n, D, 0,
+            by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_k + k0 * D * size, width * D * size, width * size, room, pitch, m, n, D, 0,
             diagonal, FAR, size,
         )  # fmt: skip
         for i in range(m):
@@ -163,28 +172,28 @@ def _forward_block(tiler, q, q_rs, q_cs, panels_k, panels_v, o, o_rs, mask, m_rs
             top = _scores(row, at, m_cs, scale)
             if k0 > 0:
                 top = maximum(top, peak[i])
-            shift = zero if top == T(-np.inf) else top
+            shift = zero if top == -np.inf else top
             s = _exponentials(row, shift)
             if k0 > 0:
                 again = exp(peak[i] - shift)
-                if again != T(1):
+                if again != one:
                     _scale(view(o + (i0 + i) * o_rs, E, zero), again)
                 s += total[i] * again
             peak[i], total[i] = top, s
             if seen < n:
                 _clear(view(room + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
         _product(
-            tiler, room, pitch, size, panels_v + k0 * width * size, S * width * size, width * size, o + i0 * o_rs, o_rs, m, E, n,
+            by, tiler, room, pitch, size, panels_v + k0 * width * size, S * width * size, width * size, o + i0 * o_rs, o_rs, m, E, n,
             1 if k0 > 0 else 0, FAR, diagonal, size,
         )  # fmt: skip
     for i in range(m):
         nothing = total[i] == zero
-        _scale(view(o + (i0 + i) * o_rs, E, zero), T(1) if nothing else T(1) / total[i])
+        _scale(view(o + (i0 + i) * o_rs, E, zero), one if nothing else one / total[i])
         lse[i0 + i] = zero if nothing else peak[i] + np.log(total[i])
 
 
 @kernel(_forward_signature, parallel=True)
-def forward(tiler, packer, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
+def forward(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
     """Threads share the blocks of queries of all heads, end to end; each copies the keys and values it comes to."""
     size = q.itemsize
     T, D = q.shape
@@ -203,19 +212,21 @@ def forward(tiler, packer, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, 
         for unit in range(t * zo.size * blocks // nt, (t + 1) * zo.size * blocks // nt):
             z = unit // blocks
             if packed < 0 or zk[z] != zk[packed] or zv[z] != zv[packed]:
-                _into_panels(packer, address(k) + zk[z], k.strides[1], k.strides[0], D, S, panels_k, size)
-                _into_panels(packer, address(v) + zv[z], v.strides[0], v.strides[1], S, E, panels_v, size)
+                _into_panels(use[2], use[1], address(k) + zk[z], k.strides[1], k.strides[0], D, S, panels_k, size)
+                _into_panels(use[2], use[1], address(v) + zv[z], v.strides[0], v.strides[1], S, E, panels_v, size)
                 packed = z
             i0 = (unit - z * blocks) * QUERIES
-            _forward_block(
-                tiler, address(q) + zq[z], q.strides[0], q.strides[1], panels_k, panels_v, address(out) + zo[z], out.strides[0],
-                address(mask) + zm[z] if mask.size else 0, m_rs, m_cs, lse[z * T : z * T + T], place, i0, min(QUERIES, T - i0),
-                S, D, E, causal, scale, q,
+            at_mask = address(mask) + zm[z] if mask.size else 0
+            job = (
+                use[5], use[0], address(q) + zq[z], q.strides[0], q.strides[1], panels_k, panels_v, address(out) + zo[z],
+                out.strides[0], at_mask, m_rs, m_cs, address(lse) + z * T * size, place, i0, min(QUERIES, T - i0), S, D, E, causal,
+                scale,
             )  # fmt: skip
+            call(use[6], job)
 
 
 @kernel(_forward_signature, parallel=True)
-def decode(tiler, packer, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
+def decode(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
     """A few queries a head, with rows of q, k, v contiguous: each key and value is read once, nothing is copied."""
     size = q.itemsize
     T, D = q.shape
@@ -246,18 +257,18 @@ def decode(tiler, packer, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, s
 def _backward_signature(T: Any) -> Any:
     grads = [result(T, 2)] * 3
     return VOID(
-        INT, INT, *[given(T, 2)] * 6, given(T, 1), *grads, *[TABLE] * 11, INT, T, result(T, 1, "C"), INT
+        USE, *[given(T, 2)] * 6, given(T, 1), *grads, *[TABLE] * 11, INT, T, result(T, 1, "C"), INT
     )  # fmt: skip
 
 
-@helper
-def _backward_head(
-    tiler, packer, q, q_rs, q_cs, out, o_rs, o_cs, do, do_rs, do_cs, mask, m_rs, m_cs, lse, dq, dq_rs, dk, dk_rs, dv, dv_rs,
-    panels_kt, panels_vt, panels_k, room, T, S, D, E, causal, scale, like,
+@kernel(lambda T: VOID(*[INT] * 32, T), callback=True)
+def backward_head(
+    by, tiler, paneler, packer, q, q_rs, q_cs, out, o_rs, o_cs, do, do_rs, do_cs, mask, m_rs, m_cs, lse_at, dq, dq_rs, dk, dk_rs, dv, dv_rs,
+    panels_kt, panels_vt, panels_k, room, T, S, D, E, causal, scale,
 ):  # fmt: skip
     """One query head: its Q̄, and what it adds to the K̄ and V̄ of its key head."""
-    dtype = like.dtype.type
-    size, zero = like.itemsize, dtype(0)
+    zero, size = view(room, 1, scale).dtype.type(0), view(room, 1, scale).itemsize
+    lse = view(lse_at, T, zero)
     width = VECTORS * (BITS // 8) // size
     pitch, line = PITCH * size, width * size
     wide_d, wide_e = (D + width - 1) // width * width, (E + width - 1) // width * width
@@ -267,8 +278,8 @@ def _backward_head(
     delta = view(panels_do + QUERIES * wide_e * size, QUERIES, zero)
     for i0 in range(0, T, QUERIES):
         m = min(QUERIES, T - i0)
-        _into_panels(packer, q + i0 * q_rs, q_rs, q_cs, m, D, panels_q, size)
-        _into_panels(packer, do + i0 * do_rs, do_rs, do_cs, m, E, panels_do, size)
+        _into_panels(paneler, packer, q + i0 * q_rs, q_rs, q_cs, m, D, panels_q, size)
+        _into_panels(paneler, packer, do + i0 * do_rs, do_rs, do_cs, m, E, panels_do, size)
         for i in range(m):
             x, y = out + (i0 + i) * o_rs, do + (i0 + i) * do_rs
             delta[i] = zero
@@ -282,11 +293,11 @@ def _backward_head(
             n = min(KEYS, limit - k0)
             diagonal = i0 - k0 if causal else FAR
             _product(
-                tiler, q + i0 * q_rs, q_rs, q_cs, panels_kt + k0 * D * size, line * D, line, p, pitch, m, n, D, 0, diagonal, FAR,
+                by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_kt + k0 * D * size, line * D, line, p, pitch, m, n, D, 0, diagonal, FAR,
                 size,
             )  # fmt: skip
             _product(
-                tiler, do + i0 * do_rs, do_rs, do_cs, panels_vt + k0 * E * size, line * E, line, ds, pitch, m, n, E, 0, diagonal,
+                by, tiler, do + i0 * do_rs, do_rs, do_cs, panels_vt + k0 * E * size, line * E, line, ds, pitch, m, n, E, 0, diagonal,
                 FAR, size,
             )  # fmt: skip
             for i in range(m):
@@ -299,7 +310,7 @@ def _backward_head(
                     _clear(view(p + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
                     _clear(view(ds + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
             _product(
-                tiler, ds, pitch, size, panels_k + k0 * line, S * line, line, dq + i0 * dq_rs, dq_rs, m, D, n, 1 if k0 else 0,
+                by, tiler, ds, pitch, size, panels_k + k0 * line, S * line, line, dq + i0 * dq_rs, dq_rs, m, D, n, 1 if k0 else 0,
                 FAR, diagonal, size,
             )  # fmt: skip
             tiles = (n + HEIGHT - 1) // HEIGHT
@@ -309,16 +320,16 @@ def _backward_head(
                 to_v, to_k = dv + (k0 + j) * dv_rs, dk + (k0 + j) * dk_rs
                 at_p, at_ds = p + r * pitch + j * size, ds + r * pitch + j * size
                 _product(
-                    tiler, at_p, size, pitch, panels_do + r * line, m * line, line, to_v, dv_rs, h, E, m - r, 1, FAR, FAR, size
+                    by, tiler, at_p, size, pitch, panels_do + r * line, m * line, line, to_v, dv_rs, h, E, m - r, 1, FAR, FAR, size
                 )
                 _product(
-                    tiler, at_ds, size, pitch, panels_q + r * line, m * line, line, to_k, dk_rs, h, D, m - r, 1, FAR, FAR, size
+                    by, tiler, at_ds, size, pitch, panels_q + r * line, m * line, line, to_k, dk_rs, h, D, m - r, 1, FAR, FAR, size
                 )
 
 
 @kernel(_backward_signature, parallel=True)
 def backward(
-    tiler, packer, q, k, v, mask, out, dout, lse, dq, dk, dv, zq, zk, zv, zm, zo, zdo, zdq, zdk, zdv, order, starts, causal,
+    use, q, k, v, mask, out, dout, lse, dq, dk, dv, zq, zk, zv, zm, zo, zdo, zdq, zdk, zdv, order, starts, causal,
     scale, room, nt,
 ):  # fmt: skip
     """Threads share the key heads; `order` lists the query heads, those of one key head together, `starts` where each begins."""
@@ -339,21 +350,21 @@ def backward(
         for g in range(t * groups // nt, (t + 1) * groups // nt):
             first = order[starts[g]]
             at_k, at_v = address(k) + zk[first], address(v) + zv[first]
-            _into_panels(packer, at_k, k.strides[1], k.strides[0], D, S, panels_kt, size)
-            _into_panels(packer, at_v, v.strides[1], v.strides[0], E, S, panels_vt, size)
-            _into_panels(packer, at_k, k.strides[0], k.strides[1], S, D, panels_k, size)
+            _into_panels(use[2], use[1], at_k, k.strides[1], k.strides[0], D, S, panels_kt, size)
+            _into_panels(use[2], use[1], at_v, v.strides[1], v.strides[0], E, S, panels_vt, size)
+            _into_panels(use[2], use[1], at_k, k.strides[0], k.strides[1], S, D, panels_k, size)
             for j in range(S):
                 _clear(view(address(dk) + zdk[first] + j * dk.strides[0], D, q.dtype.type(0)))
                 _clear(view(address(dv) + zdv[first] + j * dv.strides[0], E, q.dtype.type(0)))
             for z in order[starts[g] : starts[g + 1]]:
                 at_mask = address(mask) + zm[z] if mask.size else 0
-                _backward_head(
-                    tiler, packer, address(q) + zq[z], q.strides[0], q.strides[1], address(out) + zo[z], out.strides[0],
-                    out.strides[1], address(dout) + zdo[z], dout.strides[0], dout.strides[1],
-                    at_mask, m_rs, m_cs, lse[z * T : z * T + T], address(dq) + zdq[z],
-                    dq.strides[0], address(dk) + zdk[z], dk.strides[0], address(dv) + zdv[z], dv.strides[0], panels_kt, panels_vt,
-                    panels_k, place, T, S, D, E, causal, scale, q,
+                job = (
+                    use[5], use[0], use[2], use[1], address(q) + zq[z], q.strides[0], q.strides[1], address(out) + zo[z],
+                    out.strides[0], out.strides[1], address(dout) + zdo[z], dout.strides[0], dout.strides[1], at_mask, m_rs, m_cs,
+                    address(lse) + z * T * size, address(dq) + zdq[z], dq.strides[0], address(dk) + zdk[z], dk.strides[0],
+                    address(dv) + zdv[z], dv.strides[0], panels_kt, panels_vt, panels_k, place, T, S, D, E, causal, scale,
                 )  # fmt: skip
+                call(use[6], job)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -420,7 +431,7 @@ def attention(
     nt = min(nt, heads) if few else nt
     part = (part + 15) // 16 * 16
     (decode if few else forward)[letter](
-        tile[letter], pack[letter], _matrix(q), _matrix(k), _matrix(v), _matrix(mask), _matrix(out), lse.reshape(-1),
+        (*tools[letter], product["f"], 0 if few else forward_block[letter]), _matrix(q), _matrix(k), _matrix(v), _matrix(mask), _matrix(out), lse.reshape(-1),
         _table(lead, q), _table(lead, k), _table(lead, v), _table(lead, out), _table(lead, mask), causal,
         d**-0.5 if scale is None else scale, scratch(letter, nt * part)[: nt * part], nt,
     )  # fmt: skip
@@ -468,7 +479,7 @@ def attention_backward(
     part = up(keys) * (d + e) + up(d) * keys + 2 * QUERIES * PITCH + QUERIES * (up(d) + up(e) + 1)
     part = (part + 15) // 16 * 16
     backward[letter](
-        tile[letter], pack[letter], *map(_matrix, (q, k, v, mask, out, dout)), plain(lse).reshape(-1),
+        (*tools[letter], product["f"], backward_head[letter]), *map(_matrix, (q, k, v, mask, out, dout)), plain(lse).reshape(-1),
         *map(_matrix, (dq, dk, dv)), *[_table(lead, x) for x in (q, k, v, mask, out, dout, dq, dk, dv)], order, starts, causal,
         d**-0.5 if scale is None else scale, scratch(letter, nt * part)[: nt * part], nt,
     )  # fmt: skip

@@ -29,7 +29,7 @@ _lock = threading.RLock()
 
 
 @lru_cache(maxsize=1)
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     digest = hashlib.sha256(os.environ.get("SCRATCHGEN_SIMD", "").encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -97,7 +97,7 @@ class Kernel(dict):
             return self[letter]
 
     def _compile(self, letter: str) -> Any:
-        folder, options = _cache_folder(), dict(self.options)
+        folder, options = cache_folder(), dict(self.options)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             done = folder / f"{self.function.__module__}.{self.function.__name__}.{letter}"

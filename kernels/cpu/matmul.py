@@ -40,16 +40,17 @@ ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 SERIAL = 96**3  # products below which a second thread costs more than it brings
 
 
-@helper
-def _finish(c, c_rs, rows, n, bias, at, activation, like):
-    """f(c + bias) on some rows of C; `at`: which column of the bias comes first"""
-    T = like.dtype.type
+@kernel(lambda T: VOID(numba.types.CPointer(T), INT, INT, INT, INT, INT), callback=True)
+def finish(c, c_rs, rows, n, bias, activation):
+    """f(c + bias) on some rows of C; `bias`: address of what belongs to the first column, or 0"""
+    first = numba.carray(c, n)
+    T = first.dtype.type
     zero, one, half, root = T(0), T(1), T(0.5), T(0.7071067811865476)
     a, b = T(0.7978845608028654), T(0.044715)
     for i in range(rows):
-        x = view(c + i * c_rs, n, like.dtype.type(0))
-        if bias.size:
-            shift = view(address(bias) + at * bias.itemsize, n, zero)
+        x = view(address(first) + i * c_rs, n, zero)
+        if bias:
+            shift = view(bias, n, zero)
             for j in range(np.uintp(n)):
                 x[j] += shift[j]
         if activation == 1:
@@ -63,8 +64,8 @@ def _finish(c, c_rs, rows, n, bias, at, activation, like):
                 x[j] *= half * (one + tanh(a * x[j] * (one + b * x[j] * x[j])))
 
 
-@helper
-def _panels(packer, b, b_rs, b_cs, k, n, first, last, out, size):
+@kernel(lambda T: VOID(*[INT] * 10), callback=True)
+def panels(packer, b, b_rs, b_cs, k, n, first, last, out, size):
     """Panels `first` to `last` of B, one after the other: out[p][i, :width] = B[i, p · width:], zeros past the end"""
     width = VECTORS * (BITS // 8) // size
     for p in range(first, last):
@@ -72,8 +73,8 @@ def _panels(packer, b, b_rs, b_cs, k, n, first, last, out, size):
         call(packer, (k, min(width, n - j), b + j * b_cs, b_rs, b_cs, out + j * k * size, width * size, width))
 
 
-@helper
-def _rows(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, edge, c, c_rs, m, n, k, add, room, size):
+@kernel(lambda T: VOID(*[INT] * 17), callback=True)
+def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, edge, c, c_rs, m, n, k, add, room, size):
     """C[:m, :n] (+)= A B, B in panels b_ps apart with rows b_rs apart; an unwhole last panel may lie elsewhere, at `edge`."""
     width = VECTORS * (BITS // 8) // size
     for i0 in range(0, m, ROWS):
@@ -103,8 +104,26 @@ def _rows(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, edge, c, c_rs, m, n, k, a
                     call(tiler, (depth, at_a, rs, cs, panel, panel_rs, at_c, c_rs, height, min(width, n - j), again))
 
 
+class Tools(dict):
+    """Addresses of the C functions that kernels call, by element type. `panels` and `multiply` know elements by their size alone."""
+
+    def __missing__(self, letter: str) -> tuple[int, ...]:
+        self[letter] = tile[letter], pack[letter], panels["f"], multiply["f"], finish[letter]
+        return self[letter]
+
+
+tools = Tools()
+TOOLS = numba.types.UniTuple(INT, 5)
+
+
 @helper
-def _alone(tiler, packer, a, b, c, za, zb, zc, i0, i1, bias, activation, add, copy_a, direct, room, like):
+def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
+    """Call `panels`."""
+    call(use[2], (use[1], b, b_rs, b_cs, k, n, first, last, out, size))
+
+
+@helper
+def _alone(use, a, b, c, za, zb, zc, i0, i1, bias, activation, add, copy_a, direct, room, like):
     """Rows i0 to i1 of one product of the batch, by one thread in its own workspace."""
     size = like.itemsize
     k, n = b.shape
@@ -113,39 +132,38 @@ def _alone(tiler, packer, a, b, c, za, zb, zc, i0, i1, bias, activation, add, co
     width = VECTORS * (BITS // 8) // size
     at_a, at_c = address(a) + za + i0 * a_rs, address(c) + zc + i0 * c.strides[0]
     room_a = room if copy_a else 0
-    panels = room + (A_ROOM * size if copy_a else 0)
+    room_b = room + (A_ROOM * size if copy_a else 0)
     step = n if direct else max(PANEL_ROOM // (max(k, 1) * width), 1) * width
     for j in range(0, n, step):
         columns = min(step, n - j)
-        source, at_b, b_ps, rs, edge, first = address(b) + zb + j * b_cs, panels, k * width * size, width * size, 0, 0
+        source, at_b, b_ps, rs, edge, first = address(b) + zb + j * b_cs, room_b, k * width * size, width * size, 0, 0
         if direct:  # only a last panel that does not end with a whole vector is copied
             at_b, b_ps, rs, first = source, width * size, b_rs, n // width if n * size % (BITS // 8) else (n + width - 1) // width
-            edge = panels if n * size % (BITS // 8) else 0
-        out = panels - first * width * k * size
-        _panels(packer, source, b_rs, b_cs, k, columns, first, (columns + width - 1) // width, out, size)
+            edge = room_b if n * size % (BITS // 8) else 0
+        out = room_b - first * width * k * size
+        into_panels(use, source, b_rs, b_cs, k, columns, first, (columns + width - 1) // width, out, size)
         here = at_c + j * size
-        _rows(tiler, packer, at_a, a_rs, a_cs, at_b, b_ps, rs, edge, here, c.strides[0], i1 - i0, columns, k, add, room_a, size)
+        call(use[3], (use[0], use[1], at_a, a_rs, a_cs, at_b, b_ps, rs, edge, here, c.strides[0], i1 - i0, columns, k, add, room_a, size))
         if bias.size or activation:
-            _finish(here, c.strides[0], i1 - i0, columns, bias, j, activation, like)
+            shift = address(bias) + j * size if bias.size else 0
+            call(use[4], (here, c.strides[0], i1 - i0, columns, shift, activation))
 
 
 def _signature(T: Any) -> Any:
     return VOID(
-        INT, INT, given(T, 2), given(T, 2), result(T, 2), TABLE, TABLE, TABLE, given(T, 1), INT, INT, INT, INT, result(T, 1, "C"), INT
+        TOOLS, given(T, 2), given(T, 2), result(T, 2), TABLE, TABLE, TABLE, given(T, 1), INT, INT, INT, INT, result(T, 1, "C"), INT
     )  # fmt: skip
 
 
 @kernel(_signature)
-def serial(tiler, packer, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
+def serial(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
     """The whole batch by the calling thread."""
     for z in range(zc.size):
-        _alone(
-            tiler, packer, a, b, c, za[z], zb[z], zc[z], 0, c.shape[0], bias, activation, add, copy_a, direct, address(room), c
-        )
+        _alone(use, a, b, c, za[z], zb[z], zc[z], 0, c.shape[0], bias, activation, add, copy_a, direct, address(room), c)
 
 
 @kernel(_signature, parallel=True)
-def batched(tiler, packer, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
+def batched(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
     """The rows of all products of the batch, end to end, in as many equal parts as there are threads."""
     m = c.shape[0]
     part = room.size // nt
@@ -156,19 +174,19 @@ def batched(tiler, packer, a, b, c, za, zb, zc, bias, activation, add, copy_a, d
             z = first // m
             i0 = first - z * m
             i1 = min(m, i0 + last - first)
-            _alone(tiler, packer, a, b, c, za[z], zb[z], zc[z], i0, i1, bias, activation, add, copy_a, direct, place, c)
+            _alone(use, a, b, c, za[z], zb[z], zc[z], i0, i1, bias, activation, add, copy_a, direct, place, c)
             first += i1 - i0
 
 
 @kernel(_signature, parallel=True)
-def shared(tiler, packer, a, b, c, za, zb, zc, bias, activation, add, copy_a, across, room, nt):
+def shared(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, across, room, nt):
     """One product after the other, each by all threads: they pack B together, then take rows (or columns) of C each."""
     size = c.itemsize
     m, n = c.shape
     k = b.shape[0]
     width = VECTORS * (BITS // 8) // size
     step = max(PANEL_ROOM // (max(k, 1) * width), nt) * width
-    panels = address(room) + nt * A_ROOM * size
+    room_b = address(room) + nt * A_ROOM * size
     a_rs, a_cs = a.strides
     b_rs, b_cs = b.strides
     for z in range(zc.size):
@@ -177,7 +195,7 @@ def shared(tiler, packer, a, b, c, za, zb, zc, bias, activation, add, copy_a, ac
             count = (columns + width - 1) // width
             for t in numba.prange(nt):
                 source = address(b) + zb[z] + j0 * b_cs
-                _panels(packer, source, b_rs, b_cs, k, columns, t * count // nt, (t + 1) * count // nt, panels, size)
+                into_panels(use, source, b_rs, b_cs, k, columns, t * count // nt, (t + 1) * count // nt, room_b, size)
             for t in numba.prange(nt):
                 i0, i1, p0, p1 = 0, m, 0, count
                 if across:
@@ -192,12 +210,13 @@ def shared(tiler, packer, a, b, c, za, zb, zc, bias, activation, add, copy_a, ac
                 for i in range(i0, i1, ROWS):
                     rows = min(ROWS, i1 - i)
                     here = at_c + (i - i0) * c.strides[0]
-                    _rows(
-                        tiler, packer, address(a) + za[z] + i * a_rs, a_rs, a_cs, panels + p0 * width * k * size,
-                        k * width * size, width * size, 0, here, c.strides[0], rows, wide, k, add, place, size,
-                    )  # fmt: skip
+                    at_a, at_b = address(a) + za[z] + i * a_rs, room_b + p0 * width * k * size
+                    panel, line = k * width * size, width * size
+                    numbers = (at_a, a_rs, a_cs, at_b, panel, line, 0, here, c.strides[0], rows, wide, k, add, place, size)
+                    call(use[3], (use[0], use[1], *numbers))
                     if bias.size or activation:
-                        _finish(here, c.strides[0], rows, wide, bias, j0 + p0 * width, activation, c)
+                        shift = address(bias) + (j0 + p0 * width) * size if bias.size else 0
+                        call(use[4], (here, c.strides[0], rows, wide, shift, activation))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,15 +300,15 @@ def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias:
     nt = threads() if work > SERIAL else 1
     width = VECTORS * (BITS // 8) // size
     whole = -(-n // width) * width
-    arguments = (tile[letter], pack[letter], a, b, c, za, zb, zc, bias, activation, add, copy_a)
+    arguments = (tools[letter], a, b, c, za, zb, zc, bias, activation, add, copy_a)
     if nt == 1 or batch >= nt or m * batch < nt:
         if nt > batch * m:
             nt = 1
-        panels = width * k if direct else k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), 1) * width)
-        part = (panels + copy_a * A_ROOM + 15) // 16 * 16
+        room_b = width * k if direct else k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), 1) * width)
+        part = (room_b + copy_a * A_ROOM + 15) // 16 * 16
         room = scratch(letter, nt * part)[: nt * part]
         (serial if nt == 1 else batched)[letter](*arguments, direct, room, nt)
     else:
-        panels = k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), nt) * width)
+        room_b = k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), nt) * width)
         across = n > m and n >= 2 * nt * width
-        shared[letter](*arguments, across, scratch(letter, nt * A_ROOM + panels), nt)
+        shared[letter](*arguments, across, scratch(letter, nt * A_ROOM + room_b), nt)

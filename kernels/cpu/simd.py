@@ -92,15 +92,16 @@ def store(typingctx: Any, where: Any, value: Any) -> Any:
 
 @intrinsic
 def call(typingctx: Any, function: Any, arguments: Any) -> Any:
-    """Call the C function at an address with a tuple of integers."""
+    """Call the C function at an address with a tuple of numbers; literal integers become `intp`."""
+    kinds = [types.intp if isinstance(t, types.Integer | types.Boolean) else t for t in arguments]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integers = cgutils.unpack_tuple(builder, args[1])
-        kind = ir.FunctionType(ir.VoidType(), [I64] * len(integers))
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), integers)
+        values = cgutils.unpack_tuple(builder, args[1])
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in values])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.UniTuple(types.intp, len(arguments))), codegen
+    return types.void(types.intp, types.Tuple(kinds)), codegen
 
 
 @intrinsic
