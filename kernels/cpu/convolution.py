@@ -38,7 +38,7 @@ import numpy as np
 from kernels import reference
 from kernels.cpu import convolution_tile as machine
 from kernels.cpu import winograd
-from kernels.cpu.convolution_tile import Tiles, call, fields, launch, part, product, zero
+from kernels.cpu.convolution_tile import Tiles, call, entry, fields, launch, part, product, zero
 from kernels.cpu.threads import threads as count_threads
 
 Array = np.ndarray
@@ -276,15 +276,16 @@ def _over_pixels(t, threads, job):
     panels = (pixels + panel - 1) // panel
     shares = 1 if folded else max(1, threads // total)  # with fewer images than threads, panels are shared out
     size = height * width * channels
+    b_panel = (inner + 1) * panel  # one row more: panels 4 KB apart would share few lines of the cache
+    few = entry(heights, panel // lanes)  # rows at a time: a panel of results at a time would open too many lines
     for u in range(t * total * shares // threads, (t + 1) * total * shares // threads):
         z, share = u // shares, u % shares
         right = own + t * own_bytes
-        out = right + (item * panels * panel * inner + 63) // 64 * 64 if folded else y + item * z * size
-        call(to_panels, (right, x + item * z * inner * pixels, inner, pixels))
+        out = right + (item * panels * b_panel + 63) // 64 * 64 if folded else y + item * z * size
+        call(to_panels, (right, b_panel, x + item * z * inner * pixels, inner, pixels))
         product(
-            tile, item, lanes, panel, heights, 1 << 40, 1024, w + item * (z % groups) * w_step, rows, results, ks, inner,
-            right, inner * panel, panel, out, places, pixels,
-            share * panels // shares, (share + 1) * panels // shares, 0,
+            tile, item, lanes, panel, heights, few, 1024, w + item * (z % groups) * w_step, rows, results, ks, inner,
+            right, b_panel, panel, out, places, pixels, share * panels // shares, (share + 1) * panels // shares, 0,
         )  # fmt: skip
         if folded:
             call(fold, (y + item * z * size, out, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw))
@@ -292,12 +293,15 @@ def _over_pixels(t, threads, job):
 
 @part(3)
 def _weight(t, threads, job):
-    """sums[t, g, k, o] = Σ over the thread's images of x[pixel + k] y[pixel, o], k = (tap, channel)"""
+    """sums[t, g, k, o] = Σ over the thread's images of x[pixel + k] y[pixel, o], k = (tap, channel)
+
+    `straight`: one tap and no border, so that x is read where it is.
+    """
     (
         tile, transpose, item, lanes, panel, heights, x, dy, sums, images, groups, channels, x_pixels, columns, y_pixels,
         rows, row_count, taps, block, elements, pixels, wide, places, chunk, depth, own, own_bytes, image_threads,
-        column_threads,
-    ) = fields(job, 29)  # fmt: skip
+        column_threads, straight,
+    ) = fields(job, 30)  # fmt: skip
     if t >= image_threads * column_threads:
         return
     panels = (columns + panel - 1) // panel
@@ -307,19 +311,22 @@ def _weight(t, threads, job):
     blocks = (stop - start + block - 1) // block
     canvas = own + t * own_bytes
     right = canvas + (item * block * elements + 63) // 64 * 64
+    left = canvas
     zero(canvas, item * block * elements)
     for u in range(blocks * groups):
         g, b = u // blocks, u % blocks
         n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
         for n in range(n0, n1):
             src = x + item * (n * groups + g) * channels * x_pixels
-            call(transpose, (src, x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
+            left = src if straight else canvas
+            if not straight:
+                call(transpose, (src, x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
             for q in range(first, last):
                 src = dy + item * ((n * groups + g) * columns + q * panel) * y_pixels
                 dst = right + item * (q * block + n - n0) * y_pixels * panel
                 call(transpose, (src, y_pixels, dst, wide, min(panel, columns - q * panel), y_pixels))
         product(
-            tile, item, lanes, panel, heights, chunk, depth, canvas, taps, row_count, rows, (n1 - n0) * y_pixels,
+            tile, item, lanes, panel, heights, chunk, depth, left, taps, row_count, rows, (n1 - n0) * y_pixels,
             right, block * y_pixels * panel, panel, sums + item * (ti * groups + g) * row_count * columns, places,
             columns, first, last, b,
         )  # fmt: skip
@@ -426,7 +433,7 @@ def _products(x: Array, w: Array, y: Array, groups: int, g: Geometry, forward: b
     else:
         inner, results, rows, ks = g.outputs, columns, steps(columns, 1), steps(g.outputs, columns)
     folded = not _plain(g)
-    own = -(-k.item * -(-pixels // k.panel) * k.panel * inner // 64) * 64
+    own = -(-k.item * -(-pixels // k.panel) * k.panel * (inner + 1) // 64) * 64
     own += -(-k.item * results * pixels // 64) * 64 * folded
     with scratch(own * threads) as (mine,):
         _run(
@@ -579,14 +586,18 @@ def conv_weight_grad(
         return _winograd_weight(x, dy, dw, g, threads)
     k, taps, pixels = _tiles(x.dtype), math.prod(g.kernel), math.prod(g.counts)
     block, by_image, by_column = _shares(len(x), threads, pixels)
-    p = forward_plan(g, block)
-    panels = -(-g.outputs // k.panel)
-    own = -(-(k.item * block * (p.canvas.elements + panels * k.panel * pixels) + 128) // 64) * 64
+    straight, panels = _plain(g), -(-g.outputs // k.panel)
+    if straight:
+        block, elements, places, rows, columns = 1, 0, steps(1, 1), steps(pixels, 1), steps(g.channels, pixels)
+    else:
+        p = forward_plan(g, block)
+        elements, places, rows, columns = p.canvas.elements, p.canvas.pixels, p.phases[0].rows, p.phases[0].taps
+    own = -(-(k.item * block * (elements + panels * k.panel * pixels) + 128) // 64) * 64
     with scratch(k.item * by_image * dw.size, own * threads) as (sums, mine):
         _run(
             _weight, threads, *_head(k, k.transpose), x, dy, sums, len(x), groups, g.channels, math.prod(g.size), g.outputs,
-            pixels, p.phases[0].rows, taps * g.channels, p.phases[0].taps, block, p.canvas.elements, p.canvas.pixels,
-            steps(pixels, k.panel), steps(taps * g.channels, g.outputs), CHUNK, DEPTH, mine, own, by_image, by_column,
+            pixels, rows, taps * g.channels, columns, block, elements, places, steps(pixels, k.panel),
+            steps(taps * g.channels, g.outputs), CHUNK, DEPTH, mine, own, by_image, by_column, straight,
         )  # fmt: skip
         places = steps(g.outputs, taps * g.channels)
         _run(_collect, threads, k.add, k.transpose, k.item, sums, by_image, dw, groups, g.channels, g.outputs, taps, places)

@@ -401,15 +401,15 @@ def tiles(bits: int, width: int) -> Tiles:
                 corner, to = src + item * (i * src_row + j), dst + item * i
                 _transpose_square(bits, lanes, corner, src_row, to, tab + 8 * j, ni - i, nj - j)
 
-    @part(4)
-    def panels(dst, src, rows, n):
+    @part(5)
+    def panels(dst, dst_panel, src, rows, n):
         of, to, whole = floats(bits, src), floats(bits, dst), n // wide
         for k in range(rows):
             for q in range(whole):
                 for i in range(0, wide, lanes):
-                    _move(bits, lanes, dst + item * ((q * rows + k) * wide + i), src + item * (k * n + q * wide + i))
+                    _move(bits, lanes, dst + item * (q * dst_panel + k * wide + i), src + item * (k * n + q * wide + i))
             for j in range(whole * wide, n):
-                to[(whole * rows + k) * wide + j - whole * wide] = of[k * n + j]
+                to[whole * dst_panel + k * wide + j - whole * wide] = of[k * n + j]
 
     @part(3)
     def add(dst, src, n):
