@@ -60,7 +60,8 @@ FEW = [GEOMETRIES[i] for i in (1, 3, 8, 9, 16, 20, 22, 27, 31, 34)]
 
 @pytest.fixture
 def choose(monkeypatch):
-    """choose(threads, width=…)"""
+    """choose(threads, width=…); Winograd's transforms wherever they can be"""
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1.2)
 
     def choose(threads, width=None):
         monkeypatch.setattr(convolution, "count_threads", lambda: threads)
@@ -148,6 +149,16 @@ def test_winograd_is_taken_and_agrees_with_the_direct_sum(monkeypatch, choose):
         for a, b in zip(fast, direct, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
             assert not np.array_equal(a, b)
+
+
+def test_where_winograd_pays():
+    def pays(channels, size, kernel=3, stride=1):
+        two = lambda m: (m, m)  # noqa: E731
+        g = convolution.Geometry(channels, two(size), channels, two(size), two(kernel), two(stride), two(1), two(1))
+        return convolution._winograd_pays(g, 1)
+
+    assert pays(64, 14) and pays(32, 28) and pays(64, 7)
+    assert not (pays(8, 28) or pays(32, 7) or pays(64, 14, kernel=4) or pays(64, 14, stride=2))
 
 
 @pytest.mark.parametrize("geometry", [FEW[0], FEW[3], FEW[-1]])
@@ -259,6 +270,7 @@ GUARDED = """
         yield [guarded(-(-size // 64) * 64, np.uint8, at_end).ctypes.data for size in sizes]
 
     convolution.scratch = scratch
+    convolution.WINOGRAD_CHANNELS = 1.2
     for at_end in (True, False):
         convolution._result = lambda shape, dtype: guarded(int(np.prod(shape)), dtype, at_end).reshape(shape)
         for width in {widths}:
