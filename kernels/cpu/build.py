@@ -151,11 +151,18 @@ _scratch = threading.local()
 
 
 def scratch(letter: str, n: int) -> np.ndarray:
-    """n elements of this thread's workspace, aligned to a cache line. It grows and is kept: fresh pages cost more than they hold."""
-    kept = getattr(_scratch, letter, None)
-    if kept is None or kept.size < n:
-        raw = np.empty(max(n, 1 << 16) + 16, letter)
-        skip = -raw.ctypes.data % 64 // raw.itemsize
-        kept = raw[skip : skip + max(n, 1 << 16)]
-        setattr(_scratch, letter, kept)
+    """At least n elements of this thread's workspace, from the start of a cache line on.
+
+    It grows and is kept: pages that come fresh from the system cost more than the work that is done in them.
+    """
+    try:
+        kept = _scratch.__dict__[letter]
+        if kept.size >= n:
+            return kept
+    except KeyError:
+        pass
+    n = max(n, 1 << 18)
+    raw = np.empty(n + 16, letter)
+    skip = -raw.ctypes.data % 64 // raw.itemsize
+    _scratch.__dict__[letter] = kept = raw[skip : skip + n]
     return kept

@@ -37,6 +37,7 @@ SLOT = -(-HEIGHT // (BITS // 32)) * (BITS // 32)  # rows of a copied tile of A, 
 A_ROOM = 17 * SLOT * DEPTH  # elements of a copied block of A
 PANEL_ROOM = 1 << 22  # elements of B in panels at a time
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
+DIRECT = 1 << 14  # elements of B up to which it is read where it lies
 SERIAL = 96**3  # products below which a second thread costs more than it brings
 
 
@@ -155,6 +156,14 @@ def _signature(T: Any) -> Any:
     )  # fmt: skip
 
 
+@kernel(lambda T: VOID(TOOLS, given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C")))
+def small(use, a, b, c, room):
+    """One product by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product."""
+    size = c.itemsize
+    direct = b.strides[1] == size and b.size <= DIRECT
+    _alone(use, a, b, c, 0, 0, 0, 0, c.shape[0], room[:0], 0, 0, False, direct, address(room), c)
+
+
 @kernel(_signature)
 def serial(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
     """The whole batch by the calling thread."""
@@ -251,6 +260,12 @@ def matmul(
 ) -> Array:
     """C = f(A B + bias), or C + A B.     (…, m, k), (…, k, n) → (…, m, n)"""
     letter = a.dtype.char
+    if a.ndim == 2 == b.ndim and bias is out is activation is None and b.dtype.char == letter and letter in NONE:
+        (m, k), (inner, n) = a.shape, b.shape
+        if inner == k and 0 < m * k * n <= SERIAL:
+            c = np.empty((m, n), letter)
+            small[letter](tools[letter], a, b, c, scratch(letter, k * (n + 64)))
+            return c
     if letter not in NONE or b.dtype.char != letter or a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
     if a.ndim == 2 and b.ndim == 2:
@@ -295,7 +310,7 @@ def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias:
     # the rules: see the head of the file
     a_rs = a.strides[0]
     copy_a = m >= 2 * HEIGHT and k > 16 and n > 2 * VECTORS * (BITS // 8) // size and (k > 1024 or (k > 128 and a_rs % 4096 == 0))
-    direct = b.strides[1] == size and k * n <= (1 << 14) and b.strides[0] % 4096 != 0
+    direct = b.strides[1] == size and k * n <= DIRECT and b.strides[0] % 4096 != 0
     work = batch * m * n * k
     nt = threads() if work > SERIAL else 1
     width = VECTORS * (BITS // 8) // size
