@@ -192,3 +192,15 @@ def test_philox_is_the_published_one():
     """The known answers that come with Random123: counter and key of zeros."""
     words = reference.philox(np.zeros(1, int), seed=0)[:, 0]
     assert [hex(int(w)) for w in words] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+
+
+def test_each_step_of_the_ladder_is_a_product():
+    from kernels.cpu.ladder import LADDER
+
+    rng = np.random.default_rng(0)
+    for m, k, n in ((1, 1, 1), (7, 0, 3), (70, 67, 300), (8, 64, 256)):
+        a, b = rng.standard_normal((m, k)).astype("f"), rng.standard_normal((k, n)).astype("f")
+        for name, step in LADDER.items():
+            c = np.full((m, n), np.nan, "f")
+            step(a, b, c)
+            np.testing.assert_allclose(c, a @ b, rtol=1e-4, atol=1e-4, err_msg=name)

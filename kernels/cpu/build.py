@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,10 @@ class Kernel(dict):
     def __missing__(self, letter: str) -> Any:
         with _lock:
             if letter not in self:
-                self[letter] = self._compile(letter)
+                # In a thread of its own: the compiler leaves cycles with its frames behind, and these would keep the
+                # callers' frames, and all arrays in them, alive until the garbage collector comes by.
+                with ThreadPoolExecutor(1) as aside:
+                    self[letter] = aside.submit(self._compile, letter).result()
             return self[letter]
 
     def _compile(self, letter: str) -> Any:
