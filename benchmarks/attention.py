@@ -47,6 +47,11 @@ def run(quick: bool) -> list[dict]:
 
                 rivals["torch"] = fused
             times = compare(rivals, 3 if quick else 5)
-            line = {"B, H, T, D": str(shape), "causal": causal, "threads": threads(), "ms": 1e3 * float(np.median(times["scratchgen"]))}
+            line = {
+                "B, H, T, D": str(shape),
+                "causal": causal,
+                "threads": threads(),
+                "ms": 1e3 * float(np.median(times["scratchgen"])),
+            }
             rows.append(line | {f"× {name}": ratio(times, "scratchgen", name) for name in rivals if name != "scratchgen"})
     return rows

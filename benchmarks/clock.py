@@ -23,7 +23,9 @@ def _turn(function: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def compare(rivals: Mapping[str, Callable[[], object]], rounds: int = 7, gap: float = GAP, turn: float = TURN) -> dict[str, list[float]]:
+def compare(
+    rivals: Mapping[str, Callable[[], object]], rounds: int = 7, gap: float = GAP, turn: float = TURN
+) -> dict[str, list[float]]:
     """Seconds a call, for each rival and round."""
     repeats = {}
     for name, function in rivals.items():
@@ -53,4 +55,6 @@ def table(rows: list[dict]) -> str:
     cells = [[f"{row.get(n, ''):.2f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names] for row in rows]
     widths = [max(len(c) for c in column) for column in zip(names, *cells, strict=True)]
     lines = [names, *cells]
-    return "\n".join("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines)
+    return "\n".join(
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines
+    )

@@ -47,7 +47,9 @@ def operands(rng: np.random.Generator, lead: tuple[int, ...], m: int, k: int, n:
     return [a.swapaxes(-1, -2) if form[0] == "T" else a, b.swapaxes(-1, -2) if form[1] == "T" else b]
 
 
-def row(rng: np.random.Generator, lead: tuple[int, ...], m: int, k: int, n: int, form: str, nt: int, rounds: int, top: float) -> dict:
+def row(
+    rng: np.random.Generator, lead: tuple[int, ...], m: int, k: int, n: int, form: str, nt: int, rounds: int, top: float
+) -> dict:
     a, b = operands(rng, lead, m, k, n, form)
     np.testing.assert_allclose(ours.matmul(a, b), np.matmul(a, b), rtol=1e-3, atol=1e-3)
     times = compare({"scratchgen": lambda: ours.matmul(a, b), "numpy": lambda: np.matmul(a, b)}, rounds)

@@ -44,15 +44,14 @@ def run(quick: bool) -> list[dict]:
             "numpy": lambda d=door, a=arguments, o=options: getattr(reference, d)(*a, **o),
         }
         if torch:
-            F = torch.nn.functional
             t = [torch.from_numpy(x) for x in arguments]
             fused = {
-                "softmax": lambda t=t: F.softmax(t[0], -1),
-                "cross_entropy": lambda t=t: F.cross_entropy(*t, reduction="none"),
-                "layer_norm": lambda t=t: F.layer_norm(t[0], (384,), t[1], t[2]),
-                "gelu": lambda t=t: F.gelu(t[0]),
-                "dropout": lambda t=t: F.dropout(t[0], 0.1, True),
-                "embedding": lambda t=t: F.embedding(t[1], t[0]),
+                "softmax": lambda t=t: torch.nn.functional.softmax(t[0], -1),
+                "cross_entropy": lambda t=t: torch.nn.functional.cross_entropy(*t, reduction="none"),
+                "layer_norm": lambda t=t: torch.nn.functional.layer_norm(t[0], (384,), t[1], t[2]),
+                "gelu": lambda t=t: torch.nn.functional.gelu(t[0]),
+                "dropout": lambda t=t: torch.nn.functional.dropout(t[0], 0.1, True),
+                "embedding": lambda t=t: torch.nn.functional.embedding(t[1], t[0]),
                 "scatter_add": lambda t=t: t[0].index_add_(0, t[1], t[2]),
             }
             if door in fused:

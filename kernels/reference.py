@@ -348,7 +348,9 @@ def _columns(
     """(N, C, …) → (G, C/G · taps, N · windows)"""
     n, c = x.shape[:2]
     padded = np.zeros((c, n) + tuple(m + 2 * p for m, p in zip(x.shape[2:], padding, strict=True)), x.dtype)
-    padded[(slice(None), slice(None)) + tuple(slice(p, p + m) for m, p in zip(x.shape[2:], padding, strict=True))] = x.swapaxes(0, 1)
+    padded[(slice(None), slice(None)) + tuple(slice(p, p + m) for m, p in zip(x.shape[2:], padding, strict=True))] = x.swapaxes(
+        0, 1
+    )
     columns = np.empty((c,) + kernel + (n,) + counts, x.dtype)
     for t, window in _taps(kernel, counts, stride, dilation):
         columns[(slice(None),) + t] = padded[(slice(None), slice(None)) + window]
@@ -367,7 +369,8 @@ def conv(
     """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
     kernel = w.shape[2:]
     counts = tuple(
-        (m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+        (m + 2 * p - d * (k - 1) - 1) // s + 1
+        for m, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
     )
     columns = _columns(x, kernel, counts, stride, padding, dilation, groups)
     y = np.matmul(w.reshape(groups, w.shape[0] // groups, columns.shape[1]), columns)  # (G, O/G, N · windows)

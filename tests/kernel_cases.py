@@ -194,7 +194,12 @@ def difference(ours, theirs, tolerance):
             theirs = theirs.sum(axis=axis, keepdims=True)
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return f"expected {theirs.dtype} {theirs.shape}, got {ours.dtype} {ours.shape}"
-    if not np.allclose(ours, theirs, rtol=tolerance, atol=tolerance * max(1, 0.3 * np.nanmax(abs(theirs), initial=0, where=np.isfinite(theirs)))):
+    if not np.allclose(
+        ours,
+        theirs,
+        rtol=tolerance,
+        atol=tolerance * max(1, 0.3 * np.nanmax(abs(theirs), initial=0, where=np.isfinite(theirs))),
+    ):
         if not np.allclose(ours, theirs, rtol=tolerance, atol=10 * tolerance, equal_nan=True):
             return f"off by {np.nanmax(abs(ours - theirs)):.2g} at {theirs.shape}"
     return None

@@ -100,7 +100,9 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
     assert done.stdout == "0.0\n", done.stderr
 
 
-@pytest.mark.parametrize(("name", "value"), [("SCRATCHGEN_THREADS", "none"), ("SCRATCHGEN_THREADS", "0"), ("SCRATCHGEN_SIMD", "64")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("SCRATCHGEN_THREADS", "none"), ("SCRATCHGEN_THREADS", "0"), ("SCRATCHGEN_SIMD", "64")]
+)
 def test_a_wrong_setting_is_named(name, value):
     done = python("-c", "import kernels; kernels.chosen()", **{name: value})
     assert name in done.stderr.splitlines()[-1]

@@ -2,7 +2,8 @@ r"""Attention without its matrix: softmax(τ Q Kᵀ + M) V by blocks that stay i
 
 Forward, for a block of queries and one block of keys after the other (Milakov & Gimelshein 2018; Dao et al. 2022):
 
-    S = τ Q Kᵀ + M,   m' = max(m, max_j S_j),   P = e^{S − m'},   ℓ ← e^{m − m'} ℓ + Σ_j P_j,   O ← e^{m − m'} O + P V,   m ← m'
+    S = τ Q Kᵀ + M,   m' = max(m, max_j S_j),   P = e^{S − m'},   ℓ ← e^{m − m'} ℓ + Σ_j P_j,   O ← e^{m − m'} O + P V,
+      m ← m'
 
 and in the end O / ℓ, with lse = m + log ℓ. Backward, P = e^{S − lse} is made again block by block, and with Δ = Σ Ō ⊙ O
 
@@ -33,7 +34,7 @@ from kernels.cpu.threads import threads
 
 Array = np.ndarray
 
-USE = numba.types.UniTuple(INT, 7)  # addresses: the tools of `matmul`, product, a block (forward) or a head (backward)
+USE = numba.types.UniTuple(INT, 7)  # the tools of `matmul`, `product`, and `forward_block` or `backward_head`
 QUERIES, KEYS = 128, 512  # a block of S
 PITCH = KEYS + 16  # its row length in memory: no power of two, so that rows do not fall on the same cache lines
 FAR = 1 << 40  # no diagonal
@@ -51,7 +52,8 @@ def product(tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns,
             i, e = p * m // tiles, (p + 1) * m // tiles
             w = min(width, n - j, columns + e - j)
             if w > 0:
-                call(tiler, (min(k, terms + e), a + i * a_rs, a_rs, a_cs, panel, b_rs, c + i * c_rs + j * size, c_rs, e - i, w, add))
+                at_c = c + i * c_rs + j * size
+                call(tiler, (min(k, terms + e), a + i * a_rs, a_rs, a_cs, panel, b_rs, at_c, c_rs, e - i, w, add))
 
 
 @helper
@@ -162,7 +164,8 @@ def forward_block(
         n = min(KEYS, limit - k0)
         diagonal = i0 - k0 if causal else FAR
         _product(
-            by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_k + k0 * D * size, width * D * size, width * size, room, pitch, m, n, D, 0,
+            by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_k + k0 * D * size, width * D * size, width * size, room,
+            pitch, m, n, D, 0,
             diagonal, FAR, size,
         )  # fmt: skip
         for i in range(m):
@@ -183,7 +186,8 @@ def forward_block(
             if seen < n:
                 _clear(view(room + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
         _product(
-            by, tiler, room, pitch, size, panels_v + k0 * width * size, S * width * size, width * size, o + i0 * o_rs, o_rs, m, E, n,
+            by, tiler, room, pitch, size, panels_v + k0 * width * size, S * width * size, width * size, o + i0 * o_rs,
+            o_rs, m, E, n,
             1 if k0 > 0 else 0, FAR, diagonal, size,
         )  # fmt: skip
     for i in range(m):
@@ -219,7 +223,8 @@ def forward(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, roo
             at_mask = address(mask) + zm[z] if mask.size else 0
             job = (
                 use[5], use[0], address(q) + zq[z], q.strides[0], q.strides[1], panels_k, panels_v, address(out) + zo[z],
-                out.strides[0], at_mask, m_rs, m_cs, address(lse) + z * T * size, place, i0, min(QUERIES, T - i0), S, D, E, causal,
+                out.strides[0], at_mask, m_rs, m_cs, address(lse) + z * T * size, place, i0, min(QUERIES, T - i0), S,
+                D, E, causal,
                 scale,
             )  # fmt: skip
             call(use[6], job)
@@ -228,7 +233,6 @@ def forward(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, roo
 @kernel(_forward_signature, parallel=True)
 def decode(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
     """A few queries a head, with rows of q, k, v contiguous: each key and value is read once, nothing is copied."""
-    size = q.itemsize
     T, D = q.shape
     S, E = v.shape
     m_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
@@ -263,7 +267,8 @@ def _backward_signature(T: Any) -> Any:
 
 @kernel(lambda T: VOID(*[INT] * 32, T), callback=True)
 def backward_head(
-    by, tiler, paneler, packer, q, q_rs, q_cs, out, o_rs, o_cs, do, do_rs, do_cs, mask, m_rs, m_cs, lse_at, dq, dq_rs, dk, dk_rs, dv, dv_rs,
+    by, tiler, paneler, packer, q, q_rs, q_cs, out, o_rs, o_cs, do, do_rs, do_cs, mask, m_rs, m_cs, lse_at, dq, dq_rs,
+    dk, dk_rs, dv, dv_rs,
     panels_kt, panels_vt, panels_k, room, T, S, D, E, causal, scale,
 ):  # fmt: skip
     """One query head: its Q̄, and what it adds to the K̄ and V̄ of its key head."""
@@ -293,11 +298,13 @@ def backward_head(
             n = min(KEYS, limit - k0)
             diagonal = i0 - k0 if causal else FAR
             _product(
-                by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_kt + k0 * D * size, line * D, line, p, pitch, m, n, D, 0, diagonal, FAR,
+                by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_kt + k0 * D * size, line * D, line, p, pitch, m, n, D, 0,
+                diagonal, FAR,
                 size,
             )  # fmt: skip
             _product(
-                by, tiler, do + i0 * do_rs, do_rs, do_cs, panels_vt + k0 * E * size, line * E, line, ds, pitch, m, n, E, 0, diagonal,
+                by, tiler, do + i0 * do_rs, do_rs, do_cs, panels_vt + k0 * E * size, line * E, line, ds, pitch, m, n,
+                E, 0, diagonal,
                 FAR, size,
             )  # fmt: skip
             for i in range(m):
@@ -310,7 +317,8 @@ def backward_head(
                     _clear(view(p + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
                     _clear(view(ds + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
             _product(
-                by, tiler, ds, pitch, size, panels_k + k0 * line, S * line, line, dq + i0 * dq_rs, dq_rs, m, D, n, 1 if k0 else 0,
+                by, tiler, ds, pitch, size, panels_k + k0 * line, S * line, line, dq + i0 * dq_rs, dq_rs, m, D, n,
+                1 if k0 else 0,
                 FAR, diagonal, size,
             )  # fmt: skip
             tiles = (n + HEIGHT - 1) // HEIGHT
@@ -320,10 +328,42 @@ def backward_head(
                 to_v, to_k = dv + (k0 + j) * dv_rs, dk + (k0 + j) * dk_rs
                 at_p, at_ds = p + r * pitch + j * size, ds + r * pitch + j * size
                 _product(
-                    by, tiler, at_p, size, pitch, panels_do + r * line, m * line, line, to_v, dv_rs, h, E, m - r, 1, FAR, FAR, size
+                    by,
+                    tiler,
+                    at_p,
+                    size,
+                    pitch,
+                    panels_do + r * line,
+                    m * line,
+                    line,
+                    to_v,
+                    dv_rs,
+                    h,
+                    E,
+                    m - r,
+                    1,
+                    FAR,
+                    FAR,
+                    size,
                 )
                 _product(
-                    by, tiler, at_ds, size, pitch, panels_q + r * line, m * line, line, to_k, dk_rs, h, D, m - r, 1, FAR, FAR, size
+                    by,
+                    tiler,
+                    at_ds,
+                    size,
+                    pitch,
+                    panels_q + r * line,
+                    m * line,
+                    line,
+                    to_k,
+                    dk_rs,
+                    h,
+                    D,
+                    m - r,
+                    1,
+                    FAR,
+                    FAR,
+                    size,
                 )
 
 
@@ -332,7 +372,7 @@ def backward(
     use, q, k, v, mask, out, dout, lse, dq, dk, dv, zq, zk, zv, zm, zo, zdo, zdq, zdk, zdv, order, starts, causal,
     scale, room, nt,
 ):  # fmt: skip
-    """Threads share the key heads; `order` lists the query heads, those of one key head together, `starts` where each begins."""
+    """Threads share the key heads; `order`: the query heads, those of one key head together; `starts`: where each begins."""
     size = q.itemsize
     T, D = q.shape
     S, E = v.shape
@@ -360,7 +400,8 @@ def backward(
                 at_mask = address(mask) + zm[z] if mask.size else 0
                 job = (
                     use[5], use[0], use[2], use[1], address(q) + zq[z], q.strides[0], q.strides[1], address(out) + zo[z],
-                    out.strides[0], out.strides[1], address(dout) + zdo[z], dout.strides[0], dout.strides[1], at_mask, m_rs, m_cs,
+                    out.strides[0], out.strides[1], address(dout) + zdo[z], dout.strides[0], dout.strides[1], at_mask,
+                    m_rs, m_cs,
                     address(lse) + z * T * size, address(dq) + zdq[z], dq.strides[0], address(dk) + zdk[z], dk.strides[0],
                     address(dv) + zdv[z], dv.strides[0], panels_kt, panels_vt, panels_k, place, T, S, D, E, causal, scale,
                 )  # fmt: skip
@@ -387,7 +428,7 @@ def _lead(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[int, ...] |
     """The leading dimensions, or None where only the reference will do."""
     letter = q.dtype.char
     arrays = (q, k, v) if mask is None else (q, k, v, mask)
-    if letter not in NO_MASK or any([x.dtype.char != letter or x.ndim < 2 or x.size == 0 for x in arrays]):
+    if letter not in NO_MASK or any(x.dtype.char != letter or x.ndim < 2 or x.size == 0 for x in arrays):
         return None
     if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
         return None
@@ -431,7 +472,8 @@ def attention(
     nt = min(nt, heads) if few else nt
     part = (part + 15) // 16 * 16
     (decode if few else forward)[letter](
-        (*tools[letter], product["f"], 0 if few else forward_block[letter]), _matrix(q), _matrix(k), _matrix(v), _matrix(mask), _matrix(out), lse.reshape(-1),
+        (*tools[letter], product["f"], 0 if few else forward_block[letter]), _matrix(q), _matrix(k), _matrix(v),
+        _matrix(mask), _matrix(out), lse.reshape(-1),
         _table(lead, q), _table(lead, k), _table(lead, v), _table(lead, out), _table(lead, mask), causal,
         d**-0.5 if scale is None else scale, scratch(letter, nt * part)[: nt * part], nt,
     )  # fmt: skip
@@ -465,9 +507,8 @@ def attention_backward(
     lead = None if mask_grad else _lead(q, k, v, mask)
     letter = q.dtype.char
     if lead is None or not dout.dtype.char == out.dtype.char == lse.dtype.char == letter:
-        return reference.attention_backward(
-            dout, q, k, v, out, lse, causal=causal, mask=mask, scale=scale, mask_grad=mask_grad
-        )
+        return reference.attention_backward(dout, q, k, v, out, lse, causal=causal, mask=mask, scale=scale,
+        mask_grad=mask_grad)
     (rows, d), (keys, e) = q.shape[-2:], v.shape[-2:]
     dq, dk, dv = _like(q, lead, d), _like(k, k.shape[:-2], d), _like(v, v.shape[:-2], e)
     order, starts = _groups(lead, k.shape[:-2])
@@ -479,8 +520,10 @@ def attention_backward(
     part = up(keys) * (d + e) + up(d) * keys + 2 * QUERIES * PITCH + QUERIES * (up(d) + up(e) + 1)
     part = (part + 15) // 16 * 16
     backward[letter](
-        (*tools[letter], product["f"], backward_head[letter]), *map(_matrix, (q, k, v, mask, out, dout)), plain(lse).reshape(-1),
-        *map(_matrix, (dq, dk, dv)), *[_table(lead, x) for x in (q, k, v, mask, out, dout, dq, dk, dv)], order, starts, causal,
+        (*tools[letter], product["f"], backward_head[letter]), *map(_matrix, (q, k, v, mask, out, dout)),
+        plain(lse).reshape(-1),
+        *map(_matrix, (dq, dk, dv)), *[_table(lead, x) for x in (q, k, v, mask, out, dout, dq, dk, dv)], order, starts,
+        causal,
         d**-0.5 if scale is None else scale, scratch(letter, nt * part)[: nt * part], nt,
     )  # fmt: skip
     return dq, dk, dv, None

@@ -106,7 +106,8 @@ def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, edge, c, c_rs, m, n, k
 
 
 class Tools(dict):
-    """Addresses of the C functions that kernels call, by element type. `panels` and `multiply` know elements by their size alone."""
+    """Addresses of the C functions that kernels call, by element type.
+    `panels` and `multiply` know elements by their size alone."""
 
     def __missing__(self, letter: str) -> tuple[int, ...]:
         self[letter] = tile[letter], pack[letter], panels["f"], multiply["f"], finish[letter]
@@ -139,12 +140,14 @@ def _alone(use, a, b, c, za, zb, zc, i0, i1, bias, activation, add, copy_a, dire
         columns = min(step, n - j)
         source, at_b, b_ps, rs, edge, first = address(b) + zb + j * b_cs, room_b, k * width * size, width * size, 0, 0
         if direct:  # only a last panel that does not end with a whole vector is copied
-            at_b, b_ps, rs, first = source, width * size, b_rs, n // width if n * size % (BITS // 8) else (n + width - 1) // width
-            edge = room_b if n * size % (BITS // 8) else 0
+            torn = n * size % (BITS // 8) != 0
+            at_b, b_ps, rs, first = source, width * size, b_rs, n // width if torn else (n + width - 1) // width
+            edge = room_b if torn else 0
         out = room_b - first * width * k * size
         into_panels(use, source, b_rs, b_cs, k, columns, first, (columns + width - 1) // width, out, size)
         here = at_c + j * size
-        call(use[3], (use[0], use[1], at_a, a_rs, a_cs, at_b, b_ps, rs, edge, here, c.strides[0], i1 - i0, columns, k, add, room_a, size))
+        numbers = (at_a, a_rs, a_cs, at_b, b_ps, rs, edge, here, c.strides[0], i1 - i0, columns, k, add, room_a, size)
+        call(use[3], (use[0], use[1], *numbers))
         if bias.size or activation:
             shift = address(bias) + j * size if bias.size else 0
             call(use[4], (here, c.strides[0], i1 - i0, columns, shift, activation))
@@ -152,7 +155,8 @@ def _alone(use, a, b, c, za, zb, zc, i0, i1, bias, activation, add, copy_a, dire
 
 def _signature(T: Any) -> Any:
     return VOID(
-        TOOLS, given(T, 2), given(T, 2), result(T, 2), TABLE, TABLE, TABLE, given(T, 1), INT, INT, INT, INT, result(T, 1, "C"), INT
+        TOOLS, given(T, 2), given(T, 2), result(T, 2), TABLE, TABLE, TABLE, given(T, 1), INT, INT, INT, INT, result(T,
+        1, "C"), INT
     )  # fmt: skip
 
 
@@ -281,7 +285,8 @@ def matmul(
         if c.shape != shape or c.dtype.char != letter or not c.flags.writeable or not c.flags.aligned:
             return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
         if np.may_share_memory(c, a) or np.may_share_memory(c, b):
-            c[...] = matmul(a, b, bias=bias, activation=activation, out=c.copy() if accumulate else None, accumulate=accumulate)
+            c[...] = matmul(a, b, bias=bias, activation=activation, out=c.copy() if accumulate else None,
+            accumulate=accumulate)
             return c
     if 0 in shape:
         return c
@@ -293,7 +298,9 @@ def matmul(
         if c.strides[-2] == size and bias is None and f == 0:  # Cᵀ = Bᵀ Aᵀ
             matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out=c.swapaxes(-1, -2), accumulate=accumulate)
         else:
-            c[...] = matmul(a, b, bias=bias, activation=activation, out=c.copy("C") if accumulate else None, accumulate=accumulate)
+            c[...] = matmul(
+                a, b, bias=bias, activation=activation, out=c.copy("C") if accumulate else None, accumulate=accumulate
+            )
         return c
     _run(letter, a, b, c, lead, NONE[letter] if bias is None else bias, f, accumulate)
     return c
@@ -308,8 +315,8 @@ def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias:
     k, size = b.shape[0], c.itemsize
     batch = zc.size
     # the rules: see the head of the file
-    a_rs = a.strides[0]
-    copy_a = m >= 2 * HEIGHT and k > 16 and n > 2 * VECTORS * (BITS // 8) // size and (k > 1024 or (k > 128 and a_rs % 4096 == 0))
+    far = max(a.strides)
+    copy_a = m >= 2 * HEIGHT and n >= 4 * VECTORS * (BITS // 8) // size and (k > 1024 or (k > 128 and far % 4096 == 0))
     direct = b.strides[1] == size and k * n <= DIRECT and b.strides[0] % 4096 != 0
     work = batch * m * n * k
     nt = threads() if work > SERIAL else 1

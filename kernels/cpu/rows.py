@@ -175,7 +175,7 @@ def cross_entropy_rows_backward(dloss, x, target, lse, dx, ignore, nt):
 def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
     """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
     letter = x.dtype.char
-    if letter not in LETTERS or x.size == 0 or target.dtype.kind not in "iu" or not dloss.dtype.char == lse.dtype.char == letter:
+    if letter not in LETTERS or x.size == 0 or target.dtype.kind not in "iu" or {dloss.dtype.char, lse.dtype.char} != {letter}:
         return reference.cross_entropy_backward(dloss, x, target, lse, ignore_index=ignore_index)
     dx = np.empty(x.shape, letter)
     cross_entropy_rows_backward[letter](
@@ -271,7 +271,7 @@ def norm_rows_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, n
 def _covers(*arrays: Array) -> bool:
     """Of one element type that is compiled, and not empty"""
     letter = arrays[0].dtype.char
-    return letter in LETTERS and all([x.dtype.char == letter for x in arrays]) and arrays[0].size > 0
+    return letter in LETTERS and all(x.dtype.char == letter for x in arrays) and arrays[0].size > 0
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
@@ -458,7 +458,7 @@ def activate(kind, x, y, nt):
 @sums
 def _activate_backward(kind, dy, x, dx):
     T = x.dtype.type
-    one, half, root, two = T(1), T(0.5), T(math.sqrt(0.5)), T(2)
+    one, half, root = T(1), T(0.5), T(math.sqrt(0.5))
     a, b, c = T(math.sqrt(2 / math.pi)), T(0.044715), T(1 / math.sqrt(2 * math.pi))
     n = np.uintp(x.size)
     if kind == 0:
@@ -669,7 +669,17 @@ def adamw_elements(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root
 
 
 def _adam(
-    p: Array, g: Array, m: Array, v: Array, step: int, lr: float, beta1: float, beta2: float, eps: float, decay: float, l2: float
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    l2: float,
 ) -> bool:
     if not _covers(p, g, m, v) or not (p.flags.carray and m.flags.carray and v.flags.carray) or not p.shape == g.shape:
         return False

@@ -191,7 +191,9 @@ def _stay_rolled(branch: Any, module: Any) -> None:
 
 
 @intrinsic
-def _tile(typingctx: Any, k: Any, a: Any, a_rs: Any, a_cs: Any, b: Any, b_rs: Any, c: Any, c_rs: Any, m: Any, n: Any, add: Any) -> Any:
+def _tile(
+    typingctx: Any, k: Any, a: Any, a_rs: Any, a_cs: Any, b: Any, b_rs: Any, c: Any, c_rs: Any, m: Any, n: Any, add: Any
+) -> Any:
     """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`; m ≤ HEIGHT, n ≤ VECTORS vectors, c_cs = b_cs = one element."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -355,7 +357,10 @@ def _integer(typingctx: Any, pointer: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: VOID(INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, types.CPointer(T), INT, INT, INT, INT), callback=True)
+@kernel(
+    lambda T: VOID(INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, types.CPointer(T), INT, INT, INT, INT),
+    callback=True,
+)
 def tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add):
     """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`: see `_tile`."""
     _tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add)
