@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.clock import torch_or_none
+from benchmarks.clock import table, torch_or_none
 
-NAMES = ["engine", "steps"]
+NAMES = ["engine", "steps", "matmul", "attention", "rows", "convolution"]
 
 
 def machine() -> dict:
@@ -36,11 +36,6 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def show(row: dict) -> str:
-    """One row of figures as text."""
-    return f"  {row['what']:<54}" + "  ".join(f"{k} {v:.2f}" for k, v in row.items() if k != "what")
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Figures beside PyTorch, where it is installed.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (default: all)")
@@ -56,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.names or NAMES:
         print(name)
         found[name] = importlib.import_module(f"benchmarks.{name}").run(args.quick)
-        for row in found[name]:
-            print(show(row), flush=True)
+        print(table(found[name]), flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0

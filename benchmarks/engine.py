@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import scratchgen as sg
-from benchmarks.clock import compare, torch_or_none
+from benchmarks.clock import compare, summary, torch_or_none
 
 NODES = 2000  # half of them products, half sums
 
@@ -42,8 +42,7 @@ def run(quick: bool = False) -> list[dict]:
         rivals["torch"] = rival
         ours(), rival()
         np.testing.assert_allclose(found["ours"], found["torch"], rtol=1e-4)
-    row = compare(ours, rivals, rounds=3 if quick else 11, seconds=0.1 if quick else 0.3)
+    times = compare({"ours": ours, **rivals}, rounds=3 if quick else 11, turn=0.1 if quick else 0.3)
     if torch is not None:
         torch.set_num_threads(threads)
-    per_node = {k.replace("_ms", "_us_per_node"): v * 1e3 / NODES if k.endswith("_ms") else v for k, v in row.items()}
-    return [{"what": "chain of 2,000 small ops", **per_node}]
+    return [{"what": "chain of 2,000 small ops", **summary(times, 1e6 / NODES, "us_per_node")}]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import scratchgen as sg
-from benchmarks.clock import compare, torch_or_none
+from benchmarks.clock import compare, summary, torch_or_none
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 
 
@@ -38,7 +38,8 @@ def run(quick: bool = False) -> list[dict]:
             ours = model.training_step(batch, optimizers)
             np.testing.assert_allclose(list(ours.values())[0], first_loss, rtol=0.05)  # the noise differs
             rivals["torch"] = step
-        row = compare(lambda m=model, b=batch, o=optimizers: m.training_step(b, o), rivals, rounds=3 if quick else 7)
+        everyone = {"ours": lambda m=model, b=batch, o=optimizers: m.training_step(b, o), **rivals}
+        row = summary(compare(everyone, rounds=3 if quick else 7, turn=0.3))
         rows.append({"what": what, **row})
     return rows
 

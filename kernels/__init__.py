@@ -1,39 +1,36 @@
 """The hot loops: functions of arrays, which know nothing of tensors or gradients. This file is the only way in.
 
-`reference.py` says what each kernel means.
+`reference.py` says what each kernel means, in NumPy; `cpu/` says it again, compiled with Numba. `use("reference")` or
+`use("cpu")` chooses, for all threads or, as a context manager, for a block; SCRATCHGEN_KERNELS sets the first choice, which
+is the reference without it.
+Nothing is compiled, nor Numba imported, before a compiled kernel is called for the first time. What the compiled kernels
+do not cover (integers, complex numbers, empty arrays) they hand to the reference themselves.
 """
 
-from kernels.reference import (
-    adamw,
-    attention,
-    attention_backward,
-    conv,
-    conv_input_grad,
-    conv_weight_grad,
-    cross_entropy,
-    cross_entropy_backward,
-    einsum,
-    embedding,
-    erf,
-    gelu,
-    gelu_backward,
-    layer_norm,
-    layer_norm_backward,
-    log_softmax,
-    matmul,
-    scatter_add,
-    softmax,
-)
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import TracebackType
+from typing import Any
+
+from kernels import reference
 
 __all__ = [
+    "adam",
     "adamw",
     "attention",
     "attention_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "chosen",
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
     "cross_entropy",
     "cross_entropy_backward",
+    "dropout",
     "einsum",
     "embedding",
     "erf",
@@ -43,6 +40,124 @@ __all__ = [
     "layer_norm_backward",
     "log_softmax",
     "matmul",
+    "rms_norm",
+    "rms_norm_backward",
     "scatter_add",
+    "silu",
+    "silu_backward",
     "softmax",
+    "storey",
+    "use",
 ]
+
+# Where each door leads in the second storey. The others, `erf` and `einsum`, are NumPy's and SciPy's everywhere.
+CPU = {
+    "matmul": ("matmul",),
+    "attention": ("attention", "attention_backward"),
+    "convolution": ("conv", "conv_input_grad", "conv_weight_grad"),
+    "rows": (
+        *("softmax", "log_softmax", "cross_entropy", "cross_entropy_backward", "layer_norm", "layer_norm_backward"),
+        *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "gelu", "gelu_backward", "silu"),
+        *("silu_backward", "dropout", "embedding", "scatter_add", "adam", "adamw"),
+    ),
+}
+ROOM = {door: room for room, doors in CPU.items() for door in doors}
+BASE = ("erf", "einsum")
+
+storey = "reference"
+_why = "the default"
+
+
+def _obstacle() -> str | None:
+    """Why compiled kernels cannot run here, if they cannot."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
+    try:
+        import_module("numba")
+    except ImportError as error:
+        return f"Numba cannot be imported: {error}"
+    return None
+
+
+def _bind(name: str) -> None:
+    """Lead every door to its room: at once in the reference, at the first call in `cpu`."""
+    global storey
+    doors = globals()
+    for door in (*ROOM, *BASE):
+        doors[door] = getattr(reference, door) if name == "reference" or door in BASE else _first(door)
+    storey = name
+
+
+def _first(door: str) -> Any:
+    """A door that opens itself: imports its room when it is called, and from then on is the function that it found."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        obstacle = _obstacle()
+        if obstacle:
+            _fall_back(obstacle)
+            return getattr(reference, door)(*arguments, **options)
+        function = getattr(import_module(f"kernels.cpu.{ROOM[door]}"), door)
+        if globals()[door] is call:
+            globals()[door] = function
+        return function(*arguments, **options)
+
+    call.__name__ = call.__qualname__ = door
+    call.__doc__ = getattr(reference, door).__doc__
+    return call
+
+
+def _fall_back(obstacle: str) -> None:
+    global _why
+    _bind("reference")
+    _why = obstacle
+
+
+class use:
+    """Choose the storey: `use("cpu")` from now on, `with use("reference"): …` for a block."""
+
+    def __init__(self, name: str) -> None:
+        global _why
+        if name not in ("reference", "cpu"):
+            raise ValueError(f'kernels.use: expected "reference" or "cpu", got {name!r}')
+        self.before = storey, _why
+        _bind(name)
+        _why = f'kernels.use("{name}")'
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _why
+        name, reason = self.before
+        _bind(name)
+        _why = reason
+
+
+def chosen() -> dict[str, str]:
+    """What is chosen and why, for people to read: storey, reason, vectors, threads, what has been compiled."""
+    facts = {"kernels": storey, "because of": _why}
+    if storey == "cpu":
+        obstacle = _obstacle()
+        if obstacle:
+            return {"kernels": "reference", "because of": obstacle}
+        simd, threads, build = (import_module(f"kernels.cpu.{name}") for name in ("simd", "threads", "build"))
+        forced = ", forced by SCRATCHGEN_SIMD" if os.environ.get("SCRATCHGEN_SIMD") else ""
+        tile = f"tiles of {simd.HEIGHT} × {simd.VECTORS} vectors"
+        facts["vectors"] = f"{simd.BITS} bits, {simd.REGISTERS} registers{forced}; {tile}"
+        set_by = "SCRATCHGEN_THREADS" if os.environ.get("SCRATCHGEN_THREADS") else "one for each core"
+        facts["threads"] = f"{threads.threads()} ({set_by})"
+        count, seconds = build.compile_seconds()
+        facts["compiled"] = f"{count} kernels in {seconds:.0f} s; kept in {build.cache_folder()}"
+    return facts
+
+
+def _begin() -> None:
+    global _why
+    name = os.environ.get("SCRATCHGEN_KERNELS", "")
+    use(name or "reference")
+    _why = "SCRATCHGEN_KERNELS" if name else "the default"
+    if "numba" not in sys.modules and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        _fall_back("NUMBA_DISABLE_JIT is set")
+
+
+_begin()

@@ -19,11 +19,29 @@ Array = np.ndarray
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def matmul(a: Array, b: Array, *, out: Array | None = None, bias: Array | None = None, activation: str | None = None) -> Array:
-    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)"""
+def matmul(
+    a: Array,
+    b: Array,
+    *,
+    out: Array | None = None,
+    bias: Array | None = None,
+    activation: str | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)
+
+    `accumulate`: C = f(C + A B + bias), C the array `out`.
+    """
     # BLAS takes rows at any distance, but not a stride of 0 (an expanded gradient): NumPy would fall back to plain loops.
     a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))
-    c = np.matmul(a, b, out=out)
+    if accumulate and out is not None:
+        out += np.matmul(a, b)
+        return finish(out, bias, activation)
+    return finish(np.matmul(a, b, out=out), bias, activation)
+
+
+def finish(c: Array, bias: Array | None, activation: str | None) -> Array:
+    """f(C + bias), in place"""
     if bias is not None:
         c += bias
     if activation == "relu":
@@ -94,6 +112,47 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
         slope += 0.5 * (1 + erf(x * math.sqrt(0.5)))
     slope *= dy
     return slope
+
+
+def silu(x: Array) -> Array:
+    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
+    with np.errstate(over="ignore"):  # e^{−x} = ∞: σ = 0
+        return x / (1 + np.exp(-x))
+
+
+def silu_backward(dy: Array, x: Array) -> Array:
+    """x̄ = ȳ σ (1 + x (1 − σ))"""
+    with np.errstate(over="ignore"):
+        s = 1 / (1 + np.exp(-x))
+    return dy * (s * (1 + x * (1 - s)))
+
+
+def philox(counter: Array, *, seed: int, stream: int = 0) -> Array:
+    """Four random 32-bit words for each counter: a block cipher run on (counter, stream) with the seed as its key.
+
+    Philox 4×32 with 10 rounds; Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1 = counter.astype(np.uint64) & low, counter.astype(np.uint64) >> shift
+    c2, c3 = (np.full_like(c0, x) for x in (stream & 0xFFFFFFFF, stream >> 32 & 0xFFFFFFFF))
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
+    """y_i = x_i / (1 − p) with probability 1 − p, else 0; the same elements for the same seed, stream and size.
+
+    So its own backward pass. Word w of counter c decides on element w Q + c, Q a quarter of the elements.
+    """
+    if p >= 1:
+        return np.zeros(x.shape, x.dtype)
+    words = philox(np.arange(-(-x.size // 4)), seed=seed, stream=stream).reshape(-1)[: x.size]
+    kept = (words >= round(p * 2**32)).reshape(x.shape)
+    return np.where(kept, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype, copy=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,6 +236,37 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
     dx -= xhat
     dx *= rstd
     return dx, dweight, dbias
+
+
+def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
+    """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
+    rstd = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))
+    return x * rstd * weight, rstd
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
+    xhat, g = x * rstd, dy * weight
+    return rstd * (g - xhat * np.mean(g * xhat, axis=-1, keepdims=True)), np.sum(dy * xhat, axis=0)
+
+
+def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
+    axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
+    mean = x.mean(axis=axes)
+    centred = x - mean.reshape(across)
+    rstd = 1 / np.sqrt(np.mean(centred * centred, axis=axes) + x.dtype.type(eps))
+    return centred * (rstd * weight).reshape(across) + bias.reshape(across), mean, rstd
+
+
+def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
+    axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
+    xhat = (x - mean.reshape(across)) * rstd.reshape(across)
+    dweight, dbias = np.sum(dy * xhat, axis=axes), np.sum(dy, axis=axes)
+    n = max(x.size // max(x.shape[1], 1), 1)
+    dx = dy - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
+    return dx * (rstd * weight).reshape(across), dweight, dbias
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,3 +462,14 @@ def adamw(
     np.divide(m, denominator, out=denominator)
     denominator *= lr / (1 - beta1**step)
     p -= denominator
+
+
+def adam(
+    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """One step of Adam, in place on p, m and v: as `adamw`, but the decay is part of the gradient, g + λ p.
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
+    """
+    g = g + weight_decay * p if weight_decay else g
+    adamw(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=0.0)

@@ -29,6 +29,7 @@ ROW = {room: i for i, row in enumerate(ROOMS) for room in row}
 # Libraries beside NumPy and Python's own, and the rooms that may use them: inside a function, when first wanted.
 LIBRARIES = {
     "numba": {"kernels"},
+    "llvmlite": {"kernels"},
     "cupy": {"kernels"},
     "threadpoolctl": {"kernels", "scratchgen.__main__"},
     "scipy": {"kernels", "scratchgen.nn", "scratchgen.metrics"},

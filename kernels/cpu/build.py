@@ -1,0 +1,172 @@
+"""Compiling, once: each kernel for each element type when it is first called, kept on disk from then on.
+
+Numba keeps a function's machine code beside its source and takes it for fresh while that one file is unchanged, though
+what it calls may stand in another. Here the folder of the cache is named after the contents of all the sources and the
+width of the vectors, so an edit anywhere, or a forced width, starts a new one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+TYPES = {"f": numba.float32, "d": numba.float64}
+PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
+SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
+
+_lock = threading.RLock()
+
+
+@lru_cache(maxsize=1)
+def cache_folder() -> Path:
+    digest = hashlib.sha256(os.environ.get("SCRATCHGEN_SIMD", "").encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    if "NUMBA_CACHE_DIR" in os.environ:
+        root = Path(os.environ["NUMBA_CACHE_DIR"])
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchgen"
+    return root / f"kernels-{digest.hexdigest()[:16]}"
+
+
+class _Progress:
+    """One line on stderr while kernels compile: rewritten on a terminal, written once, at the start, in a log."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds, self.shown = 0, 0.0, False
+
+    def start(self) -> None:
+        self.count += 1
+        self.since = time.perf_counter()
+        if sys.stderr.isatty():
+            self._say()
+        elif not self.shown:
+            print("compiling kernels, once: up to a minute", file=sys.stderr, flush=True)
+        self.shown = True
+
+    def end(self) -> None:
+        self.seconds += time.perf_counter() - self.since
+        if sys.stderr.isatty():
+            self._say()
+
+    def _say(self) -> None:
+        text = f"compiling {self.count} kernel{'s' * (self.count > 1)}, once: {self.seconds:.0f} s"
+        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """A line of its own, and the next text below it."""
+        if self.shown and sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+progress = _Progress()
+atexit.register(progress.finish)
+
+
+def compile_seconds() -> tuple[int, float]:
+    """How many kernels this process has compiled, and for how long; 0 where all came from disk."""
+    return progress.count, progress.seconds
+
+
+class Kernel(dict):
+    """The compiled forms of one function, by the letter of their element type: `kernel["f"](…)`.
+
+    `signature` makes Numba's signature from the element type. A C callback (`callback=True`) becomes its address.
+    """
+
+    def __init__(self, function: Callable, signature: Callable, callback: bool = False, **options: Any) -> None:
+        self.function, self.signature, self.callback = function, signature, callback
+        self.kept: list[Any] = []  # the address of a callback is valid while the object lives
+        self.options = {**PLAIN, "cache": True, **options}
+
+    def __missing__(self, letter: str) -> Any:
+        with _lock:
+            if letter not in self:
+                # In a thread of its own: the compiler leaves cycles with its frames behind, and these would keep the
+                # callers' frames, and all arrays in them, alive until the garbage collector comes by.
+                with ThreadPoolExecutor(1) as aside:
+                    self[letter] = aside.submit(self._compile, letter).result()
+            return self[letter]
+
+    def _compile(self, letter: str) -> Any:
+        folder, options = cache_folder(), dict(self.options)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            done = folder / f"{self.function.__module__}.{self.function.__name__}.{letter}"
+            known = done.exists()
+            done.touch()
+        except OSError:  # nowhere to keep it: compiled again in each process
+            options["cache"], known = False, False
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        if not known:
+            progress.start()
+        try:
+            make = numba.cfunc if self.callback else numba.njit
+            compiled = make(self.signature(TYPES[letter]), **options)(self.function)
+        finally:
+            numba.config.CACHE_DIR = before
+            if not known:
+                progress.end()
+        self.kept.append(compiled)
+        return compiled.address if self.callback else compiled
+
+
+def kernel(signature: Callable, **options: Any) -> Callable[[Callable], Kernel]:
+    """Decorator: a function that is compiled when first wanted, with its signature as a function of the element type."""
+    return lambda function: Kernel(function, signature, **options)
+
+
+def helper(function: Callable) -> Any:
+    """A function that kernels call; compiled into each of them."""
+    return numba.njit(function, **PLAIN)
+
+
+def sums(function: Callable) -> Any:
+    """A helper whose sums may be taken in any order, so that they vectorise."""
+    return numba.njit(function, **SUMS)
+
+
+def given(element: Any, ndim: int) -> Any:
+    """The type of an array that is only read: any strides, read-only or not, aligned or not."""
+    return numba.types.Array(element, ndim, "A", readonly=True, aligned=False)
+
+
+def result(element: Any, ndim: int, layout: str = "A") -> Any:
+    """The type of an array that is written."""
+    return numba.types.Array(element, ndim, layout)
+
+
+INT, VOID = numba.intp, numba.void
+TABLE = numba.types.Array(numba.intp, 1, "C", readonly=True)
+
+_scratch = threading.local()
+
+
+def scratch(letter: str, n: int) -> np.ndarray:
+    """At least n elements of this thread's workspace, from the start of a cache line on.
+
+    It grows and is kept: pages that come fresh from the system cost more than the work that is done in them.
+    """
+    try:
+        kept = _scratch.__dict__[letter]
+        if kept.size >= n:
+            return kept
+    except KeyError:
+        pass
+    n = max(n, 1 << 18)
+    raw = np.empty(n + 16, letter)
+    skip = -raw.ctypes.data % 64 // raw.itemsize
+    _scratch.__dict__[letter] = kept = raw[skip : skip + n]
+    return kept

@@ -1,0 +1,157 @@
+r"""exp, tanh and erf that LLVM's loop vectoriser takes as they stand: arithmetic only, no branch and no call.
+
+    eˣ = 2ⁿ eʳ,   n = round(x / ln 2),   r = x − n ln 2,   |r| ≤ ½ ln 2,   eʳ by its Taylor series
+
+whose remainder is under a tenth of an ulp after 8 terms in float32, 14 in float64. ln 2 is taken in two parts, the first
+with so few digits that n times it is exact. Adding 1.5 · 2^(bits of the fraction) rounds to an integer and leaves it in
+the low bits, from where it is shifted into the exponent; in two halves, so that results that overflow, or are subnormal,
+come out right. NaN in, NaN out: nothing here is compiled with fast-math beyond fused multiply-add.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+EXACT = {"fastmath": {"contract"}, "error_model": "numpy"}
+
+
+@intrinsic
+def _times_power(typingctx: Any, p: Any, t: Any) -> Any:
+    """p 2ⁿ, n the integer in the low bits of t"""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        p, t = args
+        single = isinstance(p.type, ir.FloatType)
+        kind, fraction, bias = (ir.IntType(32), 23, 127) if single else (ir.IntType(64), 52, 1023)
+        n = builder.sub(builder.bitcast(t, kind), ir.Constant(kind, _MAGIC_BITS[single]))
+        half = builder.ashr(n, ir.Constant(kind, 1))
+        for part in (half, builder.sub(n, half)):
+            exponent = builder.shl(builder.add(part, ir.Constant(kind, bias)), ir.Constant(kind, fraction))
+            p = builder.fmul(p, builder.bitcast(exponent, p.type))
+        return p
+
+    return p(p, t), codegen
+
+
+_MAGIC_BITS = {
+    True: int(np.float32(1.5 * 2**23).view(np.int32)),
+    False: int(np.float64(1.5 * 2**52).view(np.int64)),
+}
+
+
+@intrinsic
+def maximum(typingctx: Any, x: Any, y: Any) -> Any:
+    """The larger; NaN if either is. As one instruction, so that a loop of it is seen as a reduction."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        name = "llvm.maximum.f32" if isinstance(kind, ir.FloatType) else "llvm.maximum.f64"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind, kind]), name)
+        return builder.call(function, args)
+
+    return x(x, x), codegen
+
+
+def exp(x: Any) -> Any:
+    """eˣ"""
+    return np.exp(x)
+
+
+def tanh(x: Any) -> Any:
+    """(1 − e^{−2|x|}) / (1 + e^{−2|x|}) with the sign of x; to an absolute error of one ulp of 1"""
+    return np.tanh(x)
+
+
+def erf(x: Any) -> Any:
+    """2/√π ∫₀ˣ e^{−t²} dt"""
+    return math.erf(x)
+
+
+@overload(exp, jit_options=EXACT)
+def _exp(x):
+    if x == types.float32:
+        T, magic, lowest, highest = np.float32, np.float32(1.5 * 2**23), np.float32(-104), np.float32(89)
+        high = np.float32(0.693359375)
+    else:
+        T, magic, lowest, highest = np.float64, np.float64(1.5 * 2**52), np.float64(-746), np.float64(710)
+        high = np.float64(0.693147180369123816490)
+    low, log2e = T(math.log(2) - float(high)) if T is np.float32 else T(1.90821492927058770002e-10), T(1 / math.log(2))
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (T(1 / math.factorial(i)) for i in range(2, 14))
+    one = T(1)
+
+    def single(x):
+        x = highest if x > highest else x
+        x = lowest if x < lowest else x
+        t = x * log2e + magic
+        n = t - magic
+        r = (x - n * high) - n * low
+        p = (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one
+        return _times_power(p, t)
+
+    def double(x):
+        x = highest if x > highest else x
+        x = lowest if x < lowest else x
+        t = x * log2e + magic
+        n = t - magic
+        r = (x - n * high) - n * low
+        p = ((((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7) * r + c6
+        p = ((((p * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one
+        return _times_power(p, t)
+
+    return single if x == types.float32 else double
+
+
+@overload(tanh, jit_options=EXACT)
+def _tanh(x):
+    T = np.float32 if x == types.float32 else np.float64
+    one, two, zero = T(1), T(2), T(0)
+
+    def implementation(x):
+        e = exp(-two * abs(x))
+        t = (one - e) / (one + e)
+        return -t if x < zero else t
+
+    return implementation
+
+
+@overload(erf, jit_options=EXACT)
+def _erf(x):
+    if x != types.float32:
+        return lambda x: math.erf(x)
+    T = np.float32
+    # x P(x²) / Q(x²), |x| ≤ 3.93, where erf is 1 to the last bit: the fit that Eigen uses, to 3 ulp
+    p = [
+        T(c)
+        for c in (2.2905065861350646e-4, 3.4082910107109506e-3, 5.0955695062380861e-2, 0.18520832239976145, 1.128379143519084)
+    ]
+    q = [
+        T(c)
+        for c in (
+            -1.1791602954361697e-7,
+            2.3547966471313185e-5,
+            1.0179625278914885e-3,
+            1.4070470171167667e-2,
+            0.11098505178285362,
+        )
+    ]
+    p0, p1, p2, p3, p4 = p
+    q0, q1, q2, q3, q4 = q
+    q5, one, far = T(0.49746925110067538), T(1), T(3.925724783138660)
+
+    def implementation(x):
+        z = far if x > far else x
+        z = -far if x < -far else z
+        y = z * z
+        numerator = ((((p0 * y + p1) * y + p2) * y + p3) * y + p4) * z
+        result = numerator / ((((((q0 * y + q1) * y + q2) * y + q3) * y + q4) * y + q5) * y + one)
+        result = one if x >= far else result
+        return -one if x <= -far else result
+
+    return implementation

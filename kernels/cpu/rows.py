@@ -1,0 +1,706 @@
+r"""Kernels that pass over rows or over single elements: one pass each, vectorised, shared by the threads.
+
+An input that is not contiguous is copied at the door. Sums are taken in any order (that is what lets them vectorise);
+nothing else of fast-math is used, so −∞ and NaN mean what they mean in `reference.py`. Sums over rows that threads share
+are first kept per thread, then added in the order of the threads: the same bits at the same number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+from kernels import reference
+from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, result, sums
+from kernels.cpu.functions import erf, exp, maximum, tanh
+from kernels.cpu.threads import threads
+
+Array = np.ndarray
+SMALL = 1 << 14  # elements that one thread is done with before a second one has woken up
+LETTERS = "fd"
+U64 = numba.types.uint64
+
+
+def flat(T: Any, ndim: int = 1) -> Any:
+    """The type of a contiguous array that is only read."""
+    return numba.types.Array(T, ndim, "C", readonly=True)
+
+
+def plain(x: Array) -> Array:
+    """x, or a copy of it, contiguous and aligned."""
+    flags = x.flags
+    return x if flags.c_contiguous and flags.aligned else np.array(x, order="C")
+
+
+def shares(elements: int) -> int:
+    """How many threads so many elements are worth."""
+    return threads() if elements > SMALL else 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax and its relatives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@sums
+def _peak(x):
+    """max x, 0 if that is −∞: so that the exponentials of an empty row are 0, not NaN"""
+    T = x.dtype.type
+    m = T(-np.inf)
+    for j in range(np.uintp(x.size)):
+        m = maximum(m, x[j])
+    return T(0) if m == T(-np.inf) else m
+
+
+@sums
+def _softmax(x, y, logarithm, i0, i1):
+    T = y.dtype.type
+    for i in range(i0, i1):
+        row, out = x[i], y[i]
+        m, total = _peak(row), T(0)
+        if logarithm:
+            for j in range(np.uintp(row.size)):
+                total += exp(row[j] - m)
+            shift = m if total == T(0) else m + np.log(total)
+            for j in range(np.uintp(row.size)):
+                out[j] = row[j] - shift
+        else:
+            for j in range(np.uintp(row.size)):
+                e = exp(row[j] - m)
+                out[j] = e
+                total += e
+            scale = T(1) if total == T(0) else T(1) / total
+            for j in range(np.uintp(row.size)):
+                out[j] *= scale
+
+
+@kernel(lambda T: VOID(flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+def softmax_rows(x, y, logarithm, nt):
+    """y = softmax(x) by rows, or its logarithm"""
+    if nt == 1:
+        _softmax(x, y, logarithm, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            _softmax(x, y, logarithm, t * len(x) // nt, (t + 1) * len(x) // nt)
+
+
+def _normalised(x: Array, axis: int, logarithm: int) -> Array:
+    if x.dtype.char not in LETTERS or x.ndim == 0 or x.size == 0:
+        return (reference.log_softmax if logarithm else reference.softmax)(x, axis)
+    if axis not in (-1, x.ndim - 1):
+        return np.moveaxis(_normalised(np.moveaxis(x, axis, -1), -1, logarithm), -1, axis)
+    rows = plain(x).reshape(-1, x.shape[-1])
+    y = np.empty_like(rows)
+    softmax_rows[x.dtype.char](rows, y, logarithm, shares(x.size))
+    return y.reshape(x.shape)
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
+    return _normalised(x, axis, 0)
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
+    return _normalised(x, axis, 1)
+
+
+@sums
+def _losses(x, target, loss, lse, ignore, i0, i1):
+    T = x.dtype.type
+    for i in range(i0, i1):
+        row = x[i]
+        m, total = _peak(row), T(0)
+        for j in range(np.uintp(row.size)):
+            total += exp(row[j] - m)
+        lse[i] = m if total == T(0) else m + np.log(total)
+        loss[i] = T(0) if target[i] == ignore else lse[i] - row[target[i]]
+
+
+@kernel(lambda T: INT(flat(T, 2), TABLE, result(T, 1, "C"), result(T, 1, "C"), INT, INT), parallel=True)
+def cross_entropy_rows(x, target, loss, lse, ignore, nt):
+    """Losses and log-sum-exps of the rows; returns 1 + the first row whose target is no class, or 0"""
+    for i in range(len(x)):
+        if target[i] != ignore and not -x.shape[1] <= target[i] < x.shape[1]:
+            return i + 1
+    if nt == 1:
+        _losses(x, target, loss, lse, ignore, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            _losses(x, target, loss, lse, ignore, t * len(x) // nt, (t + 1) * len(x) // nt)
+    return 0
+
+
+def _integers(index: Array) -> Array:
+    return plain(index.astype(np.intp, copy=False))
+
+
+def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
+    """ℓ_n = lse_n − x_{n, t_n},  lse_n = log Σ_j e^{x_nj};  ℓ_n = 0 where t_n = ignore_index.     (N, V), (N) → (N), (N)"""
+    if x.dtype.char not in LETTERS or x.size == 0 or target.dtype.kind not in "iu":
+        return reference.cross_entropy(x, target, ignore_index=ignore_index)
+    loss, lse = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+    bad = cross_entropy_rows[x.dtype.char](plain(x), _integers(target), loss, lse, ignore_index, shares(x.size))
+    if bad:
+        raise IndexError(f"cross_entropy: target {target[bad - 1]} in row {bad - 1} is not one of {x.shape[1]} classes")
+    return loss, lse
+
+
+@sums
+def _losses_backward(dloss, x, target, lse, dx, ignore, i0, i1):
+    T = x.dtype.type
+    for i in range(i0, i1):
+        row, out, shift = x[i], dx[i], lse[i]
+        kept = target[i] != ignore
+        scale = dloss[i] if kept else T(0)
+        for j in range(np.uintp(row.size)):
+            out[j] = exp(row[j] - shift) * scale
+        if kept:
+            out[target[i]] = (exp(row[target[i]] - shift) - T(1)) * scale
+
+
+@kernel(lambda T: VOID(flat(T), flat(T, 2), TABLE, flat(T), result(T, 2, "C"), INT, INT), parallel=True)
+def cross_entropy_rows_backward(dloss, x, target, lse, dx, ignore, nt):
+    """x̄ = ℓ̄ (softmax(x) − onehot(target)) by rows"""
+    if nt == 1:
+        _losses_backward(dloss, x, target, lse, dx, ignore, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            _losses_backward(dloss, x, target, lse, dx, ignore, t * len(x) // nt, (t + 1) * len(x) // nt)
+
+
+def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
+    """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
+    letter = x.dtype.char
+    if letter not in LETTERS or x.size == 0 or target.dtype.kind not in "iu" or {dloss.dtype.char, lse.dtype.char} != {letter}:
+        return reference.cross_entropy_backward(dloss, x, target, lse, ignore_index=ignore_index)
+    dx = np.empty(x.shape, letter)
+    cross_entropy_rows_backward[letter](
+        plain(dloss), plain(x), _integers(target), plain(lse), dx, ignore_index, shares(x.size)
+    )  # fmt: skip
+    return dx
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normalisation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@sums
+def _norm(x, weight, bias, y, mean, rstd, eps, centred, i0, i1):
+    T = x.dtype.type
+    n = T(x.shape[1])
+    for i in range(i0, i1):
+        row, out = x[i], y[i]
+        m, square = T(0), T(0)
+        if centred:
+            for j in range(np.uintp(row.size)):
+                m += row[j]
+            m /= n
+        for j in range(np.uintp(row.size)):
+            square += (row[j] - m) * (row[j] - m)
+        r = T(1) / np.sqrt(square / n + eps)
+        mean[i], rstd[i] = m, r
+        for j in range(np.uintp(row.size)):
+            out[j] = (row[j] - m) * r * weight[j] + bias[j]
+
+
+def _norm_signature(T: Any) -> Any:
+    return VOID(flat(T, 2), flat(T), flat(T), result(T, 2, "C"), result(T, 1, "C"), result(T, 1, "C"), T, INT, INT)
+
+
+@kernel(_norm_signature, parallel=True)
+def norm_rows(x, weight, bias, y, mean, rstd, eps, centred, nt):
+    """y = (x − μ) ρ ⊙ w + b by rows; μ = 0 unless centred"""
+    if nt == 1:
+        _norm(x, weight, bias, y, mean, rstd, eps, centred, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            _norm(x, weight, bias, y, mean, rstd, eps, centred, t * len(x) // nt, (t + 1) * len(x) // nt)
+
+
+@sums
+def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i1):
+    T = x.dtype.type
+    n = T(x.shape[1])
+    for j in range(np.uintp(dweight.size)):
+        dweight[j] = T(0)
+        dbias[j] = T(0)
+    for i in range(i0, i1):
+        row, grad, out = x[i], dy[i], dx[i]
+        m, r = mean[i], rstd[i]
+        across, along = T(0), T(0)
+        for j in range(np.uintp(row.size)):
+            g = grad[j] * weight[j]
+            across += g
+            along += g * ((row[j] - m) * r)
+        across = across / n if centred else T(0)
+        along /= n
+        for j in range(np.uintp(row.size)):
+            xhat = (row[j] - m) * r
+            out[j] = r * (grad[j] * weight[j] - across - xhat * along)
+        for j in range(np.uintp(row.size)):
+            dweight[j] += grad[j] * ((row[j] - m) * r)
+            dbias[j] += grad[j]
+
+
+def _norm_backward_signature(T: Any) -> Any:
+    return VOID(
+        flat(T, 2), flat(T, 2), flat(T), flat(T), flat(T), result(T, 2, "C"), result(T, 2, "C"), result(T, 2, "C"), INT, INT
+    )
+
+
+@kernel(_norm_backward_signature, parallel=True)
+def norm_rows_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, nt):
+    """x̄ by rows; w̄ and b̄ in one row for each thread, added up in the first"""
+    if nt == 1:
+        _norm_backward(dy, x, weight, mean, rstd, dx, dweight[0], dbias[0], centred, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * len(x) // nt, (t + 1) * len(x) // nt
+            _norm_backward(dy, x, weight, mean, rstd, dx, dweight[t], dbias[t], centred, i0, i1)
+        for t in range(1, nt):
+            for j in range(np.uintp(dweight.shape[1])):
+                dweight[0, j] += dweight[t, j]
+                dbias[0, j] += dbias[t, j]
+
+
+def _covers(*arrays: Array) -> bool:
+    """Of one element type that is compiled, and not empty"""
+    letter = arrays[0].dtype.char
+    return letter in LETTERS and all(x.dtype.char == letter for x in arrays) and arrays[0].size > 0
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
+    if not _covers(x, weight, bias) or x.ndim != 2:
+        return reference.layer_norm(x, weight, bias, eps=eps)
+    letter = x.dtype.char
+    y, mean, rstd = np.empty(x.shape, letter), np.empty(len(x), letter), np.empty(len(x), letter)
+    norm_rows[letter](plain(x), plain(weight), plain(bias), y, mean, rstd, eps, 1, shares(x.size))
+    return y, mean[:, None], rstd[:, None]
+
+
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
+    if not _covers(dy, x, weight, mean, rstd) or x.ndim != 2:
+        return reference.layer_norm_backward(dy, x, weight, mean, rstd)
+    letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
+    dx = np.empty(x.shape, letter)
+    parts = np.empty((2, nt, n), letter)
+    norm_rows_backward[letter](
+        plain(dy), plain(x), plain(weight), plain(mean).reshape(-1), plain(rstd).reshape(-1), dx, parts[0], parts[1], 1, nt
+    )
+    return dx, parts[0, 0], parts[1, 0]
+
+
+def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
+    """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
+    if not _covers(x, weight) or x.ndim != 2:
+        return reference.rms_norm(x, weight, eps=eps)
+    letter = x.dtype.char
+    y, mean, rstd = np.empty(x.shape, letter), np.empty(len(x), letter), np.empty(len(x), letter)
+    norm_rows[letter](plain(x), plain(weight), np.zeros(x.shape[1], letter), y, mean, rstd, eps, 0, shares(x.size))
+    return y, rstd[:, None]
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
+    if not _covers(dy, x, weight, rstd) or x.ndim != 2:
+        return reference.rms_norm_backward(dy, x, weight, rstd)
+    letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
+    dx, mean = np.empty(x.shape, letter), np.zeros(len(x), letter)
+    parts = np.empty((2, nt, n), letter)
+    norm_rows_backward[letter](
+        plain(dy), plain(x), plain(weight), mean, plain(rstd).reshape(-1), dx, parts[0], parts[1], 0, nt
+    )  # fmt: skip
+    return dx, parts[0, 0]
+
+
+@sums
+def _batch_norm(x, weight, bias, y, mean, rstd, eps, c0, c1):
+    T = x.dtype.type
+    n = T(x.shape[0] * x.shape[2])
+    for c in range(c0, c1):
+        m, square = T(0), T(0)
+        for i in range(len(x)):
+            row = x[i, c]
+            for j in range(np.uintp(row.size)):
+                m += row[j]
+        m /= n
+        for i in range(len(x)):
+            row = x[i, c]
+            for j in range(np.uintp(row.size)):
+                square += (row[j] - m) * (row[j] - m)
+        r = T(1) / np.sqrt(square / n + eps)
+        mean[c], rstd[c] = m, r
+        scale, shift = r * weight[c], bias[c]
+        for i in range(len(x)):
+            row, out = x[i, c], y[i, c]
+            for j in range(np.uintp(row.size)):
+                out[j] = (row[j] - m) * scale + shift
+
+
+def _batch_signature(T: Any) -> Any:
+    return VOID(flat(T, 3), flat(T), flat(T), result(T, 3, "C"), result(T, 1, "C"), result(T, 1, "C"), T, INT)
+
+
+@kernel(_batch_signature, parallel=True)
+def batch_norm_channels(x, weight, bias, y, mean, rstd, eps, nt):
+    """Each channel normalised over batch and places; threads share the channels."""
+    for t in numba.prange(nt):
+        _batch_norm(x, weight, bias, y, mean, rstd, eps, t * x.shape[1] // nt, (t + 1) * x.shape[1] // nt)
+
+
+@sums
+def _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1):
+    T = x.dtype.type
+    n = T(x.shape[0] * x.shape[2])
+    for c in range(c0, c1):
+        m, r = mean[c], rstd[c]
+        across, along = T(0), T(0)
+        for i in range(len(x)):
+            row, grad = x[i, c], dy[i, c]
+            for j in range(np.uintp(row.size)):
+                across += grad[j]
+                along += grad[j] * ((row[j] - m) * r)
+        dbias[c], dweight[c] = across, along
+        across, along = across / n, along / n
+        scale = r * weight[c]
+        for i in range(len(x)):
+            row, grad, out = x[i, c], dy[i, c], dx[i, c]
+            for j in range(np.uintp(row.size)):
+                out[j] = scale * (grad[j] - across - (row[j] - m) * r * along)
+
+
+def _batch_backward_signature(T: Any) -> Any:
+    one = result(T, 1, "C")
+    return VOID(flat(T, 3), flat(T, 3), flat(T), flat(T), flat(T), result(T, 3, "C"), one, one, INT)
+
+
+@kernel(_batch_backward_signature, parallel=True)
+def batch_norm_channels_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, nt):
+    """x̄, w̄ and b̄ by channels"""
+    for t in numba.prange(nt):
+        c0, c1 = t * x.shape[1] // nt, (t + 1) * x.shape[1] // nt
+        _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1)
+
+
+def _by_channel(x: Array) -> Array:
+    """(N, C, …) as (N, C, places); (N, C) as (1, C, N), so that the innermost loop is long"""
+    return plain(x.T)[None] if x.ndim == 2 else plain(x).reshape(x.shape[0], x.shape[1], -1)
+
+
+def _as_before(y: Array, x: Array) -> Array:
+    return y[0].T if x.ndim == 2 else y.reshape(x.shape)
+
+
+def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
+    if not _covers(x, weight, bias) or x.ndim < 2:
+        return reference.batch_norm(x, weight, bias, eps=eps)
+    letter, x3 = x.dtype.char, _by_channel(x)
+    y, mean, rstd = np.empty_like(x3), np.empty(x.shape[1], letter), np.empty(x.shape[1], letter)
+    batch_norm_channels[letter](x3, plain(weight), plain(bias), y, mean, rstd, eps, shares(x.size))
+    return _as_before(y, x), mean, rstd
+
+
+def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
+    if not _covers(dy, x, weight, mean, rstd) or x.ndim < 2:
+        return reference.batch_norm_backward(dy, x, weight, mean, rstd)
+    letter, x3 = x.dtype.char, _by_channel(x)
+    dx, dweight, dbias = np.empty_like(x3), np.empty(x.shape[1], letter), np.empty(x.shape[1], letter)
+    batch_norm_channels_backward[letter](
+        _by_channel(dy), x3, plain(weight), plain(mean), plain(rstd), dx, dweight, dbias, shares(x.size)
+    )
+    return _as_before(dx, x), dweight, dbias
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Elementwise
+# ---------------------------------------------------------------------------------------------------------------------
+
+GELU, GELU_TANH, SILU = range(3)
+
+
+@sums
+def _activate(kind, x, y):
+    T = x.dtype.type
+    one, half, root = T(1), T(0.5), T(math.sqrt(0.5))
+    a, b = T(math.sqrt(2 / math.pi)), T(0.044715)
+    n = np.uintp(x.size)
+    if kind == 0:
+        for j in range(n):
+            y[j] = x[j] * (half * (one + erf(x[j] * root)))
+    elif kind == 1:
+        for j in range(n):
+            y[j] = x[j] * (half * (one + tanh(a * x[j] * (one + b * x[j] * x[j]))))
+    else:
+        for j in range(n):
+            y[j] = x[j] / (one + exp(-x[j]))
+
+
+@kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), INT), parallel=True)
+def activate(kind, x, y, nt):
+    """y = f(x)"""
+    if nt == 1:
+        _activate(kind, x, y)
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
+            _activate(kind, x[i0:i1], y[i0:i1])
+
+
+@sums
+def _activate_backward(kind, dy, x, dx):
+    T = x.dtype.type
+    one, half, root = T(1), T(0.5), T(math.sqrt(0.5))
+    a, b, c = T(math.sqrt(2 / math.pi)), T(0.044715), T(1 / math.sqrt(2 * math.pi))
+    n = np.uintp(x.size)
+    if kind == 0:
+        for j in range(n):
+            density = c * exp(-half * x[j] * x[j])
+            dx[j] = dy[j] * (half * (one + erf(x[j] * root)) + x[j] * density)
+    elif kind == 1:
+        for j in range(n):
+            square = x[j] * x[j]
+            t = tanh(a * x[j] * (one + b * square))
+            slope = x[j] * a * (one + T(3) * b * square)
+            dx[j] = dy[j] * (half * (one + t) * (one + (one - t) * slope))
+    else:
+        for j in range(n):
+            s = one / (one + exp(-x[j]))
+            dx[j] = dy[j] * (s * (one + x[j] * (one - s)))
+
+
+@kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+def activate_backward(kind, dy, x, dx, nt):
+    """x̄ = ȳ f'(x)"""
+    if nt == 1:
+        _activate_backward(kind, dy, x, dx)
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
+            _activate_backward(kind, dy[i0:i1], x[i0:i1], dx[i0:i1])
+
+
+def _forward(kind: int, x: Array) -> Array:
+    y = np.empty(x.shape, x.dtype)
+    activate[x.dtype.char](kind, plain(x).reshape(-1), y.reshape(-1), shares(4 * x.size))
+    return y
+
+
+def _backward(kind: int, dy: Array, x: Array) -> Array:
+    dx = np.empty(x.shape, x.dtype)
+    activate_backward[x.dtype.char](kind, plain(dy).reshape(-1), plain(x).reshape(-1), dx.reshape(-1), shares(4 * x.size))
+    return dx
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
+    if not _covers(x):
+        return reference.gelu(x, approximate=approximate)
+    return _forward(GELU_TANH if approximate == "tanh" else GELU, x)
+
+
+def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
+    """x̄ = ȳ (Φ + x Φ')"""
+    if not _covers(dy, x) or dy.shape != x.shape:
+        return reference.gelu_backward(dy, x, approximate=approximate)
+    return _backward(GELU_TANH if approximate == "tanh" else GELU, dy, x)
+
+
+def silu(x: Array) -> Array:
+    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
+    return _forward(SILU, x) if _covers(x) else reference.silu(x)
+
+
+def silu_backward(dy: Array, x: Array) -> Array:
+    """x̄ = ȳ σ (1 + x (1 − σ))"""
+    return _backward(SILU, dy, x) if _covers(dy, x) and dy.shape == x.shape else reference.silu_backward(dy, x)
+
+
+# Philox 4×32, 10 rounds: a block cipher run on a counter. Any element's random word follows from the key and its own place
+# alone, so the backward pass makes the mask again instead of keeping it, whatever the number of threads. Word w of
+# counter c decides on element w Q + c, Q a quarter of the elements: four loops that run side by side.
+# Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+
+
+@helper
+def _philox(counter, stream, k0, k1):
+    """The four random words of a counter"""
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = np.uint64(counter) & low, np.uint64(counter) >> shift, stream & low, stream >> shift
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return c0, c1, c2, c3
+
+
+@sums
+def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
+    zero = x.dtype.type(0)
+    quarter = (x.size + 3) // 4
+    whole = max(min(i1, x.size - 3 * quarter), i0)  # counters from here on have fewer than four elements
+    x0, x1, x2, x3 = x[i0:], x[quarter + i0 :], x[2 * quarter + i0 :], x[3 * quarter + i0 :]
+    y0, y1, y2, y3 = y[i0:], y[quarter + i0 :], y[2 * quarter + i0 :], y[3 * quarter + i0 :]
+    for c in range(np.uintp(whole - i0)):
+        r0, r1, r2, r3 = _philox(c + np.uintp(i0), stream, key0, key1)
+        y0[c] = x0[c] * scale if r0 >= threshold else zero
+        y1[c] = x1[c] * scale if r1 >= threshold else zero
+        y2[c] = x2[c] * scale if r2 >= threshold else zero
+        y3[c] = x3[c] * scale if r3 >= threshold else zero
+    for c in range(whole, i1):
+        words = _philox(np.uintp(c), stream, key0, key1)
+        for w in range(4):
+            place = w * quarter + c
+            if place < x.size:
+                y[place] = x[place] * scale if words[w] >= threshold else zero
+
+
+@kernel(lambda T: VOID(flat(T), result(T, 1, "C"), U64, T, U64, U64, U64, INT), parallel=True)
+def dropout_elements(x, y, threshold, scale, key0, key1, stream, nt):
+    """y = x scale where the random word is at least the threshold, else 0"""
+    quarter = (x.size + 3) // 4
+    for t in numba.prange(nt):
+        _dropout(x, y, threshold, scale, key0, key1, stream, t * quarter // nt, (t + 1) * quarter // nt)
+
+
+def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
+    """y_i = x_i / (1 − p) with probability 1 − p, else 0; the same for the same seed, stream and number of elements."""
+    if not _covers(x) or p >= 1:
+        return reference.dropout(x, p=p, seed=seed, stream=stream)
+    y = np.empty(x.shape, x.dtype)
+    dropout_elements[x.dtype.char](
+        plain(x).reshape(-1), y.reshape(-1), round(p * 2**32), 1 / (1 - p), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF,
+        stream & 0xFFFFFFFFFFFFFFFF, shares(x.size),
+    )  # fmt: skip
+    return y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and optimiser
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel(lambda T: INT(flat(T, 2), TABLE, result(T, 2, "C"), INT), parallel=True)
+def gather_rows(table, index, y, nt):
+    """y_i = table[index_i]; returns 1 + the first place whose index is out of range, or 0"""
+    for i in range(index.size):
+        if not -len(table) <= index[i] < len(table):
+            return i + 1
+    for t in numba.prange(nt):
+        for i in range(t * index.size // nt, (t + 1) * index.size // nt):
+            row, out = table[index[i]], y[i]
+            for j in range(np.uintp(row.size)):
+                out[j] = row[j]
+    return 0
+
+
+def embedding(table: Array, index: Array) -> Array:
+    """y_i = table[index_i].     (V, n), (…) → (…, n)"""
+    if not _covers(table) or table.ndim != 2 or index.dtype.kind not in "iu" or index.size * table.shape[1] <= SMALL:
+        return reference.embedding(table, index)
+    y = np.empty((index.size, table.shape[1]), table.dtype)
+    bad = gather_rows[table.dtype.char](plain(table), _integers(index).reshape(-1), y, threads())
+    if bad:
+        raise IndexError(f"embedding: index {index.reshape(-1)[bad - 1]} is out of range for a table of {len(table)} rows")
+    return y.reshape((*index.shape, table.shape[1]))
+
+
+@kernel(lambda T: INT(result(T, 2, "C"), TABLE, flat(T, 2), INT), parallel=True)
+def scatter_rows(out, index, source, nt):
+    """out[index_i] += source_i in the order of i; threads share the columns, so no two write to one place"""
+    for i in range(index.size):
+        if not -len(out) <= index[i] < len(out):
+            return i + 1
+    n = out.shape[1]
+    for t in numba.prange(nt):
+        j0, j1 = t * n // nt, (t + 1) * n // nt
+        for i in range(index.size):
+            row, add = out[index[i], j0:j1], source[i, j0:j1]
+            for j in range(np.uintp(row.size)):
+                row[j] += add[j]
+    return 0
+
+
+def scatter_add(out: Array, index: Array, source: Array) -> None:
+    """out[index_i] += source_i, in place; repeats add up.     (V, …), any shape, (*index.shape, …)"""
+    width = out[0].size if len(out) else 0
+    if not _covers(out, source) or not out.flags.carray or index.dtype.kind not in "iu" or width < 4 or index.size == 0:
+        reference.scatter_add(out, index, source)
+        return
+    rows = plain(source).reshape(index.size, width)
+    nt = min(shares(source.size), max(width // 16, 1))
+    bad = scatter_rows[out.dtype.char](out.reshape(len(out), width), _integers(index).reshape(-1), rows, nt)
+    if bad:
+        raise IndexError(f"scatter_add: index {index.reshape(-1)[bad - 1]} is out of range for {len(out)} rows")
+
+
+@sums
+def _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps):
+    for j in range(np.uintp(p.size)):
+        grad = g[j] + l2 * p[j]
+        first = beta1 * m[j] + rest1 * grad
+        second = beta2 * v[j] + rest2 * (grad * grad)
+        m[j], v[j] = first, second
+        p[j] = p[j] * decay - rate * (first / (np.sqrt(second) * root + eps))
+
+
+def _adamw_signature(T: Any) -> Any:
+    one = result(T, 1, "C")
+    return VOID(one, flat(T), one, one, T, T, T, T, T, T, T, T, T, INT)
+
+
+@kernel(_adamw_signature, parallel=True)
+def adamw_elements(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps, nt):
+    """One step, on one flat buffer of parameters"""
+    if nt == 1:
+        _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * p.size // nt, (t + 1) * p.size // nt
+            _adamw(p[i0:i1], g[i0:i1], m[i0:i1], v[i0:i1], decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
+
+
+def _adam(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    l2: float,
+) -> bool:
+    if not _covers(p, g, m, v) or not (p.flags.carray and m.flags.carray and v.flags.carray) or not p.shape == g.shape:
+        return False
+    adamw_elements[p.dtype.char](
+        p.reshape(-1), plain(g).reshape(-1), m.reshape(-1), v.reshape(-1), decay, l2, beta1, 1 - beta1, beta2, 1 - beta2,
+        lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), eps, shares(p.size),
+    )  # fmt: skip
+    return True
+
+
+def adamw(
+    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """One step of AdamW, in place on p, m and v: the decay acts on the parameters, not on the gradient."""
+    if not _adam(p, g, m, v, step, lr, beta1, beta2, eps, 1 - lr * weight_decay, 0.0):
+        reference.adamw(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+
+
+def adam(
+    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """One step of Adam, in place on p, m and v: the decay is a gradient, of ½ λ |p|²."""
+    if not _adam(p, g, m, v, step, lr, beta1, beta2, eps, 1.0, weight_decay):
+        reference.adam(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)

@@ -1,0 +1,396 @@
+r"""Vectors of the machine, from Python: the register tile on which matrix products run, and the copies that feed it.
+
+A product C += A B spends its time in one loop. A tile of C, `height` rows by two vectors, stays in registers while k runs:
+
+    for k:    b₀, b₁ = two vectors of row k of B
+              for i < height:    c_i₀ += a_ik b₀,    c_i₁ += a_ik b₁          (a_ik broadcast to all lanes)
+
+2 · height products for every 2 + height loads: arithmetic binds, not memory, as long as the tile fits the register
+file: height 14 of AVX-512's or NEON's 32 registers (28 sums, 2 of B, 1 of A), 6 of AVX2's 16 (12 + 2 + 1).
+No loop written in Python keeps a tile in registers: LLVM's loop vectoriser works on one loop, not on a nest of them. So
+the tile is written as LLVM instructions on vectors, through Numba's `intrinsic`, one piece for each height and width,
+since an index into registers must be known when it is compiled. Edges: the last columns of C are stored under a mask;
+B is read in whole vectors, so a panel of B that does not end with one is to be copied and filled with zeros (`pack`).
+
+Both are compiled once for each element type, as C functions, and called by address: Numba would otherwise compile them
+again into every kernel that uses them. Addresses and strides are in bytes, as NumPy gives them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.cpu.build import INT, VOID, helper, kernel
+
+I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
+BYTES = I8.as_pointer()
+
+
+def _machine() -> tuple[int, int]:
+    """Bits of a vector, number of vector registers. SCRATCHGEN_SIMD=128, 256 or 512 forces a width."""
+    features = llvm.get_host_cpu_features()
+    arm = "aarch64" in llvm.get_default_triple() or "arm64" in llvm.get_default_triple()
+    bits = 512 if features.get("avx512f") else 256 if features.get("avx2") and features.get("fma") else 128
+    bits = int(os.environ.get("SCRATCHGEN_SIMD") or bits)
+    if bits not in (128, 256, 512):
+        raise ValueError(f"SCRATCHGEN_SIMD: expected 128, 256 or 512, got {bits}")
+    return bits, 32 if bits == 512 or arm else 16
+
+
+BITS, REGISTERS = _machine()
+HEIGHT = 14 if REGISTERS == 32 else 6  # rows of a tile
+VECTORS = 2  # vectors of a row
+
+
+def lanes(itemsize: int) -> int:
+    """Elements of a vector."""
+    return BITS // 8 // itemsize
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pointers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def address(typingctx: Any, array: Any) -> Any:
+    """Where the first element of an array lies."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.ptrtoint(array.data, I64)
+
+    return types.intp(array), codegen
+
+
+@intrinsic
+def load(typingctx: Any, where: Any, like: Any) -> Any:
+    """The number at an address, of the type of `like`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        return builder.load(builder.inttoptr(args[0], kind.as_pointer()), align=1)
+
+    return like(types.intp, like), codegen
+
+
+@intrinsic
+def store(typingctx: Any, where: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, value), codegen
+
+
+@intrinsic
+def call(typingctx: Any, function: Any, arguments: Any) -> Any:
+    """Call the C function at an address with a tuple of numbers; literal integers become `intp`."""
+    kinds = [types.intp if isinstance(t, types.Integer | types.Boolean) else t for t in arguments]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = cgutils.unpack_tuple(builder, args[1])
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in values])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.Tuple(kinds)), codegen
+
+
+@intrinsic
+def _pointer(typingctx: Any, where: Any, like: Any) -> Any:
+    kind = types.CPointer(like)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.intp, like), codegen
+
+
+@helper
+def view(where, n, like):
+    """n elements from an address on, as an array of the type of `like`."""
+    return carray(_pointer(where, like), n)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vectors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Vectors:
+    """LLVM's vectors of one element type, and the instructions on them."""
+
+    def __init__(self, builder: Any, element: Any) -> None:
+        self.builder, self.element = builder, element
+        self.itemsize = 4 if isinstance(element, ir.FloatType) else 8
+        self.lanes = lanes(self.itemsize)
+        self.type = ir.VectorType(element, self.lanes)
+        self.mask_type = ir.VectorType(I1, self.lanes)
+        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
+        name = f"v{self.lanes}f{8 * self.itemsize}"
+        pointer, align = self.type.as_pointer(), I32
+        self._fma = self._declare(f"llvm.fma.{name}", self.type, [self.type] * 3)
+        self._load = self._declare(f"llvm.masked.load.{name}.p0", self.type, [pointer, align, self.mask_type, self.type])
+        self._store = self._declare(f"llvm.masked.store.{name}.p0", ir.VoidType(), [self.type, pointer, align, self.mask_type])
+
+    def _declare(self, name: str, returns: Any, arguments: list) -> Any:
+        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(returns, arguments), name)
+
+    def at(self, base: Any, *offsets: Any) -> Any:
+        """A pointer so many bytes on."""
+        for offset in offsets:
+            base = self.builder.gep(base, [offset if isinstance(offset, ir.Value) else ir.Constant(I64, offset)])
+        return base
+
+    def splat(self, x: Any) -> Any:
+        """x in every lane."""
+        kind = ir.VectorType(x.type, self.lanes)
+        nothing = ir.Constant(kind, ir.Undefined)
+        one = self.builder.insert_element(nothing, x, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
+
+    def mask(self, n: Any, v: int) -> Any:
+        """Lane i of vector v: is v · lanes + i < n?"""
+        columns = ir.Constant(ir.VectorType(I32, self.lanes), list(range(v * self.lanes, (v + 1) * self.lanes)))
+        return self.builder.icmp_signed("<", columns, self.splat(self.builder.trunc(n, I32)))
+
+    def broadcast(self, where: Any) -> Any:
+        return self.splat(self.builder.load(self.builder.bitcast(where, self.element.as_pointer()), align=self.itemsize))
+
+    def load(self, where: Any, mask: Any = None) -> Any:
+        """A vector; 0 where the mask is off, whose memory is not touched."""
+        where = self.builder.bitcast(where, self.type.as_pointer())
+        if mask is None:
+            return self.builder.load(where, align=self.itemsize)
+        return self.builder.call(self._load, [where, ir.Constant(I32, self.itemsize), mask, self.zero])
+
+    def store(self, x: Any, where: Any, mask: Any = None) -> None:
+        where = self.builder.bitcast(where, self.type.as_pointer())
+        if mask is None:
+            self.builder.store(x, where, align=self.itemsize)
+        else:
+            self.builder.call(self._store, [x, where, ir.Constant(I32, self.itemsize), mask])
+
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        return self.builder.call(self._fma, [x, y, z])
+
+
+def _stay_rolled(branch: Any, module: Any) -> None:
+    """Keep LLVM from unrolling this loop: a body that just fills the registers would spill."""
+    loop = module.add_metadata([module.add_metadata([ir.MetaDataString(module, f"loop {len(module.metadata)}")])])
+    loop.operands = (loop, module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")]))  # refers to itself
+    branch.set_metadata("llvm.loop", loop)
+
+
+@intrinsic
+def _tile(
+    typingctx: Any, k: Any, a: Any, a_rs: Any, a_cs: Any, b: Any, b_rs: Any, c: Any, c_rs: Any, m: Any, n: Any, add: Any
+) -> Any:
+    """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`; m ≤ HEIGHT, n ≤ VECTORS vectors, c_cs = b_cs = one element."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        element = context.get_value_type(signature.args[1].dtype)
+        vec, zero = _Vectors(builder, element), ir.Constant(I64, 0)
+        k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add = args
+        a, b, c = (builder.bitcast(x, BYTES) for x in (a, b, c))
+        wide = vec.lanes * vec.itemsize
+        adding = builder.icmp_signed("!=", add, zero)
+        add_mask = vec.splat(adding)
+        masks = [vec.mask(n, v) for v in range(VECTORS)]
+        a_rows = [builder.mul(a_rs, ir.Constant(I64, i)) for i in range(HEIGHT)]
+        c_rows = [builder.mul(c_rs, ir.Constant(I64, i)) for i in range(HEIGHT)]
+        leave = builder.append_basic_block("leave")
+
+        def product(height: int, width: int) -> None:
+            before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
+            builder.cbranch(builder.icmp_signed(">", k, zero), body, after)
+            builder.position_at_end(body)
+            count, at_a, at_b = builder.phi(I64), builder.phi(BYTES), builder.phi(BYTES)
+            sums = [builder.phi(vec.type) for _ in range(height * width)]
+            row = [vec.load(vec.at(at_b, v * wide)) for v in range(width)]
+            new = []
+            for i in range(height):
+                a_ik = vec.broadcast(vec.at(at_a, a_rows[i]))
+                new += [vec.fma(a_ik, row[v], sums[i * width + v]) for v in range(width)]
+            left = builder.sub(count, ir.Constant(I64, 1))
+            firsts, nexts = [k, a, b] + [vec.zero] * len(sums), [left, vec.at(at_a, a_cs), vec.at(at_b, b_rs), *new]
+            for phi, first, following in zip([count, at_a, at_b, *sums], firsts, nexts, strict=True):
+                phi.add_incoming(first, before)
+                phi.add_incoming(following, body)
+            _stay_rolled(builder.cbranch(builder.icmp_signed(">", left, zero), body, after), builder.module)
+            builder.position_at_end(after)
+            totals = []
+            for x in new:
+                totals.append(builder.phi(vec.type))
+                totals[-1].add_incoming(vec.zero, before)
+                totals[-1].add_incoming(x, body)
+            write(totals, height, width)
+
+        def write(totals: list, height: int, width: int) -> None:
+            whole = builder.icmp_signed(">=", n, ir.Constant(I64, width * vec.lanes))
+            cells = [(i, v) for i in range(height) for v in range(width)]
+            with builder.if_else(whole) as (then, otherwise):
+                with then:
+                    with builder.if_else(adding) as (then_add, otherwise_set):
+                        with then_add:
+                            for (i, v), x in zip(cells, totals, strict=True):
+                                where = vec.at(c, c_rows[i], v * wide)
+                                vec.store(builder.fadd(x, vec.load(where)), where)
+                        with otherwise_set:
+                            for (i, v), x in zip(cells, totals, strict=True):
+                                vec.store(x, vec.at(c, c_rows[i], v * wide))
+                with otherwise:
+                    for (i, v), x in zip(cells, totals, strict=True):
+                        where = vec.at(c, c_rows[i], v * wide)
+                        old = vec.load(where, builder.and_(masks[v], add_mask))
+                        vec.store(builder.fadd(x, old), where, masks[v])
+            builder.branch(leave)
+
+        for width in range(1, VECTORS + 1):
+            this, wider = builder.append_basic_block("width"), builder.append_basic_block("wider")
+            builder.cbranch(builder.icmp_signed("<=", n, ir.Constant(I64, width * vec.lanes)), this, wider)
+            builder.position_at_end(this)
+            switch = builder.switch(m, leave)
+            for height in range(1, HEIGHT + 1):
+                case = builder.append_basic_block(f"tile{height}x{width}")
+                switch.add_case(ir.Constant(I64, height), case)
+                builder.position_at_end(case)
+                product(height, width)
+            builder.position_at_end(wider)
+        builder.branch(leave)
+        builder.position_at_end(leave)
+        return context.get_dummy_value()
+
+    return types.void(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add), codegen
+
+
+@intrinsic
+def _copy(typingctx: Any, rows: Any, n: Any, s: Any, s_rs: Any, d: Any, d_rs: Any) -> Any:
+    """d[i, :lanes] = s[i, :n], zeros after n ≤ lanes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, n, s, s_rs, d, d_rs = args
+        vec = _Vectors(builder, context.get_value_type(signature.args[2].dtype))
+        s, d = (builder.bitcast(x, BYTES) for x in (s, d))
+        mask = vec.mask(n, 0)
+        with builder.if_else(builder.icmp_signed(">=", n, ir.Constant(I64, vec.lanes))) as (then, otherwise):
+            for branch, which in ((then, None), (otherwise, mask)):
+                with branch, cgutils.for_range(builder, rows) as loop:
+                    x = vec.load(vec.at(s, builder.mul(loop.index, s_rs)), which)
+                    vec.store(x, vec.at(d, builder.mul(loop.index, d_rs)))
+        return context.get_dummy_value()
+
+    return types.void(rows, n, s, s_rs, d, d_rs), codegen
+
+
+@intrinsic
+def _transpose(typingctx: Any, s: Any, s_cs: Any, d: Any, d_rs: Any) -> Any:
+    """d[i, j] = s[i, j] for a square of lanes × lanes whose columns are contiguous in s, its rows in d.
+
+    log₂ lanes rounds: exchange the h × h blocks off the diagonal, h = lanes/2, …, 2, 1.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        s, s_cs, d, d_rs = args
+        vec = _Vectors(builder, context.get_value_type(signature.args[0].dtype))
+        s, d = (builder.bitcast(x, BYTES) for x in (s, d))
+        n = vec.lanes
+        x = [vec.load(vec.at(s, builder.mul(s_cs, ir.Constant(I64, i)))) for i in range(n)]
+        kind, h = ir.VectorType(I32, n), n // 2
+        while h:
+            upper = ir.Constant(kind, [j - h + n if j & h else j for j in range(n)])
+            lower = ir.Constant(kind, [j + n if j & h else j + h for j in range(n)])
+            y = list(x)
+            for i in range(n):
+                if not i & h:
+                    y[i] = builder.shuffle_vector(x[i], x[i + h], upper)
+                    y[i + h] = builder.shuffle_vector(x[i], x[i + h], lower)
+            x, h = y, h // 2
+        for i in range(n):
+            vec.store(x[i], vec.at(d, builder.mul(d_rs, ir.Constant(I64, i))))
+        return context.get_dummy_value()
+
+    return types.void(s, s_cs, d, d_rs), codegen
+
+
+@intrinsic
+def _element(typingctx: Any, pointer: Any) -> Any:
+    """The 0 of the type that a pointer points to."""
+    return pointer.dtype(pointer), lambda context, builder, signature, args: ir.Constant(
+        context.get_value_type(signature.return_type), 0.0
+    )
+
+
+@intrinsic
+def _move(typingctx: Any, pointer: Any, offset: Any) -> Any:
+    """The pointer so many bytes on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        moved = builder.gep(builder.bitcast(args[0], BYTES), [args[1]])
+        return builder.bitcast(moved, args[0].type)
+
+    return pointer(pointer, types.intp), codegen
+
+
+@intrinsic
+def _itemsize(typingctx: Any, pointer: Any) -> Any:
+    """Bytes of what a pointer points to."""
+    size = pointer.dtype.bitwidth // 8
+    return types.intp(pointer), lambda context, builder, signature, args: ir.Constant(I64, size)
+
+
+@intrinsic
+def _integer(typingctx: Any, pointer: Any) -> Any:
+    return types.intp(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], I64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two C functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel(
+    lambda T: VOID(INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, types.CPointer(T), INT, INT, INT, INT),
+    callback=True,
+)
+def tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add):
+    """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`: see `_tile`."""
+    _tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add)
+
+
+@helper
+def _copy_scalars(s, s_rs, s_cs, d, d_rs, i0, i1, j0, j1):
+    zero, size = _element(s), _itemsize(s)
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            store(_integer(d) + i * d_rs + j * size, load(_integer(s) + i * s_rs + j * s_cs, zero))
+
+
+@kernel(lambda T: VOID(INT, INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, INT), callback=True)
+def pack(rows, n, s, s_rs, s_cs, d, d_rs, width):
+    """d[:rows, :n] = s[:rows, :n], rows contiguous in d, zeros in columns n to `width`, a whole number of vectors."""
+    zero, size = _element(s), _itemsize(s)
+    step = BITS // 8 // size
+    if s_cs == size:
+        for j in range(0, width, step):
+            _copy(rows, min(max(n - j, 0), step), _move(s, j * size), s_rs, _move(d, j * size), d_rs)
+        return
+    done_rows, done = 0, 0
+    if s_rs == size:
+        done_rows, done = rows // step * step, n // step * step
+        for j in range(0, done, step):
+            for i in range(0, done_rows, step):
+                _transpose(_move(s, i * size + j * s_cs), s_cs, _move(d, i * d_rs + j * size), d_rs)
+    _copy_scalars(s, s_rs, s_cs, d, d_rs, 0, done_rows, done, n)
+    _copy_scalars(s, s_rs, s_cs, d, d_rs, done_rows, rows, 0, n)
+    for i in range(rows):
+        for j in range(n, width):
+            store(_integer(d) + i * d_rs + j * size, zero)

@@ -1,0 +1,37 @@
+"""One pool of threads for all kernels: Numba's. SCRATCHGEN_THREADS sets how many; by default, one for each core.
+
+Work is cut into as many equal parts as there are threads, in an order that does not depend on the clock: the same bits
+at the same number of threads. A threaded BLAS beside the pool makes both ten times slower, since the idle threads of
+each keep spinning on the cores of the other: the kernels call none.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numba
+
+
+def _wanted() -> int:
+    text = os.environ.get("SCRATCHGEN_THREADS", "")
+    if not text:
+        return numba.config.NUMBA_NUM_THREADS
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"SCRATCHGEN_THREADS: expected a number from 1, got {text!r}")
+    return min(int(text), numba.config.NUMBA_NUM_THREADS)
+
+
+_count = _wanted()
+
+
+def threads() -> int:
+    """How many threads kernels use."""
+    return _count
+
+
+def set_threads(n: int) -> None:
+    """Use n threads from now on, at most as many as the pool has."""
+    global _count
+    if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"set_threads: expected 1 to {numba.config.NUMBA_NUM_THREADS}, got {n}")
+    _count = n

@@ -1,0 +1,267 @@
+"""Every door of `kernels.cpu` against the reference, on arrays between two pages that may not be touched.
+
+Run as a program, with SCRATCHGEN_SIMD for the width of the vectors: `python tests/kernel_cases.py f matmul attention`.
+Prints a line for each door: its name and what was wrong. An element read or written out of bounds ends the program.
+"""
+
+import ctypes
+import itertools
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kernels import reference
+
+PAGE = mmap.PAGESIZE
+TOLERANCE = {"f": 3e-4, "d": 1e-10}
+libc = ctypes.CDLL(None, use_errno=True)
+at_end = True  # does an array end where the forbidden page begins, or begin where it ends?
+
+
+def guarded(shape, dtype, strides=None, low=0, extent=None):
+    """An array against a page that may not be touched; `low`: bytes of its extent that lie before its first element."""
+    dtype = np.dtype(dtype)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    extent = int(np.prod(shape)) * dtype.itemsize if extent is None else extent
+    pages = -(-max(extent, 1) // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        if libc.mprotect(ctypes.c_void_p(start + page * PAGE), PAGE, 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = (pages + 1) * PAGE - extent if at_end else PAGE
+    return np.ndarray(shape, dtype, memory, offset + low, strides)
+
+
+def place(x):
+    """A copy of x with its strides, in guarded memory."""
+    if not isinstance(x, np.ndarray) or x.size == 0:
+        return x
+    first, last = np.lib.array_utils.byte_bounds(x)
+    low = x.__array_interface__["data"][0] - first
+    y = guarded(x.shape, x.dtype, x.strides, low, last - first)
+    if 0 in x.strides:
+        y[tuple(slice(0, 1) if s == 0 else slice(None) for s in x.strides)] = x[
+            tuple(slice(0, 1) if s == 0 else slice(None) for s in x.strides)
+        ]
+    else:
+        y[...] = x
+    return y
+
+
+class GuardedNumPy:
+    """NumPy, but what it allocates lies in guarded memory, so that results are watched too."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype=float):
+        return guarded(shape, dtype)
+
+    def zeros(self, shape, dtype=float):
+        return guarded(shape, dtype)  # fresh pages are zeros
+
+    def empty_like(self, x):
+        like = np.empty_like(x)
+        return guarded(like.shape, like.dtype, like.strides, 0, like.nbytes)
+
+
+def layouts(x):
+    """The same matrices, contiguous and not."""
+    yield x
+    yield np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+    yield np.repeat(np.repeat(x, 2, -1), 2, -2)[..., ::2, ::2]
+    yield np.ascontiguousarray(np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]))[..., :-3]
+    yield np.ascontiguousarray(x[..., ::-1, ::-1])[..., ::-1, ::-1]
+
+
+def matmul_cases(letter, normal):
+    sizes = [(1, 1, 1), (1, 5, 3), (3, 0, 4), (0, 3, 4), (4, 3, 0), (17, 33, 65), (64, 64, 64), (131, 300, 260), (5, 700, 300)]
+    for m, k, n in sizes:
+        for a, b in itertools.product(layouts(normal(m, k)), layouts(normal(k, n))):
+            yield "matmul", (a, b), {}
+    for a, b in (((4,), (4,)), ((1,), (3,)), ((), (5,)), ((2, 3), (3,)), ((2, 1, 3), (4, 1)), ((0,), (1,))):
+        for m, k, n in ((5, 7, 9), (70, 64, 65)):
+            yield "matmul", (normal(*a, m, k), normal(*b, k, n).swapaxes(-1, -2).copy().swapaxes(-1, -2)), {}
+    yield "matmul", (np.broadcast_to(normal(1, 40), (30, 40)), np.broadcast_to(normal(40, 1), (40, 70))), {}
+    for out in layouts(normal(61, 71)):
+        for activation, bias in itertools.product((None, "relu", "gelu", "gelu_tanh"), (None, normal(71), normal(61, 1))):
+            yield "matmul", (normal(61, 37), normal(37, 71)), {"out": out, "bias": bias, "activation": activation}
+        yield "matmul", (normal(61, 37), normal(37, 71)), {"out": out, "accumulate": True}
+    yield "matmul", (normal(300, 64), normal(64, 300)), {"bias": normal(300), "activation": "relu"}
+    yield "matmul", (normal(20, 64), normal(64, 700)), {"bias": normal(700), "activation": "gelu"}
+    special = normal(20, 20)
+    special[0, 0], special[1, 1], special[2, 2] = np.nan, np.inf, -np.inf
+    yield "matmul", (special, normal(20, 20)), {}
+
+
+def attention_cases(letter, normal):
+    def heads(*shape):  # as a model has them: the dimension of the heads inside that of the places
+        return np.moveaxis(normal(*shape[:-3], shape[-2], shape[-3], shape[-1] + 2), -3, -2)[..., :-2]
+
+    shapes = [
+        ((), (), 1, 1, 1, 1),
+        ((2, 3), (2, 3), 5, 7, 3, 4),
+        ((1, 2), (1, 2), 130, 70, 16, 65),
+        ((3,), (3,), 1, 300, 64, 64),
+        ((2, 2, 3), (2, 2, 1), 33, 40, 8, 8),
+        ((2, 3), (1, 3), 20, 30, 5, 7),
+        ((2,), (), 150, 600, 33, 20),
+        ((2,), (2,), 3, 9, 16, 16),
+        ((2,), (2,), 0, 5, 4, 4),
+    ]
+    for (q_lead, k_lead, t, s, d, e), causal in itertools.product(shapes, (False, True)):
+        lead = np.broadcast_shapes(q_lead, k_lead)
+        dead = np.where(normal(t, s) < 0, -np.inf, 0).astype(letter)
+        dead[:2] = -np.inf  # rows that may attend to nothing
+        padding = np.where(normal(*lead[:1], *[1] * len(lead[1:]), 1, s) < -0.5, -np.inf, 0).astype(letter)
+        for mask in (None, normal(*lead, t, s), padding, dead):
+            make = heads if len(q_lead) == 2 and len(k_lead) == 2 else normal
+            q, k, v = make(*q_lead, t, d), make(*k_lead, s, d), make(*k_lead, s, e)
+            options = {"causal": causal, "mask": mask}
+            yield "attention", (q, k, v), options
+            out, lse = reference.attention(q, k, v, **options)
+            yield "attention_backward", (normal(*lead, t, e), q, k, v, out, lse), options
+
+
+def rows_cases(letter, normal):
+    for n, width in ((1, 1), (3, 5), (70, 65), (400, 130), (0, 4), (4, 0)):
+        x, dy, w, b = 3 * normal(n, width), normal(n, width), normal(width), normal(width)
+        inputs = [x]
+        if n == 70:
+            special = x.copy()
+            special[1], special[2, 3], special[0, 1], special[5, 5] = -np.inf, -np.inf, np.nan, np.inf
+            inputs += [special, np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2]]
+        for y in inputs:
+            for door in ("softmax", "log_softmax"):
+                yield door, (y,), {"axis": -1}
+                yield door, (y,), {"axis": 0}
+            for approximate in ("none", "tanh"):
+                yield "gelu", (y,), {"approximate": approximate}
+                yield "gelu_backward", (dy, y), {"approximate": approximate}
+            yield "silu", (y,), {}
+            yield "silu_backward", (dy, y), {}
+            for p in (0.0, 0.3, 1.0):
+                yield "dropout", (y,), {"p": p, "seed": 12345678901, "stream": 7}
+            if not width:
+                continue
+            target = np.arange(n) % width
+            target[::3] = -100
+            yield "cross_entropy", (y, target), {}
+            yield "cross_entropy_backward", (normal(n), y, target, reference.cross_entropy(y, target)[1]), {}
+            finite = np.nan_to_num(y, posinf=1, neginf=0)
+            _, mean, rstd = reference.layer_norm(finite, w, b)
+            yield "layer_norm", (finite, w, b), {}
+            yield "layer_norm_backward", (dy, finite, w, mean, rstd), {}
+            if not n:
+                continue
+            rstd = reference.rms_norm(finite, w)[1]
+            yield "rms_norm", (finite, w), {}
+            yield "rms_norm_backward", (dy, finite, w, rstd), {}
+            for shape in ((n, width), (n, width, 1), (2, width, n)) if n > 1 else ():
+                image, grad = normal(*shape), normal(*shape)
+                _, mean, rstd = reference.batch_norm(image, w, b)
+                yield "batch_norm", (image, w, b), {}
+                yield "batch_norm_backward", (grad, image, w, mean, rstd), {}
+    index = np.arange(-50, 50).repeat(12).reshape(40, 30)
+    for width in (1, 24, 33):
+        yield "embedding", (normal(50, width), index), {}
+    for shape in ((50, 24), (50,), (50, 3, 11)):
+        yield "scatter_add", (normal(*shape), index, normal(40, 30, *shape[1:])), {}
+    options = {"step": 3, "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+    for n in (1, 37, 20001):
+        for door in ("adam", "adamw"):
+            yield door, (normal(n), normal(n), normal(n), abs(normal(n))), options
+
+
+CASES = {"matmul": matmul_cases, "attention": attention_cases, "rows": rows_cases}
+
+
+def difference(ours, theirs, tolerance):
+    """What is wrong with a result, or None."""
+    if isinstance(theirs, tuple):
+        return next((d for x, y in zip(ours, theirs, strict=True) if (d := difference(x, y, tolerance))), None)
+    if theirs is None:
+        return None if ours is None else "expected None"
+    while theirs.ndim > ours.ndim:  # keys that heads share: the reference leaves their gradients apart
+        theirs = theirs.sum(axis=0)
+    for axis, n in enumerate(ours.shape):
+        if n == 1 and theirs.shape[axis] > 1:
+            theirs = theirs.sum(axis=axis, keepdims=True)
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return f"expected {theirs.dtype} {theirs.shape}, got {ours.dtype} {ours.shape}"
+    if not np.allclose(
+        ours,
+        theirs,
+        rtol=tolerance,
+        atol=tolerance * max(1, 0.3 * np.nanmax(abs(theirs), initial=0, where=np.isfinite(theirs))),
+    ):
+        if not np.allclose(ours, theirs, rtol=tolerance, atol=10 * tolerance, equal_nan=True):
+            return f"off by {np.nanmax(abs(ours - theirs)):.2g} at {theirs.shape}"
+    return None
+
+
+def check(module, door, arguments, options, tolerance):
+    """One case: with ordinary results, and with guarded ones at either end."""
+    global at_end
+    expected = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
+    wanted_options = {k: v.copy() if k == "out" else v for k, v in options.items()}
+    wanted = getattr(reference, door)(*expected, **wanted_options)
+    for guard in (None, True, False):
+        if guard is not None:
+            at_end = guard
+            module.np = GuardedNumPy()
+            module.scratch = lambda letter, n: guarded(n, letter)
+        inputs = [place(x) for x in arguments]
+        given = {k: place(v) for k, v in options.items()}
+        try:
+            got = getattr(module, door)(*inputs, **given)
+        finally:
+            module.np, module.scratch = np, kept_scratch
+        if wanted is None:  # in place: the arguments are the results
+            got, want = tuple(inputs), tuple(expected)
+        else:
+            want = wanted
+            for before, after in zip(arguments, inputs, strict=True):
+                if isinstance(before, np.ndarray) and not np.array_equal(before, after, equal_nan=True):
+                    return "an input was changed"
+        if "out" in given and got is not given["out"]:
+            return "out= was not returned"
+        wrong = difference(got, want, tolerance)
+        if wrong:
+            return wrong
+    return None
+
+
+def main(letter, rooms):
+    from importlib import import_module
+
+    global kept_scratch
+    from kernels.cpu.build import scratch as kept_scratch
+
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(letter)
+
+    np.seterr(all="ignore")
+    for room in rooms:
+        module = import_module(f"kernels.cpu.{room}")
+        failures = {}
+        for door, arguments, options in CASES[room](letter, normal):
+            wrong = check(module, door, arguments, options, TOLERANCE[letter])
+            failures.setdefault(door, [])
+            if wrong:
+                shapes = [x.shape if isinstance(x, np.ndarray) else x for x in arguments]
+                named = {k: v.shape if isinstance(v, np.ndarray) else v for k, v in options.items()}
+                failures[door].append(f"{shapes} {named}: {wrong}")
+        for door, wrong in failures.items():
+            print(f"{door}\t{len(wrong)}\t{'; '.join(wrong[:3])}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,214 @@
+"""The kernels: every door in every storey, each width of vectors, and the door itself.
+
+The comparisons run in processes of their own (`kernel_cases.py`), two at a time: the width of the vectors is fixed when
+the kernels are imported, and an element read out of bounds ends the process, not the tests.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kernels
+from kernels import reference
+
+DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")  # the other types and widths take minutes to compile
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {  # element type, width of the vectors (0: the machine's), rooms
+    "float32": ("f", 0, ("matmul", "attention", "rows")),
+    "float64": ("d", 0, ("matmul", "attention", "rows")),
+    "float32 in 256 bits": ("f", 256, ("matmul", "attention")),
+    "float64 in 128 bits": ("d", 128, ("matmul",)),
+}
+
+
+def python(*arguments, **environment):
+    """A fresh process in the checkout."""
+    known = {k: v for k, v in os.environ.items() if not k.startswith("SCRATCHGEN_")} | {"SCRATCHGEN_KERNELS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, cwd=ROOT, env={**known, **environment}
+    )
+
+
+def cases(letter, bits, rooms):
+    environment = {"SCRATCHGEN_SIMD": str(bits)} if bits else {}
+    environment["OMP_WAIT_POLICY"] = "passive"  # processes share the cores here: waiting threads should give theirs up
+    return python("tests/kernel_cases.py", letter, *rooms, SCRATCHGEN_THREADS="2", **environment)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(cases, *run) for name, run in RUNS.items() if DEEP or name == "float32"}
+
+
+@pytest.mark.parametrize("name", ["float32", *[pytest.param(name, marks=pytest.mark.deep) for name in list(RUNS)[1:]]])
+def test_every_door_against_the_reference_between_guard_pages(runs, name):
+    done = runs[name].result()
+    assert done.returncode == 0, f"ended with {done.returncode} after:\n{done.stdout}\n{done.stderr[-3000:]}"
+    wrong = [line for line in done.stdout.splitlines() if line.split("\t")[1] != "0"]
+    assert not wrong, "\n".join(wrong)
+    if len(RUNS[name][2]) == 3:  # every door was there
+        doors = {line.split("\t")[0] for line in done.stdout.splitlines()}
+        assert doors == {door for room, doors in kernels.CPU.items() if room != "convolution" for door in doors}
+
+
+@pytest.mark.parametrize("place", [-1, 5])
+def test_the_guard_pages_guard(place):
+    touch = f"""
+import sys
+sys.path.insert(0, "tests")
+import ctypes, kernel_cases
+kernel_cases.at_end = {place > 0}
+x = kernel_cases.guarded(5, "f")
+address = x.__array_interface__["data"][0]
+print(ctypes.c_float.from_address(address).value, flush=True)
+ctypes.c_float.from_address(address + 4 * {place}).value
+"""
+    done = python("-c", touch)
+    assert done.stdout == "0.0\n"
+    assert done.returncode != 0
+
+
+def test_nothing_is_imported_or_compiled_before_it_is_wanted():
+    done = python("-c", "import sys, kernels; print('numba' in sys.modules, 'scipy' in sys.modules, kernels.storey)")
+    assert done.stdout == "False False cpu\n", done.stderr
+
+
+def test_the_default_is_the_reference():
+    done = python("-c", "import kernels; print(kernels.chosen())", SCRATCHGEN_KERNELS="")
+    assert done.stdout == "{'kernels': 'reference', 'because of': 'the default'}\n", done.stderr
+
+
+def test_without_a_compiler_the_answers_stay_right():
+    program = "import kernels, numpy as np; print(kernels.matmul(np.eye(2), np.eye(2)).sum(), kernels.chosen())"
+    done = python("-c", program, NUMBA_DISABLE_JIT="1")
+    assert done.stdout.startswith("2.0 {'kernels': 'reference', 'because of': 'NUMBA_DISABLE_JIT is set'}"), done.stderr
+
+
+def test_the_first_compilation_is_announced_and_the_second_process_compiles_nothing(tmp_path):
+    program = "import kernels, numpy as np; print(kernels.silu(np.zeros(3, 'f')).sum()); print(kernels.chosen()['compiled'])"
+    first, second = (python("-c", program, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.stderr == "compiling kernels, once: up to a minute\n"
+    assert first.stdout.startswith("0.0\n1 kernels in ")
+    assert second.stderr == ""
+    assert second.stdout.startswith("0.0\n0 kernels in 0 s")
+
+
+def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
+    (tmp_path / "file").touch()
+    program = "import kernels, numpy as np; print(kernels.silu(np.zeros(3, 'f')).sum())"
+    done = python("-c", program, NUMBA_CACHE_DIR=str(tmp_path / "file"))
+    assert done.stdout == "0.0\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SCRATCHGEN_THREADS", "none"), ("SCRATCHGEN_THREADS", "0"), ("SCRATCHGEN_SIMD", "64")]
+)
+def test_a_wrong_setting_is_named(name, value):
+    done = python("-c", "import kernels; kernels.chosen()", **{name: value})
+    assert name in done.stderr.splitlines()[-1]
+    assert value in done.stderr.splitlines()[-1]
+
+
+def test_use_chooses_for_a_block_and_for_good():
+    before = kernels.storey
+    with kernels.use("reference"):
+        assert kernels.storey == "reference"
+        assert kernels.matmul is reference.matmul
+        with kernels.use("cpu"):
+            assert kernels.chosen()["because of"] == 'kernels.use("cpu")'
+        assert kernels.storey == "reference"
+    assert kernels.storey == before
+    with pytest.raises(ValueError, match="gpu"):
+        kernels.use("gpu")
+
+
+def test_what_is_not_covered_goes_to_the_reference():
+    with kernels.use("cpu"):
+        whole = np.arange(6).reshape(2, 3)
+        assert np.array_equal(kernels.matmul(whole, whole.T), whole @ whole.T)
+        assert np.array_equal(kernels.matmul(whole + 1j, whole.T), (whole + 1j) @ whole.T)
+        assert kernels.softmax(np.zeros((0, 3), "f")).shape == (0, 3)
+        half = np.arange(6, dtype=np.float16).reshape(2, 3)
+        assert np.array_equal(kernels.matmul(half, half.T), half @ half.T)
+
+
+def test_out_may_be_an_operand():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 40, 40))
+    with kernels.use("cpu"):
+        c = a.copy()
+        assert kernels.matmul(c, b, out=c) is c
+    np.testing.assert_allclose(c, a @ b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("door", ["embedding", "cross_entropy", "scatter_add"])
+def test_an_index_out_of_range_raises(door):
+    index = np.full(1000, 7)
+    arguments = {
+        "embedding": (np.zeros((7, 64), "f"), index),
+        "cross_entropy": (np.zeros((1000, 7), "f"), index),
+        "scatter_add": (np.zeros((7, 64), "f"), index, np.zeros((1000, 64), "f")),
+    }
+    for storey in ("reference", "cpu"):
+        with kernels.use(storey), pytest.raises(IndexError):
+            getattr(kernels, door)(*arguments[door])
+
+
+def test_the_same_bits_every_time():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 200, 200)).astype("f")
+    q = rng.standard_normal((2, 3, 150, 16)).astype("f")
+    with kernels.use("cpu"):
+        for once in (lambda: kernels.matmul(a, b), lambda: kernels.attention(q, q, q)[0]):
+            first = once()
+            assert all(np.array_equal(first, once()) for _ in range(5))
+
+
+def test_attention_over_long_rows_needs_no_matrix():
+    """T = 4096 for one head: the weights alone would be 64 MB; inputs, output and workspace are under 16."""
+    program = """
+import resource, numpy as np, kernels
+q = np.ones((1, 4096, 64), "f")
+kernels.attention(q[:, :64], q[:, :64], q[:, :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+kernels.attention(q, q, q)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = python("-c", program)
+    assert float(done.stdout) < 16, done.stderr
+
+
+def test_dropout_keeps_what_it_should_and_repeats_itself():
+    x = np.ones(100_001, "f")
+    with kernels.use("cpu"):
+        y = kernels.dropout(x, p=0.25, seed=1)
+        again, other = kernels.dropout(x, p=0.25, seed=1), kernels.dropout(x, p=0.25, seed=1, stream=1)
+    kept = y != 0
+    assert np.array_equal(y, again)
+    assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / x.size)
+    np.testing.assert_allclose(y[kept], 1 / 0.75, rtol=1e-6)
+    assert abs((kept & (other != 0)).mean() - 0.75**2) < 0.01  # streams are independent
+
+
+def test_philox_is_the_published_one():
+    """The known answers that come with Random123: counter and key of zeros."""
+    words = reference.philox(np.zeros(1, int), seed=0)[:, 0]
+    assert [hex(int(w)) for w in words] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+
+
+def test_each_step_of_the_ladder_is_a_product():
+    from kernels.cpu.ladder import LADDER
+
+    rng = np.random.default_rng(0)
+    for m, k, n in ((1, 1, 1), (7, 0, 3), (70, 67, 300), (8, 64, 256)):
+        a, b = rng.standard_normal((m, k)).astype("f"), rng.standard_normal((k, n)).astype("f")
+        for name, step in LADDER.items():
+            c = np.full((m, n), np.nan, "f")
+            step(a, b, c)
+            np.testing.assert_allclose(c, a @ b, rtol=1e-4, atol=1e-4, err_msg=name)
