@@ -197,9 +197,7 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
 
     random_state = random.get_rng_state()
     start = next(ticks)
-    ys = listed(
-        call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result"
-    )
+    ys = listed(call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result")
     outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
     seen = {y.node for y in ys if y.node is not None}
     stack = list(seen)
@@ -312,7 +310,7 @@ class _Checker:
 
     def __init__(self, report: Report, rng: np.random.Generator, most: int, curve: bool):
         self.report, self.tolerance, self.rng, self.most, self.curve = report, report.tolerance, rng, most, curve
-        self.sides = [0.0, 0.0]  # slopes on the left and the right of the worst element
+        self.sides = [(0.0, 0.0)] * 2  # slopes on the left and the right of the worst element, at two steps
 
     def check(
         self, order: int, evaluate: Callable[[], Sequence[Tensor]], leaves: list[tuple[str, Tensor]], highest: int
@@ -372,7 +370,7 @@ class _Checker:
                 if self.curve or not agrees:
                     steps = [10.0**-k for k in range(2, 10)]
                     finding.steps = [(h, _central(moved, h) / scale) for h in steps]
-                    self.sides = [(moved(0.0) - moved(-1e-6)) / 1e-6, (moved(1e-6) - moved(0.0)) / 1e-6]
+                    self.sides = [((moved(0.0) - moved(-h)) / h, (moved(h) - moved(0.0)) / h) for h in (1e-4, 1e-6)]
         if failed:
             self._advise(x, failed, name)
 
@@ -421,9 +419,11 @@ class _Checker:
         advice.append(f"{len(failed)} of {min(x.numel(), self.most)} elements of {name} (shape {x.shape}) are off")
         ratios = np.array([f.analytic / f.numeric for f in failed if f.numeric and math.isfinite(f.analytic / f.numeric)])
         gaps = np.array([f.analytic - f.numeric for f in failed])
-        left, right = self.sides
+        (left, right), (nearer_left, nearer_right) = self.sides
+        gap = abs(right - left)  # a kink keeps it as the step shrinks, a jump widens it; curvature closes it
+        kink = gap > 1e-2 * max(abs(left), abs(right), 1e-6) and abs(nearer_right - nearer_left) > 0.9 * gap
         values = [n for h, n in self.report.element.steps if 1e-6 < h < 1e-2]
-        if abs(left - right) > 1e-2 * max(abs(left), abs(right), 1e-6):
+        if kink:
             advice.append(
                 f"the slope is {left:.4g} on the left and {right:.4g} on the right: on a kink or a jump; check beside it"
             )

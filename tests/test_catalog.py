@@ -794,6 +794,7 @@ def test_rows_of_minus_infinity(name):
 # --------------------------------------------------------------------------------------- where there is no derivative
 
 nan = float("nan")
+_SIGMA_1 = 1 / (1 + np.exp(-1.0))
 KINKS = [  # name, function, x, the gradient of its sum, by decision
     ("abs", ops.abs, [0.0], [0.0]),
     ("relu", ops.relu, [0.0, -0.0], [0.0, 0.0]),
@@ -833,6 +834,11 @@ KINKS = [  # name, function, x, the gradient of its sum, by decision
     ("prod with one zero", ops.prod, [0.0, 2.0, 3.0], [6.0, 0.0, 0.0]),
     ("prod with two zeros", ops.prod, [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]),
     ("where", lambda x: ops.where(x > 0, x.sqrt(), 0.0), [4.0, 9.0], [0.25, 1 / 6]),
+    ("softplus about its threshold", lambda x: ops.softplus(x, 2.0, 1.0), [0.4, 0.5, 0.6], [0.6899744811276125, _SIGMA_1, 1.0]),
+    ("logaddexp beside −∞", lambda x: ops.logaddexp(x, Tensor(np.zeros(2))), [-np.inf, np.inf], [0.0, 1.0]),
+    ("narrow from the end", lambda x: x.narrow(0, -2, 1) * 3, [1.0, 2.0, 3.0], [0.0, 3.0, 0.0]),
+    ("pad, replicate and cut", lambda x: F.pad(x, (2, -1), "replicate"), [1.0, 2.0, 3.0], [3.0, 1.0, 0.0]),
+    ("pad, cut and replicate", lambda x: F.pad(x, (-1, 2), "replicate"), [1.0, 2.0, 3.0], [0.0, 1.0, 3.0]),
     ("logaddexp of −∞", lambda x: ops.logaddexp(x, Tensor(np.array([-np.inf]))), [-np.inf], [0.5]),
     ("kl_div, t = 0", lambda t: F.kl_div(Tensor(np.array([-1.0, -2.0])), t, reduction="sum"), [0.0, 1.0], [0.0, 3.0]),
 ]
@@ -843,6 +849,57 @@ def test_value_chosen_at_a_kink(name, function, x, expected):
     x = Tensor(np.array(x), requires_grad=True)
     (g,) = grad(function(x).sum(), x)
     np.testing.assert_allclose(g.data, expected, rtol=1e-12, atol=0)
+
+
+MASK = np.array([[True, False], [True, True]])
+NUMBERS_BESIDE_ARRAYS = [  # an index with numbers, and the same in two steps
+    ((0, slice(None), [1, 0]), lambda x: x[0][:, [1, 0]]),
+    (([1, 0], slice(None), 1), lambda x: x[:, :, 1][[1, 0]]),
+    ((slice(None), [1, 0], slice(None), 0), lambda x: x[..., 0][:, [1, 0]]),
+    ((0, ..., [1, 0]), lambda x: x[0][..., [1, 0]]),
+    ((0, slice(None), MASK), lambda x: x[0][:, MASK]),
+    ((MASK, slice(None), 1), lambda x: x[..., 1][MASK]),
+    ((0, None, slice(None), [1, 0]), lambda x: x[0][None][:, :, [1, 0]]),
+    ((slice(None), 1, [1, 0]), lambda x: x[:, 1][:, [1, 0]]),
+    (([1, 0], 1, slice(1)), lambda x: x[:, 1][[1, 0]][:, :1]),
+]
+
+
+@pytest.mark.parametrize("key, twice", NUMBERS_BESIDE_ARRAYS, ids=[str(i) for i in range(len(NUMBERS_BESIDE_ARRAYS))])
+def test_a_number_beside_arrays_takes_its_slice_first(key, twice):
+    x = normal((2, 2, 2, 2), 0)
+    key = tuple(np.array(k) if isinstance(k, list) else k for k in key)
+    run = swept(lambda t: [t[key]], [x])
+    other = swept(lambda t: [twice(t)], [x], cotangents=run.vs)
+    np.testing.assert_array_equal(run.ys[0].data, other.ys[0].data)
+    np.testing.assert_array_equal(run.grads[0].data, other.grads[0].data)
+
+
+def test_class_weights_of_pictures():
+    """Classes in dimension 1, pixels after it: the same as one row for each pixel."""
+    x, w = normal((2, 3, 2, 3), 0), np.array([0.2, 0.5, 2.0])
+    p = np.exp(normal((2, 3, 2, 3), 1))
+    p /= p.sum(1, keepdims=True)
+    run = swept(lambda t: [F.cross_entropy(t, Tensor(p), Tensor(w), "sum")], [x])
+    rows = swept(
+        lambda t: [
+            F.cross_entropy(t.movedim(1, -1).reshape(-1, 3), Tensor(np.moveaxis(p, 1, -1).reshape(-1, 3)), Tensor(w), "sum")
+        ],
+        [x],
+        cotangents=run.vs,
+    )
+    close(run.ys[0].data, rows.ys[0].data, 1e-13)
+    close(run.grads[0].data, rows.grads[0].data, 1e-13)
+
+
+def test_the_logsumexp_of_nothing_is_minus_infinity():
+    np.testing.assert_array_equal(ops.logsumexp(Tensor(np.zeros((2, 0))), 1).data, [-np.inf, -np.inf])
+
+
+def test_running_statistics_of_instance_norm():
+    mean, var = Tensor(np.array([1.0])), Tensor(np.array([2.0]))
+    F.instance_norm(Tensor(np.array([[[1.0, 3.0]]])), mean, var, momentum=0.25)
+    assert mean.item() == 0.75 * 1 + 0.25 * 2 and var.item() == 0.75 * 2 + 0.25 * 2
 
 
 def test_the_padding_row_of_an_embedding_is_held_still():
@@ -930,6 +987,12 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
         lambda: F.pad(x3, (3, 0), "reflect"),
         ValueError,
         "pad: expected at most 2 cells for mode 'reflect'",
+    ),
+    (
+        "pad, circular too far",
+        lambda: F.pad(x3, (-2, 2), "circular"),
+        ValueError,
+        "pad: expected at most 1 cells for mode 'circular'",
     ),
     ("matmul, inner", lambda: x23 @ x23, ValueError, "matmul: expected inner lengths that agree, got shapes (2, 3) and (2, 3)"),
     ("matmul, scalar", lambda: ops.matmul(x3.sum(), x3), ValueError, "matmul: expected tensors of at least one dimension"),

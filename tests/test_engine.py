@@ -198,7 +198,138 @@ def test_same_bits_twice():
     np.testing.assert_array_equal(run(), run())
 
 
+def test_backward_to_some_inputs_adds_to_their_gradients():
+    x, w, other = leaf(2.0), leaf(3.0), leaf(1.0)
+    (x * w).backward(inputs=[x])
+    assert x.grad.item() == 3 and w.grad is None
+    (x * w * 2).backward(inputs=[x])
+    assert x.grad.item() == 9
+    (w * w).backward(inputs=[x, w])
+    assert x.grad.item() == 9 and w.grad.item() == 6
+    (x * w).backward(inputs=[other])
+    assert other.grad is None
+
+
+def test_backward_with_its_graph_kept_can_be_repeated_and_differentiated():
+    x = leaf(2.0)
+    y = x * x * x
+    y.backward(create_graph=True)
+    assert x.grad.item() == 12
+    (second,) = sg.grad(x.grad, x, retain_graph=True)
+    assert second.item() == 12
+    x.grad = None
+    y.backward(retain_graph=False)
+    with pytest.raises(RuntimeError, match="already swept"):
+        y.backward()
+
+
+def test_gradients_of_several_scalars_add_up_without_cotangents():
+    x = leaf(2.0)
+    assert sg.grad([x * 3, x * x], x)[0].item() == 7
+    with pytest.raises(ValueError, match="expected one cotangent for each of 2 outputs, got 1"):
+        sg.grad([x * 3, x * x], x, [sg.ones(1, dtype=np.float64)])
+
+
+def test_shared_nodes_are_visited_once():
+    """2⁶⁰ paths lead from y to x."""
+    x = leaf(1.0)
+    y = x
+    for _ in range(60):
+        y = y + y
+    (g,) = sg.grad(y, x)
+    assert g.item() == 2.0**60
+
+
+def test_a_gradient_handed_out_is_read_only():
+    x = leaf(1.0, 2.0)
+    (x + x * 2 + x * 3).sum().backward()
+    (g,) = sg.grad((x + x * 2 + x * 3).sum(), x)
+    for array in (x.grad.data, g.data):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_a_gradient_of_another_dtype_is_refused():
+    class Coarse(Function):
+        def forward(self, a):
+            return a * 2
+
+        def backward(self, dy):
+            return sg.ones(2)
+
+    with pytest.raises(RuntimeError, match="Coarse.backward: expected a gradient of float64, got float32"):
+        Coarse.apply(leaf(1.0, 2.0)).backward(sg.ones(2, dtype=np.float64))
+
+
+def test_none_means_no_gradient():
+    class First(Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, dy):
+            return dy, None
+
+    x, w = leaf(1.0), leaf(2.0)
+    First.apply(x, w).backward()
+    assert x.grad.item() == 1 and w.grad is None
+
+
+def test_an_infinite_gradient_is_passed_on_unless_asked():
+    x = leaf(0.0)
+    with np.errstate(divide="ignore"):
+        sg.sqrt(x).backward()
+    assert x.grad.item() == np.inf
+
+
+def test_an_unused_piece_among_the_inputs():
+    a, b = (leaf(1.0, 2.0) * 1).split(1)
+    used, unused = sg.grad((a * 3).sum(), [a, b], allow_unused=True)
+    assert used.item() == 3 and unused is None
+
+
+def test_a_leaf_that_is_gone_needs_no_gradient():
+    x, w = leaf(1.0), leaf(2.0)
+    y = x + w
+    del x
+    y.backward()
+    assert w.grad.item() == 1
+
+
+def test_several_outputs_that_backward_reads():
+    class Powers(Function):
+        keeps_inputs, keeps_outputs = False, True
+
+        def forward(self, x):
+            return np.exp(x), np.exp(2 * x)
+
+        def backward(self, d1, d2):
+            y1, y2 = self.outputs
+            return d1 * y1 + d2 * y2 * 2
+
+    x = leaf(0.3)
+    y1, y2 = Powers.apply(x)
+    (g,) = sg.grad(y1 * y2, x)
+    np.testing.assert_allclose(g.data, [3 * np.exp(0.9)], rtol=1e-14)
+
+
+def test_several_outputs_under_no_grad_and_their_memory():
+    x = leaf(1.0, 2.0)
+    with sg.no_grad():
+        assert not any(y.requires_grad for y in x.split(1))
+    for piece in (x.split(1)[0], (x * 2).split(1)[0]):
+        with sg.no_grad(), pytest.raises(RuntimeError, match="clone"):
+            piece.fill_(7.0)
+
+
 # --------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_what_an_op_saved_is_freed_though_its_result_lives():
+    x = leaf(1.0, 2.0)
+    y = F.softplus(x.exp(), 2.0)
+    assert vars(y.node)
+    y.sum().backward()
+    assert not vars(y.node)
 
 
 def test_saved_arrays_are_freed_as_the_sweep_passes():
@@ -278,6 +409,16 @@ def test_a_detached_twin_changed_is_refused():
     twin.fill_(5.0)
     with pytest.raises(RuntimeError, match="changed in place"):
         y.backward()
+
+
+def test_what_was_computed_from_it_before_does_not_mind():
+    c = sg.tensor(np.array([[3.0, 4.0]]))
+    length = c.norm(dim=1)  # in memory of its own, if not in the shape in which it was computed
+    x = leaf(2.0)
+    y = x * length
+    c.zero_()
+    y.backward()
+    assert x.grad.item() == 5
 
 
 def test_an_op_that_did_not_save_it_does_not_mind():
