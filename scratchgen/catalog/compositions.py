@@ -47,13 +47,14 @@ def _above(*shape):
     return apart(*shape, phase=1)
 
 
-def _bent(*shape):
-    """Differences that keep clear of ±1, where two pieces of a loss meet."""
-    return away(*shape, kinks=(-1.0, 0.0, 1.0))
+def _bent(*shape, d=1.0):
+    """Inputs whose distance to `_quarters` keeps clear of 0 and ±d, where two pieces of a loss meet."""
+    return away(*shape, kinks=(0.25 - d, 0.25, 0.25 + d))
 
 
-def _zeros(*shape):
-    return fixed(np.zeros(shape))
+def _quarters(*shape):
+    """Targets that are not 0, which would hide the sign of a target."""
+    return fixed(np.full(shape, 0.25))
 
 
 _CLASS = [
@@ -64,11 +65,11 @@ _CLASS = [
 LOSSES = [
     row("mse_loss", *losses(real, real), analytic=True),
     row("l1_loss", *losses(apart, _above)),
-    row("huber_loss", *losses(_bent, _zeros), case(away(6, kinks=(-0.52, 0.52)), _zeros(6), delta=0.52)),
+    row("huber_loss", *losses(_bent, _quarters), case(_bent(6, d=0.52), _quarters(6), delta=0.52)),
     row(
         "smooth_l1_loss",
-        *losses(_bent, _zeros),
-        case(away(6, kinks=(-0.52, 0.52)), _zeros(6), beta=0.52),
+        *losses(_bent, _quarters),
+        case(_bent(6, d=0.52), _quarters(6), beta=0.52),
         case(apart(3), _above(3), beta=0.0),
     ),
     row(
