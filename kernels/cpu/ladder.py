@@ -1,7 +1,7 @@
 r"""From the textbook loop to the machine's speed: five ways to multiply matrices, each with the reason for the next.
 
 All take C-contiguous float32 or float64 matrices and run on one thread, so that the steps differ in one thing each.
-`python -m benchmarks matmul --ladder` times them as shares of OpenBLAS and of the machine's peak. The last step is the
+`benchmarks.matmul.ladder` times them as shares of OpenBLAS and of the machine's peak. The last step is the
 register tile of `simd`, with which `matmul` is built.
 """
 

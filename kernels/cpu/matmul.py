@@ -8,8 +8,8 @@ r"""Matrix products, C = f(A B + bias), around the register tile of `simd`.
 
 A is read where it lies, whatever its strides, since the tile takes its elements one by one; it is copied first only
 where its rows lie at a distance that maps them all to the same few cache lines (a power of two), or where k is so long
-that a block of it leaves the cache. B is read where it lies if its rows are contiguous and it is small. Both rules are
-measured: `python -m benchmarks matmul --rules`.
+that a block of it leaves the cache. B is read where it lies if its rows are contiguous and it is small. Both rules follow
+earlier measurements on a machine with AVX-512; they are not measured anew here.
 
 Batches: a kernel is given the first matrix of each operand and a table of the byte offsets of the others, so leading
 dimensions of any number and stride, broadcast or not, cost nothing and are never copied.
