@@ -251,9 +251,9 @@ def _sweep(
     sums: dict[Function, list[Tensor | None]] = {}  # node -> the gradients of its outputs, as far as collected
     queue: list[tuple[int, Function]] = []  # the nodes in `sums`, largest number first
 
-    def settle(g: Tensor, ours: tuple[int, ...]) -> Tensor:
+    def settle(dys: list[Tensor | None], i: int) -> Tensor:
         """A gradient that leaves the sweep owns its memory."""
-        return g if create_graph or id(g) in ours else constant(g._data.copy())
+        return dys[i] if create_graph or _sole(dys, i) else constant(dys[i]._data.copy())
 
     # The sweep starts as if one node, after all others, had handed each root its cotangent.
     node, edges, grads = None, [root.edge for root in roots], cotangents
@@ -276,17 +276,20 @@ def _sweep(
                     sums[source] = dys = [None] * source.count
                     dys[i] = g
                     continue
-                total = dys[i]
-                if total is None:
+                if dys[i] is None:
                     dys[i] = g
                 elif create_graph:
-                    dys[i] = total + g
-                elif total._stamp is _OURS:
-                    array = total._data
+                    dys[i] = dys[i] + g
+                elif _sole(dys, i):  # its memory is nobody else's: the sum takes its place
+                    array = dys[i]._data
+                    if array.base is not None:
+                        array.base.setflags(True)
+                    array.setflags(True)
                     array += g._data
-                else:  # `total` may be borrowed: a cotangent that also went elsewhere, a view, an input
-                    dys[i] = total = place(np.asarray(total._data + g._data), None)
-                    total._stamp = _OURS
+                    array.setflags(False)
+                else:  # borrowed: a cotangent that also went elsewhere, a view, an input
+                    dys[i] = constant(dys[i]._data + g._data)
+            g = None  # so that `dys` alone holds what was handed on
             # A node that only this frame refers to goes by itself; one that the user's tensors hold has to let go.
             if not retain and node is not None and getrefcount(node) > 2:
                 node.release()
@@ -296,16 +299,10 @@ def _sweep(
             node = heappop(queue)[1]
             dys = sums.pop(node)
             edges, grads = node.edges, ()
-            ours = ()
-            for dy in dys:
-                if dy is not None and dy._stamp is _OURS:  # complete: from here on it is like any other
-                    dy._data.setflags(False)
-                    dy._stamp = _UNWRITTEN
-                    ours += (id(dy),)
             if goals:
-                for i, dy in enumerate(dys):
-                    if dy is not None and (node, i) in goals:
-                        found[node, i] = settle(dy, ours)
+                for i in range(len(dys)):
+                    if dys[i] is not None and (node, i) in goals:
+                        found[node, i] = settle(dys, i)
                 if node in boundary:
                     node = None
                     continue
@@ -313,7 +310,7 @@ def _sweep(
                 _refuse_released()
             if not edges:
                 if targets is None:
-                    node.accumulate(settle(dys[0], ours))
+                    node.accumulate(settle(dys, 0))
                 continue
             if len(dys) > 1:  # outputs that nothing used have gradient zero
                 like = next(dy._data for dy in dys if dy is not None)
@@ -335,6 +332,26 @@ def _sweep(
             if watched:
                 _check_backward(node, dys, grads)
     return [found.get(goal) for goal in places]
+
+
+def _references(held: list[Tensor | None], i: int) -> tuple[int, int, int]:
+    """How many refer to a gradient in a list, to its array, and to the array that this views."""
+    tensor = held[i]
+    array = tensor._data
+    base = array.base
+    return getrefcount(tensor), getrefcount(array), 0 if base is None else getrefcount(base)
+
+
+def _sole(held: list[Tensor | None], i: int) -> bool:
+    """Is nobody but the list concerned if the elements of this gradient change?
+
+    A view refers to the array that it views, and whoever saved a gradient refers to it: then it counts as borrowed. So
+    does an expanded one, several of whose elements are one place in memory.
+    """
+    if _references(held, i) not in _SOLE:
+        return False
+    base = held[i]._data.base
+    return base is None or (type(base) is _ndarray and base.base is None and base.size == held[i]._data.size)
 
 
 def _refuse_released() -> None:
@@ -785,7 +802,6 @@ def from_numpy(array: np.ndarray) -> Tensor:
 _new = Tensor.__new__
 _ndarray = np.ndarray
 _last_write = [0]  # the time of the latest change in place of any tensor
-_OURS = [0]  # marks, during a sweep, a sum that the sweep itself has made
 _UNWRITTEN = [0]  # the stamp of all that was never written to nor viewed
 _SEALED = [0]  # the stamp of all that a recorded op made: it is never written to
 Edge = tuple[Function, int, tuple[int, ...], np.dtype]
@@ -816,6 +832,9 @@ def _freeze(array: Any) -> Any:
     array.setflags(write=False)
     return array
 
+
+# As the interpreter counts: what lies on its stack may count, or not. An array of its own, a view of one that nobody has.
+_SOLE = [_references([place(np.ones(2), None)], 0), _references([place(np.ones(2)[:], None)], 0)]
 
 def _stamp_of_base(y: Any, inputs: Sequence[Tensor]) -> list[int]:
     """A view is changed when what it views is: both share one stamp."""

@@ -9,7 +9,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import functional as F
-from scratchgen.tensor import Function
+from scratchgen.tensor import Function, constant
 
 
 def leaf(*values):
@@ -698,3 +698,57 @@ def test_a_custom_function_that_writes_into_its_input_is_stopped():
 
     with pytest.raises(ValueError, match="read-only"):
         Vandal.apply(leaf(1.0))
+
+
+class Keep(Function):
+    """y = 2 x, whose gradient's array somebody else keeps."""
+
+    kept: list = []
+    how = staticmethod(lambda dx: dx)
+
+    def forward(self, x):
+        return 2 * x
+
+    def backward(self, dy):
+        dx = constant(dy.data * 2)
+        Keep.kept.append(Keep.how(dx))
+        return dx
+
+
+@pytest.mark.parametrize("how", [lambda dx: dx, lambda dx: dx.data, lambda dx: dx.data[:1]])
+@pytest.mark.parametrize("other", [lambda x: x * 3, lambda x: x])
+def test_a_gradient_that_somebody_keeps_is_never_written_to(how, other):
+    """x̄ = 2 ȳ + …: the sum of both goes to memory of its own, whoever comes first, also where x is a leaf."""
+    x = sg.tensor([1.0, 2.0], requires_grad=True)
+    Keep.kept, Keep.how = [], staticmethod(how)
+    for order in (0, 1):
+        x.grad = None
+        terms = [lambda: Keep.apply(x), lambda: other(x)]
+        y, z = (term() for term in (terms if order else terms[::-1]))
+        (y + z).sum().backward()
+        expected = x.grad.numpy().copy()
+        with sg.no_grad():
+            x.grad.zero_()
+        assert np.all(expected == (5.0 if other(2.0) == 6.0 else 3.0))
+    for kept in Keep.kept:
+        kept = kept.data if isinstance(kept, sg.Tensor) else kept
+        assert np.all(kept == 2.0)
+
+
+def test_gradients_of_one_sweep_share_no_memory():
+    """y = a + b + c: one cotangent for all, three gradients that can be changed one by one."""
+    a, b, c = (sg.tensor([1.0, 2.0], requires_grad=True) for _ in range(3))
+    (a + b + c).sum().backward()
+    with sg.no_grad():
+        a.grad.zero_()
+        b.grad.fill_(5.0)
+    assert c.grad.tolist() == [1.0, 1.0] and b.grad.tolist() == [5.0, 5.0]
+
+
+def test_a_sum_over_an_expanded_gradient_is_right():
+    """ȳ of a sum is one number seen many times: adding to it in place would add to all at once."""
+    x = sg.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (x * 1).sum().backward()
+    y = x * 1
+    (y.sum() + (y * sg.tensor([1.0, 2.0, 3.0])).sum() + y.reshape(3, 1).sum()).backward()
+    assert x.grad.tolist() == [1 + 3.0, 1 + 4.0, 1 + 5.0]

@@ -25,9 +25,10 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, scratch, sums
+from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, sums
 from kernels.cpu.functions import exp, maximum
 from kernels.cpu.matmul import offsets, tools
+from kernels.cpu.memory import scratch
 from kernels.cpu.rows import plain
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
 from kernels.cpu.threads import threads

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 
 TYPES = {"f": numba.float32, "d": numba.float64}
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
@@ -150,23 +149,3 @@ def result(element: Any, ndim: int, layout: str = "A") -> Any:
 
 INT, VOID = numba.intp, numba.void
 TABLE = numba.types.Array(numba.intp, 1, "C", readonly=True)
-
-_scratch = threading.local()
-
-
-def scratch(letter: str, n: int) -> np.ndarray:
-    """At least n elements of this thread's workspace, from the start of a cache line on.
-
-    It grows and is kept: pages that come fresh from the system cost more than the work that is done in them.
-    """
-    try:
-        kept = _scratch.__dict__[letter]
-        if kept.size >= n:
-            return kept
-    except KeyError:
-        pass
-    n = max(n, 1 << 18)
-    raw = np.empty(n + 16, letter)
-    skip = -raw.ctypes.data % 64 // raw.itemsize
-    _scratch.__dict__[letter] = kept = raw[skip : skip + n]
-    return kept

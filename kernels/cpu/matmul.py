@@ -24,8 +24,9 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, scratch
+from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result
 from kernels.cpu.functions import erf, tanh
+from kernels.cpu.memory import scratch
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, pack, tile, view
 from kernels.cpu.threads import threads
 
