@@ -42,11 +42,13 @@ __all__ = [
     "matmul",
     "rms_norm",
     "rms_norm_backward",
+    "scale",
     "scatter_add",
     "silu",
     "silu_backward",
     "softmax",
     "storey",
+    "sum_of_squares",
     "use",
 ]
 
@@ -58,8 +60,9 @@ CPU = {
     "rows": (
         *("softmax", "log_softmax", "cross_entropy", "cross_entropy_backward", "layer_norm", "layer_norm_backward"),
         *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "gelu", "gelu_backward", "silu"),
-        *("silu_backward", "dropout", "embedding", "scatter_add", "adam", "adamw"),
+        *("silu_backward", "dropout", "embedding", "scatter_add"),
     ),
+    "optimizer": ("adam", "adamw", "sum_of_squares", "scale"),
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "einsum")

@@ -1,12 +1,13 @@
 r"""What each kernel means, in a few lines of NumPy each: the oracle of the tests, and what runs where nothing faster does.
 
-Arrays in, arrays out; no input is ever written to, except where a name says so (`scatter_add`, `adamw`).
+Arrays in, arrays out; no input is ever written to, except where a name says so (`scatter_add`, `adamw`, `scale`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -443,33 +444,66 @@ def scatter_add(out: Array, index: Array, source: Array) -> None:
 
 
 def adamw(
-    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    exp_avg_sqs: Sequence[Array],
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
 ) -> None:
-    """One step of AdamW, in place on p, m and v.
+    """One step of AdamW for each parameter p with its gradient g, in place on p and its averages m and v.
 
     p ← p (1 − lr λ);  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  p ← p − lr m̂ / (√v̂ + ε),
     m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ).    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
     """
-    if weight_decay:
-        p *= 1 - lr * weight_decay
-    m *= beta1
-    m += (1 - beta1) * g
-    v *= beta2
-    v += (1 - beta2) * (g * g)
-    denominator = np.sqrt(v, out=np.empty_like(v))  # an array even where v is 0-d
-    denominator /= math.sqrt(1 - beta2**step)
-    denominator += eps
-    np.divide(m, denominator, out=denominator)
-    denominator *= lr / (1 - beta1**step)
-    p -= denominator
+    for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        if weight_decay:
+            p *= 1 - lr * weight_decay
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        denominator = np.sqrt(v, out=np.empty_like(v))  # an array even where v is 0-d
+        denominator /= math.sqrt(1 - beta2**step)
+        denominator += eps
+        np.divide(m, denominator, out=denominator)
+        denominator *= lr / (1 - beta1**step)
+        p -= denominator
 
 
 def adam(
-    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    exp_avg_sqs: Sequence[Array],
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
 ) -> None:
-    """One step of Adam, in place on p, m and v: as `adamw`, but the decay is part of the gradient, g + λ p.
+    """One step of Adam, in place as `adamw`, but the decay is part of the gradient, g + λ p.
 
     Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
     """
-    g = g + weight_decay * p if weight_decay else g
-    adamw(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=0.0)
+    if weight_decay:
+        grads = [g + weight_decay * p for p, g in zip(params, grads, strict=True)]
+    adamw(params, grads, exp_avgs, exp_avg_sqs, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=0.0)
+
+
+def sum_of_squares(arrays: Sequence[Array]) -> float:
+    """Σ x² over all elements of all arrays"""
+    return sum(float(np.einsum("i,i->", x, x)) for x in (x.reshape(-1) for x in arrays))
+
+
+def scale(arrays: Sequence[Array], factor: float) -> None:
+    """x ← factor x for each array, in place"""
+    for x in arrays:
+        x *= x.dtype.type(factor)

@@ -56,6 +56,13 @@ class Optimizer:
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError where an option is out of its range."""
 
+    def update_group(
+        self, params: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        """One step of the parameters of a group, in place: one after the other, unless a subclass knows better."""
+        for p, g, state in zip(params, grads, states, strict=True):
+            self.update(p, g, state, group)
+
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         """One step of one parameter, in place. p: its array; g: its gradient, read-only; state: {} before the first."""
         raise NotImplementedError
@@ -67,9 +74,7 @@ class Optimizer:
             raise TypeError(f"{name}: expected a group to be a dict with 'params', got {param_group!r:.80}")
         unknown = [key for key in param_group if key != "params" and key not in self.defaults and key != "initial_lr"]
         if unknown:
-            raise ValueError(
-                f"{name}: expected options among {', '.join(self.defaults)}, got {', '.join(map(repr, unknown))}"
-            )
+            raise ValueError(f"{name}: expected options among {', '.join(self.defaults)}, got {', '.join(map(repr, unknown))}")
         group = {"params": None, **self.defaults, **param_group}
         given = param_group["params"]
         group["params"] = params = [given] if isinstance(given, Tensor) else list(given)
@@ -78,9 +83,7 @@ class Optimizer:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{name}: expected tensors as parameters, got {type(p).__name__}")
             if not p.is_leaf:
-                raise ValueError(
-                    f"{name}: expected parameters made by the user, got the result of an op, of shape {p.shape}"
-                )
+                raise ValueError(f"{name}: expected parameters made by the user, got the result of an op, of shape {p.shape}")
             if id(p) in taken:
                 raise ValueError(f"{name}: expected each parameter once, got one of shape {p.shape} twice")
             taken.add(id(p))
@@ -101,26 +104,23 @@ class Optimizer:
             with enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                g = p.grad.data
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                g = p.grad
                 if g.shape != p.shape or g.dtype != p.dtype:
                     given = f"{g.shape} and {g.dtype}"
-                    raise ValueError(
-                        f"{type(self).__name__}: expected a gradient of {p.shape} and {p.dtype}, got {given}"
-                    )
-                with p.writing() as array:
-                    self.update(array, -g if group.get("maximize") else g, self.state.setdefault(p, {}), group)
+                    raise ValueError(f"{type(self).__name__}: expected a gradient of {p.shape} and {p.dtype}, got {given}")
+            with contextlib.ExitStack() as doors:
+                arrays = [doors.enter_context(p.writing()) for p in params]
+                grads = [-p.grad.data if group.get("maximize") else p.grad.data for p in params]
+                self.update_group(arrays, grads, [self.state.setdefault(p, {}) for p in params], group)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {i: {…}}, "param_groups": [{…, "params": [i, …]}]}, parameters being numbered group after group."""
         numbers = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         state = {
-            numbers[id(p)]: {
-                key: np.array(value) if isinstance(value, Array) else value for key, value in values.items()
-            }
+            numbers[id(p)]: {key: np.array(value) if isinstance(value, Array) else value for key, value in values.items()}
             for p, values in self.state.items()
         }
         groups = [{**group, "params": [numbers[id(p)] for p in group["params"]]} for group in self.param_groups]
@@ -154,9 +154,7 @@ class Optimizer:
             if unknown:
                 raise ValueError(f"{name}: expected options among {', '.join(group)}, got {', '.join(sorted(unknown))}")
             options = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in saved.items()
-                if key != "params"
+                key: tuple(value) if isinstance(value, list) else value for key, value in saved.items() if key != "params"
             }
             groups.append({**group, **options})
             self.check(groups[-1])
@@ -289,22 +287,44 @@ class _Adam(Optimizer):
             _check(self, name, group[name])
         _check_betas(self, group["betas"])
 
-    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
-        step = state["step"] = state.get("step", 0) + 1
-        m, v = _slot(state, "exp_avg", p), _slot(state, "exp_avg_sq", p)
-        lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        if decay and not self.decoupled:
-            g = g + decay * p
-            decay = 0.0
-        if not group["amsgrad"]:
-            kernels.adamw(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay)
+    def update_group(
+        self, params: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        if group["amsgrad"]:
+            super().update_group(params, grads, states, group)
             return
-        p *= 1 - lr * decay
+        alike: dict[tuple[int, np.dtype], list[int]] = {}  # parameters that one call can update
+        for i, (p, state) in enumerate(zip(params, states, strict=True)):
+            state["step"] = state.get("step", 0) + 1
+            alike.setdefault((state["step"], p.dtype), []).append(i)
+        (beta1, beta2), step_of = group["betas"], kernels.adamw if self.decoupled else kernels.adam
+        for (step, _), chosen in alike.items():
+            step_of(
+                [params[i] for i in chosen],
+                [grads[i] for i in chosen],
+                [_slot(states[i], "exp_avg", params[i]) for i in chosen],
+                [_slot(states[i], "exp_avg_sq", params[i]) for i in chosen],
+                step=step,
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+
+    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """With `amsgrad`."""
+        step = state["step"] = state.get("step", 0) + 1
+        m, v, largest = (_slot(state, name, p) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+        lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        if decay and self.decoupled:
+            p *= 1 - lr * decay
+        elif decay:
+            g = g + decay * p
         m *= beta1
         m += (1 - beta1) * g
         v *= beta2
         v += (1 - beta2) * (g * g)
-        largest = _slot(state, "max_exp_avg_sq", p)
         np.maximum(largest, v, out=largest)
         p -= lr / (1 - beta1**step) * (m / (np.sqrt(largest) / math.sqrt(1 - beta2**step) + eps))
 
@@ -501,17 +521,13 @@ class LinearLR(LRScheduler):
         last_epoch: int = -1,
     ):
         if not 0 < start_factor <= 1 or not 0 <= end_factor <= 1:
-            raise ValueError(
-                f"LinearLR: expected factors from 0 to 1, the first above 0, got {start_factor} and {end_factor}"
-            )
+            raise ValueError(f"LinearLR: expected factors from 0 to 1, the first above 0, got {start_factor} and {end_factor}")
         self.start_factor, self.end_factor = start_factor, end_factor
         self.total_iters = _steps("LinearLR", "total_iters", total_iters)
         super().__init__(optimizer, last_epoch)
 
     def rate(self, base: float, t: int, group: int) -> float:
-        return base * (
-            self.start_factor + (self.end_factor - self.start_factor) * min(t, self.total_iters) / self.total_iters
-        )
+        return base * (self.start_factor + (self.end_factor - self.start_factor) * min(t, self.total_iters) / self.total_iters)
 
 
 class CosineAnnealingLR(LRScheduler):
@@ -612,8 +628,6 @@ class EMA:
             if array.shape != self.average[name].shape
         ]
         if wrong:
-            raise ValueError(
-                f"EMA.load_state_dict: expected the module's names and shapes, but not so {', '.join(wrong)}"
-            )
+            raise ValueError(f"EMA.load_state_dict: expected the module's names and shapes, but not so {', '.join(wrong)}")
         for name, array in given.items():
             self.average[name][...] = array

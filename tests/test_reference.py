@@ -55,7 +55,7 @@ def test_adam_is_the_optimizers(kernel, Optimizer, decay):
     m, v = np.zeros(7), np.zeros(7)
     for step in range(1, 6):
         g = draw(7)
-        kernel(p, g, m, v, step=step, lr=0.05, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=decay)
+        kernel([p], [g], [m], [v], step=step, lr=0.05, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=decay)
         x.grad = sg.tensor(g)
         optimizer.step()
         np.testing.assert_allclose(p, x.data, rtol=1e-12)

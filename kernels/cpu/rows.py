@@ -584,7 +584,7 @@ def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tables and optimiser
+# Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -640,67 +640,3 @@ def scatter_add(out: Array, index: Array, source: Array) -> None:
     bad = scatter_rows[out.dtype.char](out.reshape(len(out), width), _integers(index).reshape(-1), rows, nt)
     if bad:
         raise IndexError(f"scatter_add: index {index.reshape(-1)[bad - 1]} is out of range for {len(out)} rows")
-
-
-@sums
-def _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps):
-    for j in range(np.uintp(p.size)):
-        grad = g[j] + l2 * p[j]
-        first = beta1 * m[j] + rest1 * grad
-        second = beta2 * v[j] + rest2 * (grad * grad)
-        m[j], v[j] = first, second
-        p[j] = p[j] * decay - rate * (first / (np.sqrt(second) * root + eps))
-
-
-def _adamw_signature(T: Any) -> Any:
-    one = result(T, 1, "C")
-    return VOID(one, flat(T), one, one, T, T, T, T, T, T, T, T, T, INT)
-
-
-@kernel(_adamw_signature, parallel=True)
-def adamw_elements(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps, nt):
-    """One step, on one flat buffer of parameters"""
-    if nt == 1:
-        _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
-    else:
-        for t in numba.prange(nt):
-            i0, i1 = t * p.size // nt, (t + 1) * p.size // nt
-            _adamw(p[i0:i1], g[i0:i1], m[i0:i1], v[i0:i1], decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
-
-
-def _adam(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-    l2: float,
-) -> bool:
-    if not _covers(p, g, m, v) or not (p.flags.carray and m.flags.carray and v.flags.carray) or not p.shape == g.shape:
-        return False
-    adamw_elements[p.dtype.char](
-        p.reshape(-1), plain(g).reshape(-1), m.reshape(-1), v.reshape(-1), decay, l2, beta1, 1 - beta1, beta2, 1 - beta2,
-        lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), eps, shares(p.size),
-    )  # fmt: skip
-    return True
-
-
-def adamw(
-    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
-) -> None:
-    """One step of AdamW, in place on p, m and v: the decay acts on the parameters, not on the gradient."""
-    if not _adam(p, g, m, v, step, lr, beta1, beta2, eps, 1 - lr * weight_decay, 0.0):
-        reference.adamw(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-
-
-def adam(
-    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
-) -> None:
-    """One step of Adam, in place on p, m and v: the decay is a gradient, of ½ λ |p|²."""
-    if not _adam(p, g, m, v, step, lr, beta1, beta2, eps, 1.0, weight_decay):
-        reference.adam(p, g, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)

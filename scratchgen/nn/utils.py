@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import numpy as np
 
+import kernels
 from scratchgen.tensor import Tensor, constant
 
 
@@ -26,14 +28,18 @@ def clip_grad_norm_(
     if not with_grad:
         return constant(np.zeros((), np.float32))
     dtype = np.result_type(*[p.grad.dtype for p in with_grad])
-    total = _norm(np.array([_norm(p.grad.data, norm_type) for p in with_grad]), norm_type)
+    total = _norm([p.grad.data for p in with_grad], norm_type)
     if not math.isfinite(total) and error_if_nonfinite:
         raise RuntimeError(f"clip_grad_norm_: expected gradients of finite norm, got {total}")
     factor = min(1.0, max_norm / (total + 1e-6)) if not math.isnan(total) else total
     if factor != 1:
         with np.errstate(invalid="ignore"):  # ∞ · 0, where the norm is infinite: NaN, as PyTorch has it
-            for p in with_grad:
-                _set(p, p.grad.data * p.grad.dtype.type(factor))
+            if all(p.grad.is_leaf for p in with_grad):
+                with ExitStack() as doors:
+                    kernels.scale([doors.enter_context(p.grad.writing()) for p in with_grad], factor)
+            else:
+                for p in with_grad:
+                    _set(p, p.grad.data * p.grad.dtype.type(factor))
     return constant(np.asarray(total, dtype))
 
 
@@ -53,23 +59,16 @@ def _with_grad(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]
     return [p for p in listed if p.grad is not None]
 
 
-def _norm(g: np.ndarray, p: float) -> float:
-    """(Σ |g_i|^p)^{1/p}, scaled by the largest where the powers would leave the range of the dtype."""
-    if not g.size:
-        return 0.0
+def _norm(gs: list[np.ndarray], p: float) -> float:
+    """(Σ |g_i|^p)^{1/p} over all elements, scaled by the largest where the powers would leave the range of the dtype."""
     if p == 2:
-        with np.errstate(over="ignore", invalid="ignore"):
-            flat = g.reshape(-1)
-            squares = float(np.dot(flat, flat))
-        if squares == math.inf or squares < 1e-30:
-            largest = float(np.abs(g).max())
-            if 0 < largest < math.inf:
-                return largest * math.sqrt(float(np.sum(np.square(g / g.dtype.type(largest), dtype=np.float64))))
-        return math.sqrt(squares)
-    largest = float(np.abs(g).max())
+        squares = kernels.sum_of_squares(gs)
+        if 1e-30 < squares < math.inf:
+            return math.sqrt(squares)
+    largest = max([float(np.abs(g).max()) for g in gs if g.size], default=0.0)
     if p == math.inf or not 0 < largest < math.inf:
         return largest
-    return largest * float(np.sum((np.abs(g) / largest) ** p)) ** (1 / p)
+    return largest * sum(float(np.sum(np.abs(g / g.dtype.type(largest)) ** p, dtype=np.float64)) for g in gs) ** (1 / p)
 
 
 def _set(p: Tensor, g: np.ndarray) -> None:
