@@ -264,7 +264,7 @@ def main(letter, rooms):
     from importlib import import_module
 
     global kept_scratch
-    from kernels.cpu.build import scratch as kept_scratch
+    from kernels.cpu.memory import scratch as kept_scratch
 
     rng = np.random.default_rng(0)
 
