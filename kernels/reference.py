@@ -128,6 +128,17 @@ def silu_backward(dy: Array, x: Array) -> Array:
     return dy * (s * (1 + x * (1 - s)))
 
 
+def leaky_relu(x: Array, slope: float) -> Array:
+    """y = x for x > 0, else slope · x;  slope 0 is ReLU, of −∞ too"""
+    lower = x.dtype.type(0) if slope == 0 else x * x.dtype.type(slope)
+    return np.where(x <= 0, lower, x)
+
+
+def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
+    """x̄ = ȳ for y > 0, else slope · ȳ:  for slope ≥ 0, y has the sign of x"""
+    return np.where(y <= 0, dy * dy.dtype.type(slope), dy)
+
+
 def philox(counter: Array, *, seed: int, stream: int = 0) -> Array:
     """Four random 32-bit words for each counter: a block cipher run on (counter, stream) with the seed as its key.
 
@@ -254,9 +265,10 @@ def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[
 def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
     axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
-    mean = x.mean(axis=axes)
+    n = max(x.size // max(x.shape[1], 1), 1)
+    mean = x.sum(axis=axes) / n
     centred = x - mean.reshape(across)
-    rstd = 1 / np.sqrt(np.mean(centred * centred, axis=axes) + x.dtype.type(eps))
+    rstd = 1 / np.sqrt(np.sum(centred * centred, axis=axes) / n + x.dtype.type(eps))
     return centred * (rstd * weight).reshape(across) + bias.reshape(across), mean, rstd
 
 
@@ -415,6 +427,24 @@ def conv_weight_grad(
     columns = _columns(x, size, dy.shape[2:], stride, padding, dilation, groups)
     dw = np.matmul(_by_channel(dy, groups), columns.swapaxes(1, 2))
     return dw.reshape((dy.shape[1], x.shape[1] // groups) + size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resampling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def nearest(x: Array, rows: Array, columns: Array) -> Array:
+    """y[…, i, j] = x[…, rows_i, columns_j].     (N, C, H, W), (P), (Q) → (N, C, P, Q)"""
+    return x.take(rows, axis=-2).take(columns, axis=-1)
+
+
+def nearest_backward(dy: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
+    """x̄[…, h, w] = Σ_{i: rows_i = h} Σ_{j: columns_j = w} ȳ[…, i, j], for indices that do not fall, to an image of `size`."""
+    dx = np.zeros((*dy.shape[:-2], *size), dy.dtype)
+    (h, first), (w, start) = (np.unique(index, return_index=True) for index in (rows, columns))
+    dx[..., h[:, None], w] = np.add.reduceat(np.add.reduceat(dy, first, axis=-2), start, axis=-1)
+    return dx
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -45,8 +45,9 @@ from scratchgen.ops import (
     unfold,
     where,
 )
-from scratchgen.ops.convolution import Size, sizes
-from scratchgen.ops.fused import BinaryCrossEntropy
+from scratchgen.ops.choice import leaky_relu
+from scratchgen.ops.convolution import Size, nearest, sizes
+from scratchgen.ops.fused import BinaryCrossEntropy, batch_statistics_norm
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
@@ -114,15 +115,6 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------------------------------
 # Activations
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def leaky_relu(input: Any, negative_slope: float = 0.01) -> Tensor:
-    """y = x for x > 0, else slope · x.  Maas, Hannun & Ng 2013."""
-    x = floating("leaky_relu", input)
-    slope = x.dtype.type(negative_slope)
-    if 0 <= slope <= 1:
-        return x * constant(np.maximum(x.data > 0, slope))  # the same, but many times faster than to choose one by one
-    return x * constant(np.where(x.data > 0, x.dtype.type(1), slope))
 
 
 def prelu(input: Any, weight: Any) -> Tensor:
@@ -446,18 +438,15 @@ def batch_norm(
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: expected running_mean and running_var outside training")
         return _scaled((x - running_mean.reshape(shape)) * (running_var.reshape(shape) + eps).rsqrt(), weight, bias)
-    dims = (0, *range(2, x.ndim))
     n = x.numel() // x.shape[1] if x.shape[1] else 0
     if n == 1:
         raise ValueError(f"batch_norm: expected more than 1 value per channel when training, got shape {x.shape}")
-    mu = mean(x, dims, keepdim=True)
-    centred = x - mu
-    var = mean(centred * centred, dims, keepdim=True)
+    y, mu, var = batch_statistics_norm(x, weight, bias, eps)
     if running_mean is not None and n:
-        running_mean.copy_((1 - momentum) * running_mean.data + momentum * mu.data.reshape(-1))
+        running_mean.copy_((1 - momentum) * running_mean.data + momentum * mu)
     if running_var is not None and n:
-        running_var.copy_((1 - momentum) * running_var.data + momentum * (var.data.reshape(-1) * (n / (n - 1))))
-    return _scaled(centred * (var + eps).rsqrt(), weight, bias)
+        running_var.copy_((1 - momentum) * running_var.data + momentum * (var * (n / (n - 1))))
+    return y
 
 
 def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
@@ -684,20 +673,26 @@ def interpolate(
         out = tuple(math.floor(m * s) for m, s in zip(x.shape[2:], scales, strict=True))
     if 0 in out or 0 in x.shape[2:]:
         raise ValueError(f"interpolate: expected lengths of at least 1, got {x.shape[2:]} to become {out}")
+    if mode == "nearest":
+        places = [_nearest(n, m, s, x.dtype) for n, m, s in zip(x.shape[2:], out, scales, strict=True)]
+        return nearest(x, *places)
     for d, (m, s) in enumerate(zip(out, scales, strict=True), start=2):
-        x = _resized(x, d, m, s, mode, bool(align_corners))
+        x = _resized(x, d, m, s, bool(align_corners))
     return x
 
 
-def _resized(x: Tensor, dim: int, m: int, scale: float | None, mode: str, align_corners: bool) -> Tensor:
-    """One dimension of x brought to length m."""
+def _nearest(n: int, m: int, scale: float | None, dtype: np.dtype) -> np.ndarray:
+    """⌊i/s⌋ for i < m, places in a length n.     (m)"""
+    if scale is not None and scale == int(scale):
+        return np.arange(m) // int(scale)
+    step = np.asarray(n / m if scale is None else 1 / scale, np.float64 if dtype == np.float64 else np.float32)
+    at = np.floor(np.arange(m, dtype=step.dtype) * step).astype(np.int64)  # rounded as in PyTorch, which may decide
+    return at.clip(0, n - 1)
+
+
+def _resized(x: Tensor, dim: int, m: int, scale: float | None, align_corners: bool) -> Tensor:
+    """One dimension of x brought to length m by linear interpolation."""
     n = x.shape[dim]
-    if mode == "nearest":
-        if scale is not None and scale == int(scale):
-            return x.repeat_interleave(int(scale), dim)
-        step = np.asarray(n / m if scale is None else 1 / scale, np.float64 if x.dtype == np.float64 else np.float32)
-        at = np.floor(np.arange(m, dtype=step.dtype) * step).astype(np.int64)  # rounded as in PyTorch, which may decide
-        return x.index_select(dim, at.clip(0, n - 1))
     if m == n:
         return x
     if align_corners:

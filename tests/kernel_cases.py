@@ -186,7 +186,37 @@ def optimizer_cases(letter, normal):
     yield "sum_of_squares", ([normal(30, 20).T, normal(4, 1)],), {}
 
 
-CASES = {"matmul": matmul_cases, "attention": attention_cases, "rows": rows_cases, "optimizer": optimizer_cases}
+def images_cases(letter, normal):
+    special = normal(20, 5)
+    special[0, 0], special[1, 1], special[2, 2], special[3, 3], special[4, 4] = np.nan, np.inf, -np.inf, 0.0, -0.0
+    for x in (normal(), normal(1), normal(0, 3), special, np.asfortranarray(special), normal(3, 60, 200)):
+        for slope in (0.0, 0.2, 1.0):
+            yield "leaky_relu", (x, slope), {}
+            yield "leaky_relu_backward", (normal(*x.shape), x, slope), {}
+    for shape, rows, columns in (
+        ((2, 3, 4, 5), np.arange(8) // 2, np.arange(10) // 2),
+        ((1, 2, 3, 4), np.arange(9) // 3, np.arange(4)),
+        ((2, 1, 7, 9), np.array([0, 0, 3, 6]), np.array([1, 4, 4, 4, 8])),
+        ((1, 1, 1, 1), np.zeros(1, int), np.zeros(3, int)),
+        ((0, 2, 3, 4), np.arange(3), np.arange(8) // 2),
+        ((4, 30, 14, 14), np.arange(28) // 2, np.arange(28) // 2),
+        ((4, 30, 14, 14), np.arange(17) * 14 // 17, np.arange(28) * 5 // 14),
+    ):
+        images = normal(*shape)
+        for x in (images, np.asfortranarray(images), np.repeat(images, 2, 3)[..., ::2]):
+            yield "nearest", (x, rows, columns), {}
+            dy = normal(*shape[:2], len(rows), len(columns))
+            yield "nearest_backward", (dy, rows, columns, shape[2:]), {}
+
+
+CASES = {
+    "matmul": matmul_cases,
+    "attention": attention_cases,
+    "rows": rows_cases,
+    "optimizer": optimizer_cases,
+    "images": images_cases,
+}
+
 
 
 def each(f, x):

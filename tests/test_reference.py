@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import kernels
 import scratchgen as sg
 from kernels import reference
 from scratchgen import functional as F
@@ -44,6 +45,44 @@ def test_batch_norm(shape):
     axes = (0, *range(2, x.ndim))
     np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-12)
     np.testing.assert_allclose(rstd, 1 / np.sqrt(x.var(axes) + 0.1), rtol=1e-12)
+
+
+def norm_in_training(x, w, b):
+    return F.batch_norm(x, None, None, w, b, training=True)
+
+
+def composed_norm(x, w, b):
+    dims, across = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+    centred = x - x.mean(dims, keepdim=True)
+    var = (centred * centred).mean(dims, keepdim=True)
+    return centred / (var + 1e-5).sqrt() * w.reshape(across) + b.reshape(across)
+
+
+@pytest.mark.parametrize("storey", ["reference", "cpu"])
+@pytest.mark.parametrize("shape", [(6, 3), (1, 3, 5), (2, 3, 4, 5), (0, 3, 4)])
+def test_batch_norm_is_its_composition_to_second_order(shape, storey):
+    x, w, b, dy, *directions = (draw(*s) for s in (shape, (3,), (3,), shape, shape, (3,), (3,)))
+    if x.size:
+        x[:, 1] = 0.75  # a constant channel
+    found = []
+    with kernels.use(storey):
+        for norm in (norm_in_training, composed_norm):
+            leaves = [sg.tensor(a, requires_grad=True) for a in (x, w, b)]
+            y = norm(*leaves)
+            first = sg.grad(y, leaves, sg.tensor(dy), create_graph=True)
+            along = sum((g * sg.tensor(d)).sum() for g, d in zip(first, directions, strict=True))
+            second = sg.grad(along, leaves[:2], retain_graph=True)
+            found.append([y, *sg.grad(norm(*leaves), leaves, sg.tensor(dy)), *first, *second])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours.data, theirs.data, rtol=1e-8, atol=1e-8)
+
+
+def test_batch_norm_of_a_constant_channel_has_variance_zero():
+    mean, var = sg.tensor(np.zeros(2)), sg.tensor(np.ones(2))
+    x = np.stack([np.full((4, 3), 0.75), draw(4, 3)], 1)
+    F.batch_norm(sg.tensor(x), mean, var, training=True, momentum=1.0)
+    np.testing.assert_allclose(mean.data, x.mean((0, 2)), rtol=1e-12)
+    np.testing.assert_allclose(var.data, x.var((0, 2), ddof=1), rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize(("kernel", "Optimizer"), [(reference.adam, optim.Adam), (reference.adamw, optim.AdamW)])

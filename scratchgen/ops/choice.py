@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.ops.operands import Number, as_tensor, cast, operands, pair
+import kernels
+from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
@@ -56,17 +57,30 @@ class Abs(Function):
         return dy * constant(np.sign(x.data))
 
 
-class Relu(Function):
-    """y = max(x, 0)      x̄ = ȳ [x > 0]"""
+class LeakyRelu(Function):
+    """y = x for x > 0, else a x;  a ≥ 0, and a = 0 is ReLU          x̄ = ȳ for y > 0, else a ȳ"""
 
     keeps_inputs, keeps_outputs = False, True
 
-    def forward(self, x: Any) -> Any:
-        return np.maximum(x, 0)
+    def forward(self, x: Any, *, slope: float) -> Any:
+        self.slope = slope
+        return kernels.leaky_relu(x, slope)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (y,) = self.outputs
-        return dy * constant((y.data != 0).astype(dy.dtype))  # y ≥ 0, or NaN
+        return LeakyReluGrad.apply(dy, y=self._outputs[0], slope=self.slope)
+
+
+class LeakyReluGrad(Function):
+    """x̄ = ȳ for y > 0, else a ȳ:  linear in ȳ, and so its own gradient"""
+
+    keeps_inputs = False
+
+    def forward(self, dy: Any, *, y: Any, slope: float) -> Any:
+        self.y, self.slope = y, slope
+        return kernels.leaky_relu_backward(dy, y, slope)
+
+    def backward(self, ddx: Tensor) -> Tensor:
+        return LeakyReluGrad.apply(ddx, y=self.y, slope=self.slope)
 
 
 class Maximum(Function):
@@ -145,7 +159,15 @@ def abs(input: Any) -> Tensor:
 
 def relu(input: Any) -> Tensor:
     """y = max(input, 0)"""
-    return Relu.apply(as_tensor(input))
+    return LeakyRelu.apply(as_tensor(input), slope=0.0)
+
+
+def leaky_relu(input: Any, negative_slope: float = 0.01) -> Tensor:
+    """y = x for x > 0, else slope · x.  Maas, Hannun & Ng 2013."""
+    x = floating("leaky_relu", input)
+    if negative_slope >= 0:
+        return LeakyRelu.apply(x, slope=float(negative_slope))
+    return where(x > 0, x, x * negative_slope)
 
 
 def maximum(input: Any, other: Any) -> Tensor:

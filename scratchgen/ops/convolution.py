@@ -413,3 +413,42 @@ def unfold(input: Any, kernel_size: Size, dilation: Size = 1, padding: Size = 0,
     flat = x.reshape(x.shape[:2] + (math.prod(x.shape[2:]),))
     y = flat[:, :, places.T].reshape(x.shape[0], x.shape[1] * places.shape[1], places.shape[0])
     return y if had_batch else y.squeeze(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nearest neighbours
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Nearest(Function):
+    """y[…, i, j] = x[…, a_i, b_j]         x̄ = NearestGrad(ȳ)          (N, C, H, W) → (N, C, P, Q);  a, b: P, Q indices"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, rows: np.ndarray, columns: np.ndarray) -> Any:
+        self.rows, self.columns, self.size = rows, columns, x.shape[-2:]
+        return kernels.nearest(x, rows, columns)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return NearestGrad.apply(dy, rows=self.rows, columns=self.columns, size=self.size)
+
+
+class NearestGrad(Function):
+    """x[…, k, l] = Σ_{i: a_i = k} Σ_{j: b_j = l} y[…, i, j]         ȳ = Nearest(x̄)"""
+
+    keeps_inputs = False
+
+    def forward(self, y: Any, *, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> Any:
+        self.rows, self.columns = rows, columns
+        return kernels.nearest_backward(y, rows, columns, size)
+
+    def backward(self, dx: Tensor) -> Tensor:
+        return Nearest.apply(dx, rows=self.rows, columns=self.columns)
+
+
+def nearest(input: Tensor, *places: np.ndarray) -> Tensor:
+    """The node behind `functional.interpolate`: for each spatial dimension, the places of x that y is made of, not falling."""
+    if len(places) == 1:  # a sequence is an image of height 1
+        x = input.unsqueeze(2)
+        return Nearest.apply(x, rows=np.zeros(1, np.int64), columns=places[0]).squeeze(2)
+    return Nearest.apply(input, rows=places[0], columns=places[1])

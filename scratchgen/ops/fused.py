@@ -123,6 +123,32 @@ class LayerNorm(Function):
         return centred * (mean(centred * centred, -1, keepdim=True) + self.eps).rsqrt() * weight + bias
 
 
+class BatchNorm(Function):
+    r"""y = x̂ w_c + b_c,   x̂ = (x − μ_c) ρ_c,   ρ = 1 / √(σ² + ε)            x: (N, C, …), w, b: (C)
+
+    μ, σ²: mean and variance of a channel over batch and places, which are left in `statistics`.
+        x̄ = ρ w (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),    w̄ = Σ ȳ ⊙ x̂,    b̄ = Σ ȳ
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
+    """
+
+    def forward(self, x: Any, weight: Any, bias: Any, *, eps: float, statistics: list) -> Any:
+        self.eps = eps
+        y, self.mean, self.rstd = kernels.batch_norm(x, weight, bias, eps=eps)
+        statistics += self.mean, np.maximum(1 / np.square(self.rstd) - eps, 0)
+        return y
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        x, weight, _ = self.inputs
+        grads = kernels.batch_norm_backward(dy.data, x.data, weight.data, self.mean, self.rstd)
+        return tuple([constant(g) for g in grads])
+
+    def composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        dims, across = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+        centred = x - mean(x, dims, keepdim=True)
+        normal = centred * (mean(centred * centred, dims, keepdim=True) + self.eps).rsqrt()
+        return normal * weight.reshape(across) + bias.reshape(across)
+
+
 class Attention(Function):
     r"""O = P V,   P = softmax(S),   S = τ Q Kᵀ + M          Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
 
@@ -201,6 +227,15 @@ def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any 
     x_, w, b = operands("layer_norm", x, ones, zeros)
     rows = math.prod(x.shape[: x.ndim - len(shape)])
     return LayerNorm.apply(x_.reshape(rows, n), w, b, eps=eps).reshape(x.shape)
+
+
+def batch_statistics_norm(input: Tensor, weight: Any, bias: Any, eps: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """The node behind `functional.batch_norm` in training, and its mean and variance.  (N, C, …) → the same, (C), (C)"""
+    ones = constant(np.ones(input.shape[1], input.dtype)) if weight is None else as_tensor(weight)
+    zeros = constant(np.zeros(input.shape[1], input.dtype)) if bias is None else as_tensor(bias)
+    statistics: list[np.ndarray] = []
+    y = BatchNorm.apply(*operands("batch_norm", input, ones, zeros), eps=eps, statistics=statistics)
+    return y, *statistics
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, scale: float) -> Tensor:
