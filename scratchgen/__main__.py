@@ -119,7 +119,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def gradcheck(args: argparse.Namespace) -> int:
     from scratchgen import catalog
 
-    return catalog.main(args.names)
+    return catalog.main(args.names, order=args.order, curve=args.curve)
 
 
 def recipes(args: argparse.Namespace) -> int:
@@ -329,7 +329,9 @@ def _parser() -> argparse.ArgumentParser:
         "gradcheck",
         "gradcheck softmax conv2d",
     )
-    p.add_argument("names", nargs="*", metavar="NAME", help="ops, layers or models (all)")
+    p.add_argument("names", nargs="*", metavar="NAME", help="ops, layers, models (all), or path/to/file.py:name of your own")
+    p.add_argument("--order", type=int, choices=(1, 2), default=2, help="of your own: 1 leaves out the second derivative")
+    p.add_argument("--curve", metavar="PNG", help="of your own: draw the error of the worst element over the step")
 
     p = command("recipes", recipes, "what can be trained", "recipes", "recipes vae")
     p.add_argument("recipe", nargs="?", metavar="RECIPE", help="list the settings of this one")

@@ -248,9 +248,10 @@ class Report:
     compared: int = 0
     failures: list[Finding] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    refusal: str = ""  # what the backward sweep could not go on with
 
     def __bool__(self) -> bool:
-        return not self.failures
+        return not self.failures and not self.refusal
 
     @property
     def error(self) -> float:
@@ -260,6 +261,8 @@ class Report:
     def __str__(self) -> str:
         if self:
             return f"{self.name}: {self.compared} comparisons agree, largest relative error {self.error:.1e}"
+        if self.refusal:
+            return f"{self.name}: WRONG, {self.refusal}"
         lines = [
             f"{self.name}: WRONG, {len(self.failures)} of {self.compared} comparisons are off by more than {self.tolerance:.0e}"
         ]
@@ -311,6 +314,7 @@ class _Checker:
     def __init__(self, report: Report, rng: np.random.Generator, most: int, curve: bool):
         self.report, self.tolerance, self.rng, self.most, self.curve = report, report.tolerance, rng, most, curve
         self.sides = [(0.0, 0.0)] * 2  # slopes on the left and the right of the worst element, at two steps
+        self.suspect: tuple[Tensor, str, tuple[int, ...]] | None = None  # the worst element, if it is wrong and smooth
 
     def check(
         self, order: int, evaluate: Callable[[], Sequence[Tensor]], leaves: list[tuple[str, Tensor]], highest: int
@@ -331,9 +335,15 @@ class _Checker:
         largest = max((float(np.abs(g.data).max()) for g in analytic if g.numel()), default=0.0)
         rough = abs(value())
         for (name, x), g, kept in zip(leaves, analytic, again, strict=True):
-            self._elements(order, name, x, g.data, value, largest, rough)
+            self._elements(order, name, x, g.data, evaluate, value, largest, rough)
             self._compare(order, f"{name}, kept graph against plain", g.data, kept.data, largest)
+        if self.suspect:
+            self._trace(evaluate, *self.suspect)
         self._direction(order, leaves, analytic, value, largest, rough)
+        if order > 1 and self.report.failures:
+            self.report.advice.append(
+                "the gradient is right, its own derivative is not: does backward compute a part of it from arrays, or detached?"
+            )
         if order < highest and not self.report.failures:
             for v in vs:
                 v.requires_grad_()
@@ -344,35 +354,31 @@ class _Checker:
             both = leaves + [(f"the cotangent of output {i}", v) for i, v in enumerate(vs)]
             self.check(order + 1, gradients, both, highest)
 
-    def _elements(self, order: int, name: str, x: Tensor, g: np.ndarray, value: Any, largest: float, rough: float) -> None:
+    def _elements(
+        self, order: int, name: str, x: Tensor, g: np.ndarray, evaluate: Any, value: Any, largest: float, rough: float
+    ) -> None:
         """Each element (a random choice of them where there are many): ∂⟨v, f⟩/∂x_i."""
         chosen = range(x.numel()) if x.numel() <= self.most else self.rng.choice(x.numel(), self.most, replace=False)
-        failed = []
+        failed, worst, numerics = [], None, np.full(x.shape, np.nan)
         for i in map(int, chosen):
             at = tuple(map(int, np.unravel_index(i, x.shape)))
-            centre = float(x.data[at])
-            scale = max(1.0, abs(centre))
+            scale = max(1.0, abs(float(x.data[at])))
 
-            def moved(h: float, at: Any = at, centre: float = centre, scale: float = scale) -> float:
-                with x.writing() as array:
-                    array[at] = centre + h * scale
-                result = value()
-                with x.writing() as array:
-                    array[at] = centre
-                return result
+            def moved(h: float, at: Any = at, scale: float = scale) -> float:
+                return _moved(x, at, h * scale, value)
 
-            numeric = _central(moved, self.STEP) / scale
+            numeric = numerics[at] = _central(moved, self.STEP) / scale
             finding, agrees = self._judge(order, f"{name}, element {at}", float(g[at]), numeric, largest, rough)
             if not agrees:
                 failed.append(finding)
             if self.report.element is None or finding.error > self.report.element.error:
-                self.report.element = finding
+                self.report.element, worst = finding, at
                 if self.curve or not agrees:
                     steps = [10.0**-k for k in range(2, 10)]
                     finding.steps = [(h, _central(moved, h) / scale) for h in steps]
                     self.sides = [((moved(0.0) - moved(-h)) / h, (moved(h) - moved(0.0)) / h) for h in (1e-4, 1e-6)]
         if failed:
-            self._advise(x, failed, name)
+            self._advise(x, failed, name, evaluate, g, numerics, worst)
 
     def _direction(self, order: int, leaves: Any, analytic: Any, value: Any, largest: float, rough: float) -> None:
         """⟨v, J u⟩ = ⟨Jᵀ v, u⟩ along one random direction u of all inputs together."""
@@ -413,12 +419,15 @@ class _Checker:
             self.report.failures.append(finding)
         return finding, agrees
 
-    def _advise(self, x: Tensor, failed: list[Finding], name: str) -> None:
+    def _advise(
+        self, x: Tensor, failed: list[Finding], name: str, evaluate: Any, g: np.ndarray, numeric: np.ndarray, worst: Any
+    ) -> None:
         """What the pattern of the errors says about their cause."""
         advice = self.report.advice
+        if worst is not None:
+            self.suspect = None
         advice.append(f"{len(failed)} of {min(x.numel(), self.most)} elements of {name} (shape {x.shape}) are off")
         ratios = np.array([f.analytic / f.numeric for f in failed if f.numeric and math.isfinite(f.analytic / f.numeric)])
-        gaps = np.array([f.analytic - f.numeric for f in failed])
         (left, right), (nearer_left, nearer_right) = self.sides
         gap = abs(right - left)  # a kink keeps it as the step shrinks, a jump widens it; curvature closes it
         kink = gap > 1e-2 * max(abs(left), abs(right), 1e-6) and abs(nearer_right - nearer_left) > 0.9 * gap
@@ -427,14 +436,100 @@ class _Checker:
             advice.append(
                 f"the slope is {left:.4g} on the left and {right:.4g} on the right: on a kink or a jump; check beside it"
             )
-        elif np.ptp(values) > 1e-3 * np.abs(values).max():
+            return
+        if np.ptp(values) > 1e-3 * np.abs(values).max():
             advice.append("the differences do not settle as the step shrinks: is a part of f computed in float32?")
-        elif all(f.analytic == 0 for f in failed):
+            return
+        if all(f.analytic == 0 for f in failed):
             advice.append("the chain rule gives 0 there: is a term, or the whole path, missing?")
         elif len(ratios) > 1 and np.ptp(ratios) < 1e-3 * abs(ratios.mean()):
-            advice.append(f"each is {ratios.mean():.4g} times what it should be: look for a factor or a sign")
-        elif len(failed) > 1 and np.ptp(gaps) < 1e-3 * abs(gaps.mean()):
-            advice.append(f"each is too large by {gaps.mean():.4g}: look for a term that is the same for all")
+            ratio = ratios.mean()
+            lengths = [n for n in (*x.shape, x.numel()) if n > 1 and min(abs(ratio - n), abs(1 / ratio - n)) < 1e-3 * n]
+            hint = f" ({lengths[0]} is a length of its shape: a sum for a mean?)" if lengths else ""
+            advice.append(f"each is {ratio:.4g} times what it should be: look for a factor or a sign{hint}")
+        elif np.isfinite(numeric).all():
+            advice.extend(_pattern(x.data, g, numeric, [y.data for y in evaluate()]))
+        if worst is not None:
+            self.suspect = x, name, worst
+
+    def _trace(self, evaluate: Any, x: Tensor, name: str, at: tuple[int, ...]) -> None:
+        """Which slopes ∂y_j/∂x_i of the worst element x_i are off: the comparison without the random cotangents."""
+        centre = float(x.data[at])
+        h = self.STEP * max(1.0, abs(centre))
+
+        def outputs(shift: float) -> list[np.ndarray]:
+            return _moved(x, at, shift, lambda: [y.data for y in evaluate()])
+
+        slopes = []  # where, by the chain rule, by differences
+        for k, (a, b, c, d) in enumerate(zip(outputs(h), outputs(-h), outputs(2 * h), outputs(-2 * h), strict=True)):
+            column = np.asarray((8 * (a - b) - (c - d)) / (12 * h))
+            for j in map(int, np.argsort(-np.abs(column), axis=None, kind="stable")[: self.most]):
+                to = tuple(map(int, np.unravel_index(j, column.shape)))
+                unit = np.zeros(column.shape)
+                unit[to] = 1
+                (row,) = _gradients([evaluate()[k]], [x], [constant(unit)], False)
+                slopes.append((f"output {k} at {to}", float(row.data[at]), float(column[to])))
+        size = max(max(abs(a), abs(n)) for _, a, n in slopes)
+        off = [(where, a, n) for where, a, n in slopes if not abs(a - n) <= self.tolerance * size]
+        advice = self.report.advice
+        if not off:
+            advice.append("for a cotangent of a single 1 it is right: is it not linear in the cotangent?")
+            return
+        where, a, n = max(off, key=lambda slope: abs(slope[1] - slope[2]))
+        advice.append(
+            f"of element {at} of {name}, which is {centre:.4g}, {len(off)} of {len(slopes)} slopes ∂output/∂input are off:"
+        )
+        advice.append(f"  {where}: {a:.5g} by the chain rule, {n:.5g} by differences")
+        nothing = self.tolerance * size
+        missing = [where for where, a, n in off if abs(a) < nothing]
+        foreign = [where for where, a, n in off if abs(n) < nothing]
+        for places, text in ((missing, "the chain rule has no term for"), (foreign, "the chain rule has a term too many for")):
+            if places and len(slopes) > 1:
+                advice.append(f"  {text} {', '.join(places[:4])}{', …' if len(places) > 4 else ''}")
+
+
+def _moved(x: Tensor, at: tuple[int, ...], shift: float, value: Callable[[], Any]) -> Any:
+    """What `value` is while one element of x is moved."""
+    centre = float(x.data[at])
+    with x.writing() as array:
+        array[at] = centre + shift
+    result = value()
+    with x.writing() as array:
+        array[at] = centre
+    return result
+
+
+def _pattern(x: np.ndarray, analytic: np.ndarray, numeric: np.ndarray, ys: list[np.ndarray]) -> list[str]:
+    """One line about how a wrong gradient looks beside the right one, where there is a simple relation."""
+    size = np.abs(numeric).max()
+
+    def same(a: np.ndarray, b: np.ndarray) -> bool:
+        return a.shape == b.shape and bool(np.abs(a - b).max() < 1e-4 * size)
+
+    dims = range(x.ndim)
+    for d in dims:
+        for e in range(d):
+            if same(analytic, numeric.swapaxes(d, e)):
+                return [f"it is the right one with dimensions {e} and {d} transposed"]
+        if same(analytic, np.flip(numeric, d)):
+            return [f"it is the right one reversed along dimension {d}"]
+        for shift in (1, -1):
+            if same(analytic, np.roll(numeric, shift, d)):
+                return [f"it is the right one shifted by {shift} along dimension {d}"]
+    gap = analytic - numeric
+    factors = [("", np.ones(x.shape)), ("the input times ", x)]
+    factors += [(f"output {k} times ", y) for k, y in enumerate(ys) if y.shape == x.shape]
+    for words, factor in factors:
+        if not factor.all():
+            continue
+        times = gap / factor
+        if same(times, np.full(x.shape, times.mean())) and x.size > 1:
+            return [f"each is too large by {words}{times.mean():.4g}: look for such a term"]
+        for d in dims:
+            if x.shape[d] > 1 and same(times, np.broadcast_to(times.mean(d, keepdims=True), x.shape)):
+                number = f"a number that is the same all along dimension {d}"
+                return [f"each is off by {words}{number}: look for a sum or a mean over it"]
+    return []
 
 
 def gradcheck(
@@ -501,7 +596,14 @@ def gradcheck(
         raise ValueError(f"gradcheck of {name}: f gives two values for the same inputs; give it a generator seeded inside")
     if any(not np.isfinite(y.data).all() for y in once):
         raise ValueError(f"gradcheck of {name}: f gives NaN or infinity at these inputs, where there is no derivative to check")
-    _Checker(report, np.random.default_rng(seed), elements, curve is not None).check(1, evaluate, leaves, order)
+    # With a key of its own: inputs drawn from default_rng(seed) would otherwise be the cotangents too, and that hides mistakes.
+    rng = np.random.default_rng([*b"cotangents", seed])
+    try:
+        _Checker(report, rng, elements, curve is not None).check(1, evaluate, leaves, order)
+    except RuntimeError as error:  # a gradient of another shape or dtype, or none
+        if ".backward" not in str(error):
+            raise
+        report.refusal = str(error)
     if curve is not None:
         report.draw(curve)
     if not report and raise_exception:

@@ -1,7 +1,6 @@
 """What each row of the catalog should compute, written a second time: NumPy, SciPy and loops, nothing of the library.
 
-REFERENCES[name] takes the arguments of the public function, as arrays; for "nn.X" the layer comes first. NO_REFERENCE
-says why a row has none.
+REFERENCES[name] takes the arguments of the public function, as arrays; for "nn.X" and "models.X" the module comes first.
 """
 
 from itertools import product
@@ -11,11 +10,6 @@ import numpy as np
 from scipy import special
 
 REFERENCES = {}
-NO_REFERENCE = {
-    "models.GAN": "a network of layers that have rows; its losses are worked by hand in the tests of the models",
-    "models.GPT": "a network of layers that have rows; its loss is worked by hand in the tests of the models",
-    "models.VAE": "a network of layers that have rows; its bound is worked by hand in the tests of the models",
-}
 
 
 def reference(*names):
@@ -536,7 +530,7 @@ def embedding(i, w, padding_idx=None):
 
 
 @reference("scaled_dot_product_attention")
-def attention_(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def attention_(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, rng=None):
     if enable_gqa:
         k, v = (np.repeat(t, q.shape[-3] // k.shape[-3], -3) for t in (k, v))
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
@@ -557,7 +551,7 @@ def attention_(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, e
             s = (k[row[:-1]][kept] @ q[row]) * (q.shape[-1] ** -0.5 if scale is None else scale) + bias[row][kept]
             P[row][kept] = softmax(s, 0)
     if dropout_p:
-        P = dropped(P, dropout_p, np.random.default_rng(0))
+        P = dropped(P, dropout_p, rng or np.random.default_rng(0))
     return P @ v
 
 
@@ -865,3 +859,123 @@ def _multihead(m, q, k, v, padding=None, need_weights=True, attn_mask=None, aver
     if not batched:
         return [t[0] for t in found]
     return found if m.batch_first else [y.swapaxes(0, 1), *found[1:]]
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+# The networks as their papers draw them, from their parameters by name.
+
+
+class Net:
+    """Layers of a network, called by the names of their parameters."""
+
+    def __init__(self, module, prefix=""):
+        self.p, self.prefix, self.rng = arrays(module), prefix, np.random.default_rng(0)
+
+    def at(self, name):
+        return self.p[f"{self.prefix}{name}"]
+
+    def linear(self, name, x):
+        bias = self.at(f"{name}.bias")
+        return x @ self.at(f"{name}.weight").T + (0.0 if bias is None else bias)
+
+    def conv(self, name, x, **how):
+        return conv(x, self.at(f"{name}.weight"), self.at(f"{name}.bias"), **how)
+
+    def batch_norm(self, name, x):
+        weight, bias = (self.at(f"{name}.{part}") for part in ("weight", "bias"))
+        return channelwise(standardized(x, (0, *range(2, x.ndim)), 1e-5), weight, bias)
+
+    def layer_norm(self, name, x):
+        return layer_norm(x, x.shape[-1:], self.at(f"{name}.weight"), self.at(f"{name}.bias"))
+
+    def dropout(self, x, p):
+        return dropped(x, p, self.rng) if p else x
+
+
+def _relu(x, slope=0.0):
+    return np.where(x > 0, x, slope * x)
+
+
+def _softplus(x):
+    return np.log(1 + np.exp(x))
+
+
+@reference("models.GAN")
+def _gan(game, x, z):
+    """Both losses: −E[log D(x)] − E[log(1 − D(G(z)))], and what the generator lowers."""
+    config, net = game.model.config, Net(game, "model.")
+    c, h, w = config.shape
+    mlp = config.network == "mlp"
+
+    def generator(z):
+        if mlp:
+            for i in (0, 3):
+                z = _relu(net.batch_norm(f"generator.net.{i + 1}", net.linear(f"generator.net.{i}", z)))
+            return np.tanh(net.linear("generator.net.6", z)).reshape(-1, c, h, w)
+        y = net.linear("generator.fc", z).reshape(-1, config.hidden, h // 4, w // 4)
+        y = _relu(net.batch_norm("generator.norm0", y))
+        for i in (1, 2):
+            y = net.conv(f"generator.conv{i}", y.repeat(2, 2).repeat(2, 3), padding=1)
+            y = _relu(net.batch_norm(f"generator.norm{i}", y))
+        return np.tanh(net.conv("generator.out", y, padding=1))
+
+    def discriminator(x):
+        if mlp:
+            x = x.reshape(len(x), -1)
+            for i in (0, 3):
+                x = net.dropout(_relu(net.linear(f"discriminator.net.{i}", x), 0.2), config.dropout)
+            return net.linear("discriminator.net.6", x)[:, 0]
+        x = _relu(net.conv("discriminator.conv1", x, stride=2, padding=1), 0.2)
+        x = net.batch_norm("discriminator.norm2", net.conv("discriminator.conv2", x, stride=2, padding=1))
+        return net.linear("discriminator.fc", _relu(x, 0.2).reshape(len(x), -1))[:, 0]
+
+    real = discriminator(x)
+    fake = discriminator(generator(z))
+    lowered = -_softplus(fake) if config.loss == "saturating" else _softplus(-fake)
+    return [_softplus(-real).mean() + _softplus(fake).mean(), lowered.mean()]
+
+
+@reference("models.VAE")
+def _vae(model, x):
+    """log p(x | z) for a z of q(z | x), and KL(q(z | x) ‖ N(0, I)), of each picture."""
+    config, net = model.config, Net(model)
+    c, h, w = config.shape
+    if config.network == "mlp":
+        hidden = _relu(net.linear("encoder.fc", x.reshape(len(x), -1)))
+    else:
+        hidden = x
+        for i in (1, 2):
+            hidden = _relu(net.conv(f"encoder.conv{i}", hidden, stride=2, padding=1))
+        hidden = hidden.reshape(len(x), -1)
+    mean, log_var = net.linear("encoder.mean", hidden), net.linear("encoder.log_var", hidden)
+    z = mean + np.sqrt(np.exp(log_var)) * net.rng.standard_normal(mean.shape)
+    y = _relu(net.linear("decoder.fc", z))
+    if config.network == "mlp":
+        logits = net.linear("decoder.out", y).reshape(x.shape)
+    else:
+        y = y.reshape(-1, 2 * config.hidden, h // 4, w // 4)
+        how = {"stride": 2, "padding": 1}
+        y = _relu(conv_transpose(y, net.at("decoder.conv1.weight"), net.at("decoder.conv1.bias"), **how))
+        logits = conv_transpose(y, net.at("decoder.conv2.weight"), net.at("decoder.conv2.bias"), **how)
+    p = special.expit(logits)
+    log_p = np.log(p) * x + np.log(1 - p) * (1 - x)
+    return [log_p.reshape(len(x), -1).sum(1), 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum(1)]
+
+
+@reference("models.GPT")
+def _gpt(model, ids, targets):
+    """Mean −log p(target) over all positions, the network after figure 1 of GPT-2's paper, head by head."""
+    config, net = model.config, Net(model, "transformer.")
+    B, T = ids.shape
+    D = config.n_embd // config.n_head
+    x = net.dropout(net.at("wte.weight")[ids] + net.at("wpe.weight")[:T], config.dropout)
+    for i in range(config.n_layer):
+        q, k, v = np.split(net.linear(f"h.{i}.attn.c_attn", net.layer_norm(f"h.{i}.ln_1", x)), 3, -1)
+        q, k, v = (np.stack([t[..., n * D : (n + 1) * D] for n in range(config.n_head)], 1) for t in (q, k, v))
+        heads = attention_(q, k, v, None, config.dropout, True, rng=net.rng)
+        y = np.concatenate([heads[:, n] for n in range(config.n_head)], -1)
+        x = x + net.dropout(net.linear(f"h.{i}.attn.c_proj", y), config.dropout)
+        y = REFERENCES["gelu"](net.linear(f"h.{i}.mlp.c_fc", net.layer_norm(f"h.{i}.ln_2", x)), "tanh")
+        x = x + net.dropout(net.linear(f"h.{i}.mlp.c_proj", y), config.dropout)
+    log_p = log_softmax(net.layer_norm("ln_f", x) @ net.at("wte.weight").T, -1)
+    return -np.mean([log_p[b, t, targets[b, t]] for b, t in product(range(B), range(T))])

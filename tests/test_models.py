@@ -10,6 +10,7 @@ import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 from scratchgen.models.gan import discriminator_loss, generator_loss
+from tests.references import REFERENCES
 
 SHAPE = (1, 8, 8)
 VAES = [VAEConfig(SHAPE, "mlp", hidden=32, latent=4), VAEConfig(SHAPE, "conv", hidden=4, latent=4)]
@@ -66,6 +67,116 @@ def test_each_player_moves_only_its_own_parameters(config):
         model.training_step(batch(config), optimizers | {other: Frozen()})
         moved = {k.split(".")[0] for k, v in model.named_parameters() if (v.data != before[k]).any()}
         assert moved == {player}
+
+
+class ByHand:
+    """Adam or AdamW of named parameters, one array at a time."""
+
+    def __init__(self, parameters, lr, beta1, beta2):
+        self.parameters, self.lr, self.betas, self.t = dict(parameters), lr, (beta1, beta2), 0
+        self.p = {k: p.data.copy() for k, p in self.parameters.items()}
+        self.m, self.v = ({k: 0 * p for k, p in self.p.items()} for _ in range(2))
+
+    def step(self, grads, decay=lambda p: 0.0):
+        self.t += 1
+        b1, b2 = self.betas
+        for k, g in grads.items():
+            self.p[k] = self.p[k] * (1 - self.lr * decay(self.p[k]))
+            self.m[k] = b1 * self.m[k] + (1 - b1) * g
+            self.v[k] = b2 * self.v[k] + (1 - b2) * g**2
+            self.p[k] -= self.lr * (self.m[k] / (1 - b1**self.t)) / (np.sqrt(self.v[k] / (1 - b2**self.t)) + 1e-8)
+
+    def written(self):
+        for k, p in self.parameters.items():
+            p.copy_(self.p[k])
+
+
+def twins(config):
+    """Two models of the same parameters, in float64, none of them 0 or 1, and a batch that is not the same turned round."""
+    models = [build(config).double(), build(config).double()]
+    rng = np.random.default_rng(3)
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        p.copy_(p.data + 0.3 * rng.standard_normal(p.shape))
+        q.copy_(p.data)
+    x, y = batch(config)
+    return *models, (x.astype(np.float64) * 0.9 if y is None else x, y)
+
+
+def same(model, by_hand, losses, expected):
+    assert losses == pytest.approx(expected, rel=1e-9)
+    for k, p in by_hand.parameters.items():
+        np.testing.assert_allclose(dict(model.named_parameters())[k].data, p.data, rtol=1e-9, atol=1e-12, err_msg=k)
+
+
+@pytest.mark.parametrize("config", [dataclasses.replace(v, beta=0.3) for v in VAES], ids=ids)
+def test_training_steps_of_the_vae_by_hand(config):
+    r"""θ ← Adam of ∇_θ [β KL − E log p(x | z)], each time anew"""
+    model, other, data = twins(config)
+    optimizers, by_hand = model.optimizers(), ByHand(other.named_parameters(), config.lr, 0.9, 0.999)
+    for seed in (1, 2, 3):
+        sg.manual_seed(seed)
+        losses = model.training_step(data, optimizers)
+        sg.manual_seed(seed)
+        log_p, kl = other.elbo(sg.tensor(data[0]))
+        loss = 0.3 * kl.mean() - log_p.mean()
+        by_hand.step({k: sg.grad(loss, p, retain_graph=True)[0].data for k, p in by_hand.parameters.items()})
+        by_hand.written()
+        same(model, by_hand, losses, {"loss": loss.item(), "reconstruction": -log_p.mean().item(), "kl": kl.mean().item()})
+
+
+@pytest.mark.parametrize("config", [*GANS, dataclasses.replace(GANS[0], loss="saturating")], ids=lambda c: f"{ids(c)}-{c.loss}")
+def test_training_steps_of_the_gan_by_hand(config):
+    r"""D up on V at the old G, then G against the new D; each player's gradient by itself, each time anew"""
+    model, other, data = twins(config)
+    optimizers = model.optimizers()
+    players = {
+        player: ByHand(
+            [(f"{player}.{k}", p) for k, p in getattr(other, player).named_parameters()], config.lr, config.beta1, 0.999
+        )
+        for player in ("discriminator", "generator")
+    }
+    for seed in (1, 2, 3):
+        sg.manual_seed(seed)
+        losses = model.training_step(data, optimizers)
+        sg.manual_seed(seed)
+        x = sg.tensor(2 * data[0] - 1)
+        fake = other.generator(other.noise(len(x)))
+        real, judged = other.discriminator(x), other.discriminator(fake.detach())
+        loss_d = F.softplus(-real).mean() + F.softplus(judged).mean()
+        d = players["discriminator"]
+        d.step({k: sg.grad(loss_d, p, retain_graph=True)[0].data for k, p in d.parameters.items()})
+        d.written()
+        again = other.discriminator(fake)
+        loss_g = F.softplus(-again).mean() if config.loss == "non-saturating" else -F.softplus(again).mean()
+        g = players["generator"]
+        g.step({k: sg.grad(loss_g, p, retain_graph=True)[0].data for k, p in g.parameters.items()})
+        g.written()
+        chances = {"d_real": F.sigmoid(real).mean().item(), "d_fake": F.sigmoid(judged).mean().item()}
+        for player in players.values():
+            same(model, player, losses, {"loss_d": loss_d.item(), "loss_g": loss_g.item(), **chances})
+
+
+@pytest.mark.parametrize("config", GPTS, ids=ids)
+def test_training_steps_of_the_gpt_by_hand(config):
+    r"""g ← ∇ mean −log p, scaled to a norm of 1 where it is longer; AdamW on it, decay on matrices only"""
+    config = dataclasses.replace(config, lr=1e-2)
+    model, other, data = twins(config)
+    optimizers, by_hand = model.optimizers(), ByHand(other.named_parameters(), config.lr, 0.9, config.beta2)
+    norms = []
+    for seed in (1, 2, 3):
+        sg.manual_seed(seed)
+        losses = model.training_step(data, optimizers)
+        sg.manual_seed(seed)
+        loss = F.nll_loss(F.log_softmax(other(sg.tensor(data[0])), -1).transpose(1, 2), data[1])
+        grads = {k: sg.grad(loss, p, retain_graph=True)[0].data for k, p in by_hand.parameters.items()}
+        norms.append(math.sqrt(sum(float((g * g).sum()) for g in grads.values())))
+        grads = {k: g * min(1.0, 1.0 / (norms[-1] + 1e-6)) for k, g in grads.items()}
+        for k, p in model.named_parameters():
+            np.testing.assert_allclose(p.grad.data, grads[k], rtol=1e-9, atol=1e-14, err_msg=k)
+        by_hand.step(grads, decay=lambda p: config.weight_decay if p.ndim > 1 else 0.0)
+        by_hand.written()
+        same(model, by_hand, losses, {"loss": loss.item()})
+    assert max(norms) > 1.1, "clipping has something to do"
 
 
 def test_the_generator_step_leaves_no_gradient_in_the_discriminator():
@@ -164,6 +275,14 @@ def test_gpt_loss_is_uniform_where_the_weights_are_zero():
 
 
 # ------------------------------------------------------------------------------------------------------------------- GPT
+
+
+@pytest.mark.parametrize("config", GPTS, ids=ids)
+def test_gpt_is_the_network_of_its_paper(config):
+    """With several layers and heads, with and without biases, against the same drawn once more in NumPy."""
+    model, _, (x, y) = twins(config)
+    sg.manual_seed(0)
+    assert math.isclose(model.loss(sg.tensor(x), sg.tensor(y)).item(), REFERENCES["models.GPT"](model, x, y), rel_tol=1e-10)
 
 
 def test_gpt_does_not_see_the_future():

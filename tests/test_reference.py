@@ -1,4 +1,12 @@
-"""The reference kernels that no op calls yet: against the compositions of `functional`, gradients by the chain rule."""
+"""The reference kernels, door by door, against the equations in their docstrings written a second time.
+
+The oracle of all other kernels has no oracle itself: here each value is worked out one number at a time, and each gradient
+is compared with differences of the door that it is the gradient of, so that nothing here leans on an op or on autograd.
+"""
+
+import itertools
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,35 +24,452 @@ def draw(*shape):
     return RNG.standard_normal(shape)
 
 
-def agrees(composed, inputs, results, cotangent, grads):
-    """Value and gradients of a composition are those of the kernels."""
-    leaves = [sg.tensor(x, requires_grad=True) for x in inputs]
-    y = composed(*leaves)
-    np.testing.assert_allclose(results, y.data, rtol=1e-12, atol=1e-13)
-    for ours, theirs in zip(grads, sg.grad(y, leaves, sg.tensor(cotangent)), strict=True):
-        np.testing.assert_allclose(ours, theirs.data, rtol=1e-10, atol=1e-12)
+def close(ours, theirs, rtol=1e-11):
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol)
 
 
-def test_silu():
-    x, dy = 3 * draw(4, 5), draw(4, 5)
-    agrees(F.silu, [x], reference.silu(x), dy, [reference.silu_backward(dy, x)])
+def differences(f, xs, v):
+    """∂⟨v, f(x)⟩/∂x, element by element, by central differences of fourth order; f gives one array or several."""
+    h = 1e-3
+    grads = []
+    for x in xs:
+        g = np.zeros(x.shape)
+        for at in np.ndindex(x.shape):
+            total = 0.0
+            for shift, weight in ((h, 8), (-h, -8), (2 * h, -1), (-2 * h, 1)):
+                kept = x[at]
+                x[at] = kept + shift
+                total += weight * math.fsum(np.ravel(v * f(*xs)))
+                x[at] = kept
+            g[at] = total / (12 * h)
+        grads.append(g)
+    return grads
 
 
-def test_rms_norm():
-    x, w, dy = draw(4, 5), draw(5), draw(4, 5)
+def are_the_gradients(grads, f, xs, v):
+    for ours, theirs in zip(grads, differences(f, xs, v), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------ every door
+
+
+def row_of_softmax(x):
+    e = [math.exp(t - max(x)) for t in x]
+    return [t / math.fsum(e) for t in e]
+
+
+def each_row(f, x, axis=-1):
+    return np.apply_along_axis(lambda row: np.array(f(list(row))), axis, x)
+
+
+def gelu(t):
+    return t * 0.5 * (1 + math.erf(t / math.sqrt(2)))
+
+
+def gelu_tanh(t):
+    return t * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (t + 0.044715 * t**3)))
+
+
+def product(a, b):
+    """C_ij = Σ_k A_ik B_kj, for stacks that broadcast."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = np.broadcast_to(a, lead + a.shape[-2:]), np.broadcast_to(b, lead + b.shape[-2:])
+    c = np.zeros(lead + (a.shape[-2], b.shape[-1]))
+    for at in np.ndindex(c.shape):
+        *s, i, j = at
+        c[at] = math.fsum(a[(*s, i, k)] * b[(*s, k, j)] for k in range(a.shape[-1]))
+    return c
+
+
+def test_every_door_is_tested_here():
+    text = Path(__file__).read_text()
+    assert not [door for door in (*kernels.ROOM, *kernels.BASE) if f"reference.{door}(" not in text]
+
+
+# ------------------------------------------------------------------------------------------------------ products
+
+ACTIVATIONS = {None: lambda t: t, "relu": lambda t: max(t, 0.0), "gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+@pytest.mark.parametrize("a, b", [((3, 4), (4, 2)), ((2, 3, 4), (4, 2)), ((2, 1, 3, 1), (3, 1, 2)), ((3, 0), (0, 2))])
+def test_matmul(a, b):
+    a, b = draw(*a), draw(*b)
+    close(reference.matmul(a, b), product(a, b))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [None, (2,), (3, 1)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_what_matmul_does_with_its_product(activation, bias, accumulate):
+    """C = f(A B + bias), or f(C + A B + bias), into `out` and nowhere else."""
+    a, b, out = draw(3, 4), draw(4, 2), draw(3, 2)
+    bias = None if bias is None else draw(*bias)
+    sum_ = product(a, b) + (0 if bias is None else bias)
+    f = np.vectorize(ACTIVATIONS[activation])
+    options = {"bias": bias, "activation": activation, "accumulate": accumulate}
+    close(reference.matmul(a, b, **options), f(sum_))  # without `out` there is nothing to add to
+    wanted = f(sum_ + out if accumulate else sum_)
+    assert reference.matmul(a, b, out=out, **options) is out
+    close(out, wanted)
+
+
+def test_matmul_refuses_an_activation_it_does_not_know():
+    with pytest.raises(ValueError, match="expected activation None, 'relu', 'gelu' or 'gelu_tanh', got 'tanh'"):
+        reference.matmul(draw(1, 1), draw(1, 1), activation="tanh")
+
+
+def test_einsum():
+    a, b = draw(2, 3), draw(3, 4)
+    close(reference.einsum("ij,jk->ki", a, b), product(a, b).T)
+    close(reference.einsum("ij->j", a), [math.fsum(column) for column in a.T])
+
+
+# ------------------------------------------------------------------------------------------------------ elements
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_leaky_relu(slope):
+    x, v = draw(4, 5), draw(4, 5)
+    y = reference.leaky_relu(x, slope)
+    close(y, np.vectorize(lambda t: t if t > 0 else slope * t)(x))
+    are_the_gradients([reference.leaky_relu_backward(v, y, slope)], lambda x: reference.leaky_relu(x, slope), [x], v)
+
+
+def test_nearest():
+    """y[…, i, j] = x[…, rows_i, columns_j]"""
+    x, rows, columns, v = draw(2, 1, 3, 4), np.array([0, 0, 2]), np.array([0, 1, 1, 3, 3]), draw(2, 1, 3, 5)
+    y = reference.nearest(x, rows, columns)
+    assert all(y[n, 0, i, j] == x[n, 0, rows[i], columns[j]] for n, _, i, j in np.ndindex(y.shape))
+    grad = reference.nearest_backward(v, rows, columns, (3, 4))
+    are_the_gradients([grad], lambda x: reference.nearest(x, rows, columns), [x], v)
+
+
+ELEMENTS = {
+    "gelu": (gelu, {}),
+    "gelu tanh": (gelu_tanh, {"approximate": "tanh"}),
+    "silu": (lambda t: t / (1 + math.exp(-t)), {}),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_elements(name):
+    f, options = ELEMENTS[name]
+    door = name.split()[0]
+    x, v = 3 * draw(4, 5), draw(4, 5)
+    value, gradient = getattr(reference, door), getattr(reference, f"{door}_backward")
+    close(value(x, **options), np.vectorize(f)(x))
+    are_the_gradients([gradient(v, x, **options)], lambda x: value(x, **options), [x], v)
+
+
+def test_elements_far_out():
+    """e^{−x} overflows where σ is 0."""
+    x = np.array([-1e4, -800.0, 800.0, 1e4])
+    close(reference.silu(x), [0, 0, 800, 1e4])
+    close(reference.silu_backward(np.ones(4), x), [0, 0, 1, 1])
+    close(reference.gelu(x), [0, 0, 800, 1e4])
+    close(reference.gelu_backward(np.ones(4), x), [0, 0, 1, 1])
+
+
+def test_erf():
+    x = draw(9)
+    close(reference.erf(x), [math.erf(t) for t in x])
+
+
+def test_philox_is_the_published_one():
+    """Random123's known answers: a counter and a key of zeros, of ones, and of digits of π."""
+
+    def words(counter, key):
+        low, high = counter[0] | counter[1] << 32, counter[2] | counter[3] << 32
+        found = reference.philox(np.array([low], np.uint64), seed=key[0] | key[1] << 32, stream=high)[:, 0]
+        return [f"{w:08x}" for w in found]
+
+    assert words([0] * 4, [0] * 2) == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+    assert words([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2) == ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"]
+    digits = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0]
+    assert words(*digits) == ["d16cfe09", "94fdcceb", "5001e420", "24126ea1"]
+
+
+def test_dropout_keeps_scales_and_repeats():
+    x = draw(100_000)
+    y = reference.dropout(x, p=0.3, seed=5)
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-12)
+    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.21 / x.size)
+    assert np.array_equal(y, reference.dropout(x, p=0.3, seed=5))
+    for other in (reference.dropout(x, p=0.3, seed=6), reference.dropout(x, p=0.3, seed=5, stream=1)):
+        assert abs((kept & (other != 0)).mean() - 0.49) < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 13])
+def test_dropout_draws_by_word_and_counter(size):
+    """Word w of counter c decides on element w Q + c, Q a quarter of the elements, rounded up."""
+    quarter = -(-size // 4)
+    x = 1 + np.abs(draw(size)).astype(np.float32)
+    words = reference.philox(np.arange(quarter), seed=9, stream=2)
+    wanted = [words[i // quarter, i % quarter] >= 2**31 for i in range(size)]
+    y = reference.dropout(x, p=0.5, seed=9, stream=2)
+    assert y.dtype == np.float32 and np.array_equal(y, np.where(wanted, 2 * x, 0))
+    assert np.array_equal(reference.dropout(x, p=0.0, seed=9), x)
+    nothing = reference.dropout(x, p=1.0, seed=9)
+    assert not nothing.any() and nothing.dtype == np.float32 and nothing.shape == x.shape
+
+
+# ------------------------------------------------------------------------------------------------------ rows
+
+
+@pytest.mark.parametrize("shape, axis", [((4, 5), -1), ((4, 5), 0), ((2, 3, 4), 1), ((3, 1), 1)])
+def test_softmax(shape, axis):
+    x = 3 * draw(*shape)
+    close(reference.softmax(x, axis), each_row(row_of_softmax, x, axis))
+    close(reference.log_softmax(x, axis), np.log(each_row(row_of_softmax, x, axis)))
+
+
+def test_rows_of_nothing():
+    """A row of −∞ gives zeros, and −∞ for the logarithms; so does a row without elements, along any axis."""
+    x = np.array([[-np.inf, -np.inf, -np.inf], [-np.inf, 0.0, 0.0]])
+    np.testing.assert_array_equal(reference.softmax(x), [[0, 0, 0], [0, 0.5, 0.5]])
+    np.testing.assert_array_equal(reference.log_softmax(x)[0], [-np.inf] * 3)
+    for shape, axis in itertools.product([(2, 0, 3), (0, 2, 3), (2, 3, 0), (0, 0, 2)], range(3)):
+        for door in (reference.softmax, reference.log_softmax):
+            assert door(np.zeros(shape, np.float32), axis).shape == shape
+            assert door(np.zeros(shape, np.float32), axis).dtype == np.float32
+    loss, lse = reference.cross_entropy(x, np.array([1, 1]))
+    assert loss[0] == np.inf and lse[0] == 0, "0 stands for the logarithm of nothing"
+    close(loss[1], math.log(2))
+    np.testing.assert_array_equal(reference.cross_entropy_backward(np.ones(2), x, np.array([1, 1]), lse)[0], [0, -1, 0])
+    assert [part.shape for part in reference.cross_entropy(np.zeros((0, 3)), np.zeros(0, int))] == [(0,), (0,)]
+
+
+def test_large_rows():
+    """log Σ e^x beside a large x: nothing overflows, and no logarithm is rounded away before the large terms cancel."""
+    x = np.array([[1e4, 1e4, -1e4]])
+    close(reference.softmax(x), [[0.5, 0.5, 0]])
+    close(reference.log_softmax(x)[0, :2], [-math.log(2)] * 2, 1e-15)
+    close(reference.cross_entropy(x, np.array([1]))[0], [math.log(2)], 1e-15)
+
+
+@pytest.mark.parametrize("width", [1, 5])
+@pytest.mark.parametrize("ignore", [-100, 0])
+def test_cross_entropy(width, ignore):
+    x, v = 3 * draw(4, width), draw(4)
+    target = np.array([0, width - 1, ignore, width // 2])
+    loss, lse = reference.cross_entropy(x, target, ignore_index=ignore)
+    wanted = [0.0 if t == ignore else -math.log(row_of_softmax(list(row))[t]) for row, t in zip(x, target, strict=True)]
+    close(loss, wanted)
+    close(lse, [math.log(math.fsum(map(math.exp, row))) for row in x])
+    dx = reference.cross_entropy_backward(v, x, target, lse, ignore_index=ignore)
+    are_the_gradients([dx], lambda x: reference.cross_entropy(x, target, ignore_index=ignore)[0], [x], v)
+    kept = reference.cross_entropy_backward(v.astype(np.float32), x.astype(np.float32), target, lse.astype(np.float32))
+    assert kept.dtype == reference.cross_entropy(x.astype(np.float32), target)[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_layer_norm(width):
+    x, w, b, v = draw(4, width), draw(width), draw(width), draw(4, width)
+    y, mean, rstd = reference.layer_norm(x, w, b, eps=0.1)
+    for row, found, m, r in zip(x, y, mean[:, 0], rstd[:, 0], strict=True):
+        mu = math.fsum(row) / width
+        rho = 1 / math.sqrt(math.fsum((t - mu) ** 2 for t in row) / width + 0.1)
+        close([m, r], [mu, rho])
+        close(found, [(t - mu) * rho * wi + bi for t, wi, bi in zip(row, w, b, strict=True)])
+    grads = reference.layer_norm_backward(v, x, w, mean, rstd)
+    are_the_gradients(grads, lambda x, w, b: reference.layer_norm(x, w, b, eps=0.1)[0], [x, w, b], v)
+
+
+def test_rows_without_elements_have_norms():
+    for n, width in ((0, 3), (3, 0)):
+        x, w = np.zeros((n, width)), np.zeros(width)
+        y, mean, rstd = reference.layer_norm(x, w, w)
+        assert y.shape == x.shape and mean.shape == rstd.shape == (n, 1)
+        assert [g.shape for g in reference.layer_norm_backward(y, x, w, mean, rstd)] == [x.shape, w.shape, w.shape]
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_rms_norm(width):
+    x, w, v = draw(4, width), draw(width), draw(4, width)
     y, rstd = reference.rms_norm(x, w, eps=0.1)
-    agrees(lambda x, w: F.rms_norm(x, 5, w, eps=0.1), [x, w], y, dy, reference.rms_norm_backward(dy, x, w, rstd))
+    for row, found, r in zip(x, y, rstd[:, 0], strict=True):
+        rho = 1 / math.sqrt(math.fsum(t * t for t in row) / width + 0.1)
+        close(r, rho)
+        close(found, row * rho * w)
+    are_the_gradients(reference.rms_norm_backward(v, x, w, rstd), lambda x, w: reference.rms_norm(x, w, eps=0.1)[0], [x, w], v)
+    narrow = reference.rms_norm(x.astype(np.float32), w.astype(np.float32))
+    assert all(part.dtype == np.float32 for part in narrow)
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (2, 3, 4, 2), (1, 3, 2), (2, 1, 1)])
 def test_batch_norm(shape):
-    x, w, b, dy = draw(*shape), draw(3), draw(3), draw(*shape)
+    c = shape[1]
+    x, w, b, v = draw(*shape), draw(c), draw(c), draw(*shape)
     y, mean, rstd = reference.batch_norm(x, w, b, eps=0.1)
-    grads = reference.batch_norm_backward(dy, x, w, mean, rstd)
-    agrees(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True, eps=0.1), [x, w, b], y, dy, grads)
-    axes = (0, *range(2, x.ndim))
-    np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-12)
-    np.testing.assert_allclose(rstd, 1 / np.sqrt(x.var(axes) + 0.1), rtol=1e-12)
+    for k in range(c):
+        values = x[:, k].ravel()
+        mu = math.fsum(values) / len(values)
+        rho = 1 / math.sqrt(math.fsum((t - mu) ** 2 for t in values) / len(values) + 0.1)
+        close([mean[k], rstd[k]], [mu, rho])
+        close(y[:, k], (x[:, k] - mu) * rho * w[k] + b[k])
+    grads = reference.batch_norm_backward(v, x, w, mean, rstd)
+    are_the_gradients(grads, lambda x, w, b: reference.batch_norm(x, w, b, eps=0.1)[0], [x, w, b], v)
+    narrow = reference.batch_norm(x.astype(np.float32), w.astype(np.float32), b.astype(np.float32))
+    assert all(part.dtype == np.float32 for part in narrow)
+
+
+def test_batch_norm_of_nothing():
+    for shape in ((0, 3), (2, 0)):
+        x, w = np.zeros(shape), np.zeros(shape[1])
+        grads = reference.batch_norm_backward(x, x, w, w, w)
+        assert [g.shape for g in grads] == [x.shape, w.shape, w.shape]
+
+
+# ------------------------------------------------------------------------------------------------------ attention
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention(causal, masked, scale):
+    """Every weight worked out by itself; a query that may attend to nothing gives zeros and lse 0."""
+    q, k, v, dout = draw(2, 4, 3), draw(2, 3, 3), draw(2, 3, 5), draw(2, 4, 5)
+    mask = draw(4, 3) if masked else None
+    if masked:
+        mask[0], mask[2, 1] = -np.inf, -np.inf
+    options = {"causal": causal, "mask": mask, "scale": scale}
+    out, lse = reference.attention(q, k, v, **options)
+    tau = 1 / math.sqrt(3) if scale is None else scale
+    for n, i in np.ndindex(2, 4):
+        s = [tau * math.fsum(q[n, i] * k[n, j]) + (mask[i, j] if masked else 0) for j in range(3) if not causal or j <= i]
+        if max(s) == -np.inf:
+            assert not out[n, i].any() and lse[n, i, 0] == 0
+        else:
+            close(out[n, i], sum(p * v[n, j] for j, p in enumerate(row_of_softmax(s))))
+            close(lse[n, i, 0], math.log(math.fsum(map(math.exp, s))))
+    dq, dk, dv, dmask = reference.attention_backward(dout, q, k, v, out, lse, **options)
+    assert dmask is None
+    are_the_gradients([dq, dk, dv], lambda q, k, v: reference.attention(q, k, v, **options)[0], [q, k, v], dout)
+    if masked:
+        *_, dmask = reference.attention_backward(dout, q, k, v, out, lse, **options, mask_grad=True)
+        finite = np.isfinite(mask)
+        wanted = np.zeros((4, 3))
+        for at in zip(*np.nonzero(finite), strict=True):
+
+            def moved(t, at=at):
+                other = mask.copy()
+                other[at] += t
+                return reference.attention(q, k, v, causal=causal, mask=other, scale=scale)[0]
+
+            (wanted[at],) = (g.item() for g in differences(lambda t: moved(t.item()), [np.zeros(1)], dout))
+        np.testing.assert_allclose(dmask.sum(0), wanted, rtol=1e-8, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------ convolution
+
+CONVOLUTIONS = [  # image, kernels, stride, padding, dilation, groups
+    ((2, 2, 5), (4, 2, 3), (1,), (0,), (1,), 1),
+    ((1, 4, 7), (2, 2, 2), (2,), (1,), (2,), 2),
+    ((2, 2, 5, 4), (3, 2, 3, 2), (2, 1), (1, 0), (1, 2), 1),
+    ((1, 4, 4, 5), (4, 1, 2, 3), (1, 2), (0, 2), (2, 1), 4),
+]
+
+
+@pytest.mark.parametrize("image, kernel, stride, padding, dilation, groups", CONVOLUTIONS)
+def test_convolution(image, kernel, stride, padding, dilation, groups):
+    x, w = draw(*image), draw(*kernel)
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    y = reference.conv(x, w, **how)
+    inside, outside = image[1] // groups, kernel[0] // groups
+    for n, o, *i in np.ndindex(y.shape):
+        total = []
+        for c, *t in np.ndindex(inside, *kernel[2:]):
+            at = [s * a + d * b - p for s, a, d, b, p in zip(stride, i, dilation, t, padding, strict=True)]
+            if all(0 <= a < m for a, m in zip(at, image[2:], strict=True)):
+                total.append(x[(n, o // outside * inside + c, *at)] * w[(o, c, *t)])
+        close(y[(n, o, *i)], math.fsum(total))
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel[2:], strict=True)]
+    assert y.shape[2:] == tuple(
+        len(range(0, m + 2 * p - r, s)) for m, p, r, s in zip(image[2:], padding, reach, stride, strict=True)
+    )
+    v = draw(*y.shape)
+    dx, dw = reference.conv_input_grad(v, w, image[2:], **how), reference.conv_weight_grad(x, v, kernel[2:], **how)
+    are_the_gradients([dx, dw], lambda x, w: reference.conv(x, w, **how), [x, w], v)
+    assert y.flags.c_contiguous and dx.flags.c_contiguous
+
+
+# ------------------------------------------------------------------------------------------------------ tables, optimisers
+
+
+def test_tables():
+    """Gather and its transpose; repeats add up, to what is there already; negative numbers count from the end."""
+    table, index = draw(4, 3), np.array([[0, 2, 2], [-1, 2, 3]])
+    close(reference.embedding(table, index), [[table[i] for i in row] for row in index])
+    for source in (draw(2, 3, 3), np.asfortranarray(draw(2, 3, 3)), np.broadcast_to(draw(3), (2, 3, 3))):
+        out = draw(4, 3)
+        wanted = out.copy()
+        for at in np.ndindex(2, 3):
+            wanted[index[at]] += source[at]
+        assert reference.scatter_add(out, index, source) is None
+        close(out, wanted)
+    out = draw(3)
+    before = out.copy()
+    reference.scatter_add(out, np.zeros((0, 2), int), np.zeros((0, 2)))
+    assert np.array_equal(out, before)
+    reference.scatter_add(out, np.array([1, 1]), np.array([0.5, 0.25]))
+    close(out, before + [0, 0.75, 0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_adam_by_hand(decay, coupled):
+    """Five steps of two parameters, one number at a time; p, m and v are changed in place, g is not."""
+    lr, b1, b2, eps = 0.05, 0.8, 0.95, 1e-2
+    p, m, v = ([f(7), f(2, 1)] for f in (draw, lambda *n: np.zeros(n), lambda *n: np.zeros(n)))
+    ps, ms, vs = (np.concatenate([x.ravel() for x in xs]) for xs in (p, m, v))
+    for step in range(1, 6):
+        g = [draw(7), draw(2, 1)]
+        kept = [x.copy() for x in g]
+        options = {"step": step, "lr": lr, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": decay}
+        if coupled:
+            assert reference.adam(p, g, m, v, **options) is None
+        else:
+            assert reference.adamw(p, g, m, v, **options) is None
+        assert all(map(np.array_equal, g, kept))
+        for i, gi in enumerate(np.concatenate([x.ravel() for x in g])):
+            gi = gi + decay * ps[i] if coupled else gi
+            if not coupled:
+                ps[i] -= lr * decay * ps[i]
+            ms[i] = b1 * ms[i] + (1 - b1) * gi
+            vs[i] = b2 * vs[i] + (1 - b2) * gi**2
+            ps[i] -= lr * (ms[i] / (1 - b1**step)) / (math.sqrt(vs[i] / (1 - b2**step)) + eps)
+        for ours, theirs in zip((p, m, v), (ps, ms, vs), strict=True):
+            close(np.concatenate([x.ravel() for x in ours]), theirs)
+
+
+@pytest.mark.parametrize(("kernel", "Optimizer"), [(reference.adam, optim.Adam), (reference.adamw, optim.AdamW)])
+def test_adam_is_the_optimizers(kernel, Optimizer):
+    p = draw(7)
+    x = sg.tensor(p, requires_grad=True)
+    optimizer = Optimizer([x], lr=0.05, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    m, v = np.zeros(7), np.zeros(7)
+    for step in range(1, 6):
+        g = draw(7)
+        kernel([p], [g], [m], [v], step=step, lr=0.05, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
+        x.grad = sg.tensor(g)
+        optimizer.step()
+        np.testing.assert_allclose(p, x.data, rtol=1e-12)
+
+
+def test_adam_of_a_number():
+    p, g, m, v = ([np.array(t)] for t in (1.0, 0.5, 0.0, 0.0))
+    reference.adamw(p, g, m, v, step=1, lr=0.1, beta1=0.9, beta2=0.99, eps=0.0, weight_decay=0.0)
+    close(p[0], 0.9)
+
+
+def test_sum_of_squares_and_scale():
+    xs = [draw(3, 2), draw(), np.zeros(0)]
+    total = math.fsum(float(t) ** 2 for x in xs for t in np.ravel(x))
+    close(reference.sum_of_squares(xs), total)
+    reference.scale(xs, -0.5)
+    close(reference.sum_of_squares(xs), total / 4)
 
 
 def norm_in_training(x, w, b):
@@ -85,33 +510,8 @@ def test_batch_norm_of_a_constant_channel_has_variance_zero():
     np.testing.assert_allclose(var.data, x.var((0, 2), ddof=1), rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize(("kernel", "Optimizer"), [(reference.adam, optim.Adam), (reference.adamw, optim.AdamW)])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_adam_is_the_optimizers(kernel, Optimizer, decay):
-    p = draw(7)
-    x = sg.tensor(p, requires_grad=True)
-    optimizer = Optimizer([x], lr=0.05, betas=(0.8, 0.95), eps=1e-6, weight_decay=decay)
-    m, v = np.zeros(7), np.zeros(7)
-    for step in range(1, 6):
-        g = draw(7)
-        kernel([p], [g], [m], [v], step=step, lr=0.05, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=decay)
-        x.grad = sg.tensor(g)
-        optimizer.step()
-        np.testing.assert_allclose(p, x.data, rtol=1e-12)
-
-
-def test_philox_is_the_published_one():
-    """Random123's known answer for a counter and a key of zeros."""
-    words = reference.philox(np.zeros(1, int), seed=0)[:, 0]
-    assert [f"{w:08x}" for w in words] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
-
-
-def test_dropout_keeps_scales_and_repeats():
-    x = draw(100_000)
-    y = reference.dropout(x, p=0.3, seed=5)
-    kept = y != 0
-    np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-12)
-    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.21 / x.size)
-    assert np.array_equal(y, reference.dropout(x, p=0.3, seed=5))
-    for other in (reference.dropout(x, p=0.3, seed=6), reference.dropout(x, p=0.3, seed=5, stream=1)):
-        assert abs((kept & (other != 0)).mean() - 0.49) < 0.01
+def test_the_doors_that_no_op_calls_are_the_compositions():
+    """rms_norm and silu of `functional` are written in ops; the kernels have to mean the same."""
+    x, w = draw(4, 5), draw(5)
+    close(reference.rms_norm(x, w, eps=0.1)[0], F.rms_norm(sg.tensor(x), 5, sg.tensor(w), eps=0.1).data)
+    close(reference.silu(x), F.silu(sg.tensor(x)).data)

@@ -23,6 +23,7 @@ import difflib
 import importlib.util
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def check(row: Row, *, seed: int = 0) -> list[calculus.Report]:
 
 def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
     """The function that `path/to/file.py:name` means, and its inputs."""
-    path, _, name = place.rpartition(":")
+    path, _, name = place.rpartition(":") if ".py:" in place else (place, "", "")
     if not Path(path).is_file():
         raise UnknownName(f"there is no file {path!r}.")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -114,8 +115,11 @@ def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
         sys.path.pop(0)
     f = getattr(module, name, None)
     if not callable(f):
-        near = difflib.get_close_matches(name, [n for n, value in vars(module).items() if callable(value)], n=3)
-        raise UnknownName(f"{path} has no function {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "."))
+        own = [n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == spec.name]
+        near = difflib.get_close_matches(name, own, n=3) if name else [n for n in own if not n.endswith("_inputs")][:6]
+        what = f"{name!r} in {path} is of type {type(f).__name__}, not a function, op or Module" if f is not None else ""
+        what = what or (f"{path} has no function {name!r}" if name else f"expected {path}:NAME, got no name")
+        raise UnknownName(what + (f"; did you mean {', '.join(near)}?" if near else "."))
     inputs = getattr(f, "inputs", None) if not isinstance(f, type) or not issubclass(f, Function) else vars(f).get("inputs")
     inputs = vars(module).get(f"{name}_inputs") if inputs is None else inputs
     if inputs is None:
@@ -124,31 +128,56 @@ def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
         )
     if callable(inputs):
         inputs = inputs(np.random.default_rng(0))
+        if inputs is None:
+            raise UnknownName(f"{name}_inputs(rng) returned None: expected an array, or a tuple of arrays.")
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     if isinstance(f, type):
         f = f.apply if issubclass(f, Function) else f()
     return f, tuple(x if isinstance(x, np.ndarray) or hasattr(x, "dtype") else np.asarray(x) for x in inputs)
 
 
-def main(names: list[str]) -> int:
-    """Check the rows that are named, or all; print a line for each, and the whole report of one that fails."""
+def _sentence(place: str, error: BaseException) -> str:
+    """What went wrong in the user's file, and in which line of it."""
+    path = str(Path(place.rpartition(":")[0] or place).resolve())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    at = f" (line {lines[-1]} of {path})" if lines else ""
+    return f"{place}: {type(error).__name__}: {str(error) or 'no message'}{at}"
+
+
+def main(names: list[str], *, order: int = 2, curve: str | None = None) -> int:
+    """Check the rows that are named, or all; print a line for each, and the whole report of one that fails.
+
+    `order` and `curve` (a PNG of the error over the step) are for functions from one's own file.
+    """
+    jobs = {}
+    own = [name for name in names if ".py:" in name or name.endswith(".py")]
     try:
-        jobs = [(place, _loaded(place)) for place in names if ".py:" in place]
-        rows = {r.name: r for name in names or ROOMS for r in ([] if ".py:" in name else find(name))} | ({} if names else ROWS)
+        rows = {r.name: r for name in names or ROOMS for r in ([] if name in own else find(name))} | ({} if names else ROWS)
+        if curve and len(names) != len(own) or curve and len(own) != 1:
+            raise UnknownName("--curve draws one function: expected one path/to/file.py:NAME.")
+        for place in own:
+            try:
+                jobs[place] = _loaded(place)
+            except (UnknownName, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # the user's code runs here: whatever it raises is told, in a sentence
+                raise UnknownName(_sentence(place, error)) from error
     except UnknownName as error:
         print(f"gradcheck: {error}", file=sys.stderr)
         return 2
-    width = max(map(len, [*rows, *(place for place, _ in jobs)]))
+    width = max(map(len, [*rows, *jobs]))
     failed = 0
     for r in rows.values():
         start = time.perf_counter()
         failed += _printed(r.name, width, check(r), time.perf_counter() - start, r)
-    for place, (f, inputs) in jobs:
+    for place, (f, inputs) in jobs.items():
         start = time.perf_counter()
+        name = place.rpartition(":")[2]
         try:
-            report = calculus.gradcheck(f, *inputs, name=place.rpartition(":")[2], raise_exception=False)
-        except (TypeError, ValueError) as error:
-            print(f"gradcheck: {error}", file=sys.stderr)
+            report = calculus.gradcheck(f, *inputs, order=order, name=name, curve=curve, raise_exception=False)
+        except Exception as error:  # as above
+            print(f"gradcheck: {_sentence(place, error)}", file=sys.stderr)
             return 2
         failed += _printed(place, width, [report], time.perf_counter() - start)
     total = len(rows) + len(jobs)

@@ -208,7 +208,7 @@ class Game(nn.Module):
 
 
 _PICTURE = (1, 4, 4)
-_GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4, dropout=0.2)
+_GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4, dropout=0.2, bias=True)
 
 MODELS = [
     row(
@@ -221,7 +221,12 @@ MODELS = [
         seeded=True,
         elements=2,
     ),
-    row("models.GPT", of(_GPT, via="loss")(whole(5, 2, 4), whole(5, 2, 4)), seeded=True, elements=6),
+    row(
+        "models.GPT",
+        of(_GPT, via="loss")(whole(5, 2, 4), whole(5, 2, 4)),
+        seeded=True,
+        elements=6,
+    ),
     row(
         "models.VAE",
         of(models.VAEConfig(shape=_PICTURE, hidden=3, latent=2), via="elbo")(unit(2, *_PICTURE)),
