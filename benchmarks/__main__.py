@@ -1,59 +1,51 @@
-"""python -m benchmarks [NAME …] [--quick] [--json FILE]"""
+"""python -m benchmarks [NAME …] [--quick] [--only TEXT] [--json FILE]"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 
-import numpy as np
+from benchmarks import machine
+from benchmarks.clock import Rivals, table
 
-from benchmarks.clock import table, torch_or_none
-
-NAMES = ["engine", "steps", "matmul", "attention", "rows", "convolution"]
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    torch = torch_or_none()
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__ if torch is not None else "not installed: no rival in these figures",
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+NAMES = ["engine", "matmul", "attention", "rows", "convolution", "steps"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Figures beside PyTorch, where it is installed.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast, beside what people use.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer cases")
+    parser.add_argument("--ladder", action="store_true", help="matmul, attention: the steps from the naive to the fast one")
+    parser.add_argument("--only", metavar="TEXT", default="", help="the cases that have this in their name")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in NAMES:
             print(f"benchmarks: expected one of {', '.join(NAMES)}, got {name!r}", file=sys.stderr)
             return 2
-    found = {"machine": machine()}
+    if args.ladder and not set(args.names or NAMES) <= {"matmul"}:
+        print("benchmarks: --ladder is for matmul", file=sys.stderr)
+        return 2
+    found: dict = {"machine": machine.description()}
     print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))
+    goals = []
     for name in args.names or NAMES:
-        print(name)
-        found[name] = importlib.import_module(f"benchmarks.{name}").run(args.quick)
-        print(table(found[name]), flush=True)
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+        found[name] = (benchmark.ladder if args.ladder else benchmark.run)(args.quick, args.only)
+        if found[name]:
+            print(f"\n{name}\n{table(found[name])}", flush=True)
+        goals += [] if args.ladder else benchmark.goals(found[name])
+    found["goals"] = [goal.row() for goal in goals]
+    print(f"\n{table(found['goals'])}")
+    for who, why in Rivals.missing.items():
+        print(f"missing: {who}: {why}")
+    if Rivals.disturbed:
+        print(f"disturbed: {Rivals.disturbed} turns, by other work on these cores")
     if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

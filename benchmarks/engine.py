@@ -1,13 +1,16 @@
-"""What a node of the graph costs: a chain of small ops, forward and backward, beside PyTorch on one thread."""
+"""What a node of the graph costs: a chain of small ops, forward and backward, beside PyTorch, on one thread."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 import scratchgen as sg
-from benchmarks.clock import compare, summary, torch_or_none
+from benchmarks import clock
 
 NODES = 2000  # half of them products, half sums
+CASE = "chain of 2,000 ops, 8 × 8 floats"
 
 
 def chain(x, w):
@@ -18,31 +21,24 @@ def chain(x, w):
     return y
 
 
-def run(quick: bool = False) -> list[dict]:
-    """Microseconds a node, 8 × 8 floats, forward and backward together."""
+def build(who: str, case: str) -> Callable[[], float]:
+    tensor = sg.tensor if who == "ours" else clock.torch().tensor
     a = np.random.default_rng(0).random((8, 8)).astype(np.float32)
-    found = {}
 
-    def ours() -> None:
-        x, w = sg.tensor(a, requires_grad=True), sg.tensor(0.5 * a, requires_grad=True)
+    def step() -> float:
+        x, w = tensor(a, requires_grad=True), tensor(0.5 * a, requires_grad=True)
         chain(x, w).sum().backward()
-        found["ours"] = x.grad.numpy()
+        return float(x.grad.numpy().sum())
 
-    rivals = {}
-    torch = torch_or_none()
-    if torch is not None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    return step
 
-        def rival() -> None:
-            x, w = torch.tensor(a, requires_grad=True), torch.tensor(0.5 * a, requires_grad=True)
-            chain(x, w).sum().backward()
-            found["torch"] = x.grad.numpy()
 
-        rivals["torch"] = rival
-        ours(), rival()
-        np.testing.assert_allclose(found["ours"], found["torch"], rtol=1e-4)
-    times = compare({"ours": ours, **rivals}, rounds=3 if quick else 11, turn=0.1 if quick else 0.3)
-    if torch is not None:
-        torch.set_num_threads(threads)
-    return [{"what": "chain of 2,000 small ops", **summary(times, 1e6 / NODES, "us_per_node")}]
+def run(quick: bool, only: str) -> list[dict]:
+    """Microseconds a node, forward and backward together."""
+    with clock.Rivals("engine", ["ours", "torch"], threads=1) as rivals:
+        times = rivals.compare(CASE, rounds=3 if quick else 11, turn=0.1 if quick else 0.3)
+    return [{"what": CASE, **clock.summary(times, 1e6 / NODES, "µs a node")}]
+
+
+def goals(rows: list[dict]) -> list[clock.Goal]:
+    return []

@@ -1,98 +1,110 @@
-"""Matrix products against NumPy's BLAS, at 1 thread and at all; `ladder()` the steps from the naive loop."""
+"""Matrix products against NumPy's BLAS, at 1 thread and at all; `ladder()`: the steps from the naive loop, at 1."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import compare, ratio
-from kernels.cpu import matmul as ours
-from kernels.cpu.ladder import LADDER
-from kernels.cpu.simd import HEIGHT, VECTORS, lanes, tile
-from kernels.cpu.threads import set_threads, threads
+from benchmarks import clock, machine
+from benchmarks.clock import Goal
 
-SQUARE = (16, 32, 64, 96, 128, 256, 512, 1024, 2048)
+SMALL = (16, 32, 64, 96)
+SQUARE = (128, 256, 512, 1024, 2048)
 TRANSFORMER = ((768, 128, 512), (768, 512, 128), (1024, 384, 1536), (1024, 1536, 384), (4096, 384, 384), (3072, 384, 65))
 BATCHED = ((48, 256, 64, 256, "NT"), (48, 256, 256, 64, "NN"), (72, 64, 64, 64, "NN"), (12, 1024, 64, 1024, "NT"))
+STEPS = ("i j k", "i k j", "blocked, packed", "4 × 4 in registers", "vector tile")
 
 
-def blas_threads(n: int) -> Any:
-    """A context in which NumPy's BLAS uses n threads, where threadpoolctl is installed to say so."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return nullcontext()
-    return threadpool_limits(n, "blas")
+def name(*shape: int | str) -> str:
+    *sizes, form = shape
+    return f"{' × '.join(map(str, sizes))} {form}"
 
 
-def peak(letter: str = "f") -> float:
-    """Products and sums a second of one core: the register tile on operands that stay in the L1 cache."""
-    import ctypes
-
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 11)(tile[letter])
-    size, width, k = np.dtype(letter).itemsize, VECTORS * lanes(np.dtype(letter).itemsize), 4096
-    a, b, c = np.zeros((1, HEIGHT), letter), np.zeros((1, width), letter), np.zeros((HEIGHT, width), letter)
-    at = [x.ctypes.data for x in (a, b, c)]
-    arguments = (k, at[0], size, 0, at[1], 0, at[2], width * size, HEIGHT, width, 0)  # strides of 0: one row, k times
-    times = compare({"tile": lambda: function(*arguments)}, rounds=9, gap=0.02)
-    return 2 * HEIGHT * width * k / min(times["tile"])
+CASES = {
+    "small": [name(n, n, n, "NN") for n in SMALL],
+    "large": [name(*mkn, f) for mkn in (*((n, n, n) for n in SQUARE), *TRANSFORMER) for f in ("NN", "TN", "NT")],
+    "batched": [name(*case) for case in BATCHED],
+}
 
 
-def operands(rng: np.random.Generator, lead: tuple[int, ...], m: int, k: int, n: int, form: str, letter: str = "f") -> list:
-    a = rng.standard_normal((*lead, k, m) if form[0] == "T" else (*lead, m, k)).astype(letter)
-    b = rng.standard_normal((*lead, n, k) if form[1] == "T" else (*lead, k, n)).astype(letter)
-    return [a.swapaxes(-1, -2) if form[0] == "T" else a, b.swapaxes(-1, -2) if form[1] == "T" else b]
+def sizes(case: str) -> list[int]:
+    """(batch …, m, k, n)"""
+    return [int(n) for n in case.split(" ")[:-1:2]]
 
 
-def row(
-    rng: np.random.Generator, lead: tuple[int, ...], m: int, k: int, n: int, form: str, nt: int, rounds: int, top: float
-) -> dict:
-    a, b = operands(rng, lead, m, k, n, form)
-    np.testing.assert_allclose(ours.matmul(a, b), np.matmul(a, b), rtol=1e-3, atol=1e-3)
-    times = compare({"scratchgen": lambda: ours.matmul(a, b), "numpy": lambda: np.matmul(a, b)}, rounds)
-    speed = 2 * int(np.prod(lead)) * m * k * n / median(times["scratchgen"])
-    return {
-        "product": " × ".join(map(str, (*lead, m, k, n))),
-        "form": form,
-        "threads": nt,
-        "Gflop/s": speed / 1e9,
-        "× numpy": ratio(times, "scratchgen", "numpy"),
-        "% of peak": 100 * speed / (top * nt),
-    }
+def operands(case: str) -> tuple[np.ndarray, np.ndarray]:
+    """A and B, the transposed ones lying transposed."""
+    (*lead, m, k, n), form, rng = sizes(case), case.split(" ")[-1], np.random.default_rng(0)
+    a = rng.standard_normal((*lead, k, m) if form[0] == "T" else (*lead, m, k), np.float32)
+    b = rng.standard_normal((*lead, n, k) if form[1] == "T" else (*lead, k, n), np.float32)
+    return a.swapaxes(-1, -2) if form[0] == "T" else a, b.swapaxes(-1, -2) if form[1] == "T" else b
 
 
-def run(quick: bool) -> list[dict]:
-    rng, top, rows, before = np.random.default_rng(0), peak(), [], threads()
-    shapes = [(n, n, n) for n in SQUARE if not quick or n <= 512] + list(TRANSFORMER[: 2 if quick else None])
-    for nt in sorted({1, before}):
-        set_threads(nt)
-        with blas_threads(nt):
-            for m, k, n in shapes:
-                for form in ("NN",) if quick else ("NN", "TN", "NT"):
-                    rows.append(row(rng, (), m, k, n, form, nt, 3 if quick else 7, top))
-            for z, m, k, n, form in BATCHED[: 2 if quick else None]:
-                rows.append(row(rng, (z,), m, k, n, form, nt, 3 if quick else 7, top))
-    set_threads(before)
+def build(who: str, case: str) -> Callable[[], Any]:
+    """The product by NumPy, by ours, or by a step of the ladder."""
+    a, b = operands(case)
+    if who == "numpy":
+        return lambda: np.matmul(a, b)
+    import kernels
+    from kernels.cpu.ladder import LADDER
+
+    c = np.empty((a.shape[0], b.shape[1]), "f") if a.ndim == 2 else None
+    product = (lambda: kernels.matmul(a, b)) if who == "ours" else lambda: LADDER[who](a, b, c)
+    found = product()
+    np.testing.assert_allclose(c if found is None else found, np.matmul(a, b), rtol=1e-3, atol=1e-3)
+    return product
+
+
+def run(quick: bool, only: str) -> list[dict]:
+    """A row for each product and number of threads; × above 1 means faster than NumPy."""
+    rows = []
+    for threads in sorted({1, clock.THREADS}):
+        with clock.Rivals("matmul", ["ours", "numpy"], threads) as rivals:
+            for kind, cases in CASES.items():
+                for case in cases[:: 4 if quick else 1]:
+                    if only in f"{kind} {case}":
+                        times = rivals.compare(case, 3 if quick else 7)
+                        speed = 2 * np.prod(sizes(case), dtype=float) / median(times["ours"])
+                        share = 100 * speed / machine.peak(threads)
+                        row = {"product": case, "kind": kind, "threads": threads, "Gflop/s": speed / 1e9, "% of peak": share}
+                        rows.append(row | {"× numpy": clock.ratio(times, "ours", "numpy")})
     return rows
 
 
-def ladder(quick: bool) -> list[dict]:
-    """Each step on one thread, as a share of the peak and of NumPy's BLAS on one thread."""
-    rng, top, rows = np.random.default_rng(0), peak(), []
-    with blas_threads(1):
+def goals(rows: list[dict]) -> list[Goal]:
+    table = []
+    whats = {
+        "large": ("GEMM 128…2048 and transformer shapes, float32", 0.95, 1.05),
+        "small": ("GEMM 16…96", 1.0, 1.5),
+        "batched": ("batched GEMM", 1.1, 1.3),
+    }
+    for kind, (what, least, aim) in whats.items():
+        for threads in sorted({row["threads"] for row in rows}):
+            some = [row for row in rows if (row["kind"], row["threads"]) == (kind, threads)]
+            if some:
+                speed = f"{median(row['Gflop/s'] for row in some):.0f} Gflop/s"
+                on = f"{threads} thread{'s' * (threads > 1)}"
+                rest = ("NumPy's OpenBLAS", median(row["× numpy"] for row in some), least, aim)
+                table.append(Goal(f"{what}, {on}, median", speed, *rest))
+                if kind == "large":
+                    worst = min(some, key=lambda row: row["× numpy"])
+                    speed = f"{worst['Gflop/s']:.0f} Gflop/s"
+                    name = f"  the worst: {worst['product']}"
+                    table.append(Goal(name, speed, "NumPy's OpenBLAS", worst["× numpy"], 0.85, 0.95))
+    return table
+
+
+def ladder(quick: bool, only: str) -> list[dict]:
+    """Each step on one thread, as a share of NumPy's BLAS on one thread and of the peak."""
+    rows = []
+    with clock.Rivals("matmul", ["numpy", *STEPS], 1) as rivals:
         for n in (256,) if quick else (256, 512, 1024):
-            a, b = operands(rng, (), n, n, n, "NN")
-            c, rivals = np.empty((n, n), "f"), {"numpy": lambda a=a, b=b: np.matmul(a, b)}
-            for name, step in LADDER.items():
-                step(a, b, c)
-                np.testing.assert_allclose(c, a @ b, rtol=1e-3, atol=1e-3)
-                rivals[name] = lambda step=step, a=a, b=b, c=c: step(a, b, c)
-            times = compare(rivals, 3, gap=0.05)
-            for name in rivals:
-                speed = 2 * n**3 / median(times[name])
-                share = 100 * ratio(times, name, "numpy")
-                rows.append({"n": n, "step": name, "Gflop/s": speed / 1e9, "% of numpy": share, "% of peak": 100 * speed / top})
+            times = rivals.compare(name(n, n, n, "NN"), 3)
+            for step in times:
+                speed = 2 * n**3 / median(times[step])
+                row = {"step": step, "n": n, "Gflop/s": speed / 1e9, "% of numpy": 100 * clock.ratio(times, step, "numpy")}
+                rows.append(row | {"% of peak": 100 * speed / machine.peak(1)})
     return rows

@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import compare, ratio
+from benchmarks import clock
 from kernels import reference
-from kernels.cpu import rows as ours
+
+FUSED = ("softmax", "cross_entropy", "layer_norm", "gelu", "dropout", "embedding", "scatter_add")  # PyTorch has one kernel
+CASES = (*FUSED, "layer_norm_backward", "gelu_backward")
 
 
-def _cases(rng: np.random.Generator) -> list[tuple]:
+def _arguments(door: str) -> tuple[tuple, dict]:
+    rng = np.random.default_rng(0)
+
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape).astype("f")
 
     x, dy, w, b, target = normal(3072, 384), normal(3072, 384), normal(384), normal(384), rng.integers(0, 65, 3072)
-    logits = normal(3072, 65)
-    _, mean, rstd = reference.layer_norm(x, w, b)
-    index, table = rng.integers(0, 50257, 3072), normal(50257, 384)
-    return [
-        ("softmax", (x,), {}),
-        ("cross_entropy", (logits, target), {}),
-        ("layer_norm", (x, w, b), {}),
-        ("layer_norm_backward", (dy, x, w, mean, rstd), {}),
-        ("gelu", (x,), {}),
-        ("gelu_backward", (dy, x), {}),
-        ("dropout", (x,), {"p": 0.1, "seed": 0}),
-        ("embedding", (table, index), {}),
-        ("scatter_add", (table.copy(), index, x), {}),
-    ]
+    if door in ("embedding", "scatter_add"):
+        table, index = normal(50257, 384), rng.integers(0, 50257, 3072)
+        return (table, index) if door == "embedding" else (table, index, x), {}
+    return {
+        "softmax": ((x,), {}),
+        "cross_entropy": ((normal(3072, 65), target), {}),
+        "layer_norm": ((x, w, b), {}),
+        "layer_norm_backward": ((dy, x, w, *reference.layer_norm(x, w, b)[1:]), {}),
+        "gelu": ((x,), {}),
+        "gelu_backward": ((dy, x), {}),
+        "dropout": ((x,), {"p": 0.1, "seed": 0}),
+    }[door]
 
 
-def run(quick: bool) -> list[dict]:
-    try:
-        import torch
-    except ImportError:
-        torch = None
+def build(who: str, case: str) -> Callable[[], Any]:
+    arguments, options = _arguments(case)
+    if who == "torch":
+        torch = clock.torch()
+        t = [torch.from_numpy(x) for x in arguments]
+        return {
+            "softmax": lambda: torch.nn.functional.softmax(t[0], -1),
+            "cross_entropy": lambda: torch.nn.functional.cross_entropy(*t, reduction="none"),
+            "layer_norm": lambda: torch.nn.functional.layer_norm(t[0], (384,), t[1], t[2]),
+            "gelu": lambda: torch.nn.functional.gelu(t[0]),
+            "dropout": lambda: torch.nn.functional.dropout(t[0], 0.1, True),
+            "embedding": lambda: torch.nn.functional.embedding(t[1], t[0]),
+            "scatter_add": lambda: t[0].index_add_(0, t[1], t[2]),
+        }[case]
+    rooms = reference
+    if who == "ours":
+        import kernels as rooms
+    same = [getattr(room, case)(*(x.copy() for x in arguments), **options) for room in (rooms, reference)]
+    for mine, theirs in zip(*(x if isinstance(x, tuple) else (x,) for x in same if x is not None), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+    door = getattr(rooms, case)
+    return lambda: door(*arguments, **options)
+
+
+def run(quick: bool, only: str) -> list[dict]:
     rows = []
-    for door, arguments, options in _cases(np.random.default_rng(0)):
-        rivals = {
-            "scratchgen": lambda d=door, a=arguments, o=options: getattr(ours, d)(*a, **o),
-            "numpy": lambda d=door, a=arguments, o=options: getattr(reference, d)(*a, **o),
-        }
-        if torch:
-            t = [torch.from_numpy(x) for x in arguments]
-            fused = {
-                "softmax": lambda t=t: torch.nn.functional.softmax(t[0], -1),
-                "cross_entropy": lambda t=t: torch.nn.functional.cross_entropy(*t, reduction="none"),
-                "layer_norm": lambda t=t: torch.nn.functional.layer_norm(t[0], (384,), t[1], t[2]),
-                "gelu": lambda t=t: torch.nn.functional.gelu(t[0]),
-                "dropout": lambda t=t: torch.nn.functional.dropout(t[0], 0.1, True),
-                "embedding": lambda t=t: torch.nn.functional.embedding(t[1], t[0]),
-                "scatter_add": lambda t=t: t[0].index_add_(0, t[1], t[2]),
-            }
-            if door in fused:
-                rivals["torch"] = fused[door]
-        times = compare(rivals, 3 if quick else 7, gap=0.05 if quick else 0.15)
-        line = {"kernel": door, "ms": 1e3 * float(np.median(times["scratchgen"]))}
-        rows.append(line | {f"× {name}": ratio(times, "scratchgen", name) for name in rivals if name != "scratchgen"})
+    with clock.Rivals("rows", ["ours", "numpy", "torch"]) as rivals:
+        for case in CASES:
+            if only in case:
+                times = rivals.compare(case, 3 if quick else 7, names=["ours", "numpy", *["torch"] * (case in FUSED)])
+                rows.append({"kernel": case, **clock.summary(times)})
     return rows
+
+
+def goals(rows: list[dict]) -> list[clock.Goal]:
+    return []

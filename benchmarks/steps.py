@@ -1,47 +1,102 @@
-"""Whole training steps of the three models, beside PyTorch eager with the same weights, batch and arithmetic."""
+"""Whole training steps of the three models, beside PyTorch and JAX: the same weights, batch, noise and arithmetic.
+
+Each program makes two steps first, on the same noise; their losses must agree. Rivals: "torch" is eager with the default
+Adam (for the VAE the fused one), "fused" eager with the fused AdamW, "compile" the loss through torch.compile, with the
+fused AdamW; "jax" one jitted function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 import scratchgen as sg
-from benchmarks.clock import compare, summary, torch_or_none
+from benchmarks import clock, machine
+from benchmarks.clock import Goal
+from scratchgen import random
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 
+GPTS = {"GPT 4/4/128, block 64, batch 12": (64, 4, 4, 128, 12), "GPT 6/6/384, block 256, batch 16": (256, 6, 6, 384, 16)}
+SMALL, LARGE = GPTS
+VAE_STEP, DCGAN_STEP = "VAE 784-400-20, batch 128", "DCGAN 28 × 28, width 64, batch 64"
+CASES = {SMALL: ("torch", "fused", "compile"), LARGE: ("torch",), VAE_STEP: ("torch", "jax"), DCGAN_STEP: ("torch",)}
 
-def run(quick: bool = False) -> list[dict]:
-    """Milliseconds a step; x_torch above 1 means faster than PyTorch."""
-    rng = np.random.default_rng(0)
-    pictures = (rng.random((128, 1, 28, 28)) < 0.3).astype(np.float32)
-    text = rng.integers(0, 65, (12, 65))
-    cases = [
-        (
-            "GPT 4 layers, 4 heads, 128 wide, block 64, batch 12",
-            GPT(GPTConfig(65, 64, 4, 4, 128)),
-            (text[:, :-1], text[:, 1:]),
-            gpt_twin,
-        ),
-        ("VAE 784-400-20, batch 128", VAE(VAEConfig((1, 28, 28))), (pictures, None), vae_twin),
-        ("DCGAN 28 x 28, width 64, batch 64", GAN(GANConfig((1, 28, 28), "dcgan", hidden=64)), (pictures[:64], None), gan_twin),
-    ]
-    torch = torch_or_none()
-    rows = []
-    for what, model, batch, twin in cases:
-        rivals = {}
-        optimizers = model.optimizers()
-        if torch is not None:
-            step, first_loss = twin(torch, model, batch)
-            sg.manual_seed(0)
-            ours = model.training_step(batch, optimizers)
-            np.testing.assert_allclose(list(ours.values())[0], first_loss, rtol=0.05)  # the noise differs
-            rivals["torch"] = step
-        everyone = {"ours": lambda m=model, b=batch, o=optimizers: m.training_step(b, o), **rivals}
-        row = summary(compare(everyone, rounds=3 if quick else 7, turn=0.3))
-        rows.append({"what": what, **row})
+
+def run(quick: bool, only: str) -> list[dict]:
+    """Milliseconds a step; × above 1 means faster than the rival."""
+    rows, cases = [], {case: rivals for case, rivals in CASES.items() if only in case}
+    names = dict.fromkeys(name for rivals in cases.values() for name in rivals)
+    with clock.Rivals("steps", ["ours", *names]) as rivals:
+        for case, against in cases.items():
+            rounds, turn = (3, 0.2) if quick else (5, 0.3) if case == LARGE else (9, 0.4)
+            times = rivals.compare(case, rounds, turn, ["ours", *against])
+            row = {"step": case, **clock.summary(times)}
+            if case in GPTS:
+                row["% of peak"] = 100 * gpt_flops(*GPTS[case]) / median(times["ours"]) / machine.peak()
+            rows.append(row)
     return rows
+
+
+def gpt_flops(block: int, layers: int, heads: int, width: int, batch: int, vocabulary: int = 65) -> int:
+    """Multiplications and additions of one step's products, of attention those below the diagonal, nothing recomputed."""
+    weights = layers * 12 * width**2 + vocabulary * width
+    pairs = batch * layers * block * (block + 1) // 2  # of a query and a key it sees, in all heads together
+    return 3 * (2 * weights * batch * block + 2 * 2 * pairs * width)  # forward, and two gradients of each product
+
+
+def goals(rows: list[dict]) -> list[Goal]:
+    """The rows of the table of aims that these figures answer."""
+    found = {row["step"]: row for row in rows}
+    aims = [
+        (SMALL, "torch", "PyTorch eager", 1.35, 1.7),
+        (SMALL, "compile", "torch.compile, fused AdamW", 1.2, 1.5),
+        (LARGE, "torch", "PyTorch eager", 1.12, 1.3),
+        (VAE_STEP, "torch", "PyTorch eager, fused Adam", 1.7, 2.2),
+        (VAE_STEP, "jax", "JAX jit", 1.05, 1.3),
+        (DCGAN_STEP, "torch", "PyTorch eager", 0.95, 1.2),
+    ]
+    table = []
+    for case, who, rival, least, aim in aims:
+        if case in found:
+            ours, theirs, x = (found[case].get(key) for key in ("ours ms", f"{who} ms", f"× {who}"))
+            shown = None if theirs is None else f"{theirs:.1f} ms"
+            table.append(Goal(f"{case}, step", f"{ours:.1f} ms", f"{rival}: {shown}", x, least, aim))
+    for case, least, aim in ((SMALL, 58, 70), (LARGE, 68, 78)):
+        if case in found:
+            roof = f"measured peak: {machine.peak() / 1e9:.0f} Gflop/s"
+            speed = found[case]["% of peak"] / 100 * machine.peak() / 1e9
+            table.append(Goal(f"{case}, share of peak, %", f"{speed:.0f} Gflop/s", roof, found[case]["% of peak"], least, aim))
+    return table
+
+
+def build(who: str, case: str) -> Callable[[], float]:
+    """One training step, which returns its loss."""
+    rng = np.random.default_rng(0)
+    sg.manual_seed(0)
+    if case in GPTS:
+        block, layers, heads, width, batch = GPTS[case]
+        text = rng.integers(0, 65, (batch, block + 1))
+        model, data, twin = GPT(GPTConfig(65, block, layers, heads, width)), (text[:, :-1], text[:, 1:]), gpt_twin
+    else:
+        pictures = (rng.random((128, 1, 28, 28)) < 0.3).astype(np.float32)
+        if case.startswith("VAE"):
+            model, data, twin = VAE(VAEConfig((1, 28, 28))), (pictures, None), jax_vae_twin if who == "jax" else vae_twin
+        else:
+            model, data, twin = GAN(GANConfig((1, 28, 28), "dcgan", hidden=64)), (pictures[:64], None), gan_twin
+    sg.manual_seed(1)  # from here on, the noise
+    if who != "ours":
+        return twin(model, data, who)
+    optimizers = model.optimizers()
+    return lambda: next(iter(model.training_step(data, optimizers).values()))
+
+
+def _noise(torch: Any, *shape: int) -> Callable[[], Any]:
+    """Normal noise: ours for the first two steps, which are compared, then PyTorch's own."""
+    first = [torch.from_numpy(random.generator().standard_normal(shape, np.float32)) for _ in range(2)]
+    return lambda: first.pop(0) if first else torch.randn(shape)
 
 
 def _load(torch: Any, twin: Any, model: Any) -> Any:
@@ -50,8 +105,9 @@ def _load(torch: Any, twin: Any, model: Any) -> Any:
     return twin
 
 
-def gpt_twin(torch: Any, model: GPT, batch: Any) -> tuple[Callable[[], Any], float]:
-    """The same transformer in PyTorch: (one step, its loss)."""
+def gpt_twin(model: GPT, data: Any, who: str) -> Callable[[], float]:
+    """The same transformer in PyTorch."""
+    torch = clock.torch()
     nn, TF, c = torch.nn, torch.nn.functional, model.config
 
     class Block(nn.Module):
@@ -84,48 +140,51 @@ def gpt_twin(torch: Any, model: GPT, batch: Any) -> tuple[Callable[[], Any], flo
     t = twin.transformer
     decay, plain = [p for p in twin.parameters() if p.ndim >= 2], [p for p in twin.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2))
-    x, y = (torch.from_numpy(b.copy()) for b in batch)
+    fused = True if who in ("fused", "compile") else None
+    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2), fused=fused)
+    x, y = (torch.from_numpy(b.copy()) for b in data)
 
-    def step() -> float:
+    def loss_of(x: Any, y: Any) -> Any:
         h = t["wte"](x) + t["wpe"](torch.arange(x.shape[1]))
         for block in t["h"]:
             h = block(h)
-        loss = TF.cross_entropy(TF.linear(t["ln_f"](h), t["wte"].weight).view(-1, c.vocab_size), y.view(-1))
+        return TF.cross_entropy(TF.linear(t["ln_f"](h), t["wte"].weight).view(-1, c.vocab_size), y.view(-1))
+
+    if who == "compile":
+        loss_of = torch.compile(loss_of)
+        try:
+            loss_of(x, y).backward()
+        except Exception as error:  # no C++ compiler, above all
+            raise clock.Missing(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+    def step() -> float:
+        loss = loss_of(x, y)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         optimizer.step()
         return loss.item()
 
-    return step, step()
+    return step
 
 
-def vae_twin(torch: Any, model: VAE, batch: Any) -> tuple[Callable[[], Any], float]:
-    """The same autoencoder in PyTorch, with fused Adam: (one step, its loss)."""
+def vae_twin(model: VAE, data: Any, who: str) -> Callable[[], float]:
+    """The same autoencoder in PyTorch, with fused Adam."""
+    torch = clock.torch()
     nn, TF, c = torch.nn, torch.nn.functional, model.config
     pixels = int(np.prod(c.shape))
-    twin = nn.ModuleDict(
-        {
-            "encoder": nn.ModuleDict(
-                {
-                    "fc": nn.Linear(pixels, c.hidden),
-                    "mean": nn.Linear(c.hidden, c.latent),
-                    "log_var": nn.Linear(c.hidden, c.latent),
-                }
-            ),
-            "decoder": nn.ModuleDict({"fc": nn.Linear(c.latent, c.hidden), "out": nn.Linear(c.hidden, pixels)}),
-        }
-    )
-    _load(torch, twin, model)
+    heads = {"mean": nn.Linear(c.hidden, c.latent), "log_var": nn.Linear(c.hidden, c.latent)}
+    encoder = nn.ModuleDict({"fc": nn.Linear(pixels, c.hidden), **heads})
+    decoder = nn.ModuleDict({"fc": nn.Linear(c.latent, c.hidden), "out": nn.Linear(c.hidden, pixels)})
+    twin = _load(torch, nn.ModuleDict({"encoder": encoder, "decoder": decoder}), model)
     optimizer = torch.optim.Adam(twin.parameters(), lr=c.lr, fused=True)
-    x = torch.from_numpy(batch[0]).flatten(1)
-    e, d = twin["encoder"], twin["decoder"]
+    x = torch.from_numpy(data[0]).flatten(1)
+    noise = _noise(torch, len(x), c.latent)
 
     def step() -> float:
-        h = TF.relu(e["fc"](x))
-        mean, log_var = e["mean"](h), e["log_var"](h)
-        logits = d["out"](TF.relu(d["fc"](mean + torch.exp(0.5 * log_var) * torch.randn_like(mean))))
+        h = TF.relu(encoder["fc"](x))
+        mean, log_var = encoder["mean"](h), encoder["log_var"](h)
+        logits = decoder["out"](TF.relu(decoder["fc"](mean + torch.exp(0.5 * log_var) * noise())))
         reconstruction = TF.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
         loss = reconstruction + 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1).mean()
         optimizer.zero_grad()
@@ -133,11 +192,58 @@ def vae_twin(torch: Any, model: VAE, batch: Any) -> tuple[Callable[[], Any], flo
         optimizer.step()
         return loss.item()
 
-    return step, step()
+    return step
 
 
-def gan_twin(torch: Any, model: GAN, batch: Any) -> tuple[Callable[[], Any], float]:
-    """The same pair in PyTorch: (one round of the game, the discriminator's loss)."""
+def jax_vae_twin(model: VAE, data: Any, who: str) -> Callable[[], float]:
+    """The same autoencoder in JAX: loss, gradients and Adam as one compiled function that updates its buffers in place."""
+    import jax
+    from jax import numpy as jnp
+    from jax.tree_util import tree_map
+
+    c = model.config
+    weights = {name: jnp.asarray(w) for name, w in model.state_dict().items()}
+    x = jnp.asarray(data[0].reshape(len(data[0]), -1))
+    shape = (len(x), c.latent)
+    first = [jnp.asarray(random.generator().standard_normal(shape, np.float32)) for _ in range(2)]
+
+    def linear(w: Any, name: str, x: Any) -> Any:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def loss_of(w: Any, x: Any, eps: Any) -> Any:
+        h = jax.nn.relu(linear(w, "encoder.fc", x))
+        mean, log_var = linear(w, "encoder.mean", h), linear(w, "encoder.log_var", h)
+        logits = linear(w, "decoder.out", jax.nn.relu(linear(w, "decoder.fc", mean + jnp.exp(0.5 * log_var) * eps)))
+        reconstruction = jnp.sum(jax.nn.softplus(logits) - x * logits)
+        return (reconstruction + 0.5 * jnp.sum(mean**2 + jnp.exp(log_var) - 1 - log_var)) / len(x)
+
+    def adam(state: Any, x: Any, eps: Any) -> Any:
+        w, m, v, t, key = state
+        loss, g = jax.value_and_grad(loss_of)(w, x, eps)
+        t = t + 1
+        m, v = tree_map(lambda m, g: 0.9 * m + 0.1 * g, m, g), tree_map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+        new = lambda w, m, v: w - c.lr * (m / (1 - 0.9**t)) / (jnp.sqrt(v / (1 - 0.999**t)) + 1e-8)  # noqa: E731
+        return (tree_map(new, w, m, v), m, v, t, key), loss
+
+    def with_own_noise(state: Any, x: Any) -> Any:
+        key, here = jax.random.split(state[4])
+        return adam((*state[:4], key), x, jax.random.normal(here, shape))
+
+    given, own = jax.jit(adam, donate_argnums=0), jax.jit(with_own_noise, donate_argnums=0)
+    zeros = (tree_map(jnp.zeros_like, weights) for _ in "mv")
+    state = (weights, *zeros, jnp.float32(0), jax.random.PRNGKey(0))
+
+    def step() -> float:
+        nonlocal state
+        state, loss = given(state, x, first.pop(0)) if first else own(state, x)
+        return loss.item()
+
+    return step
+
+
+def gan_twin(model: GAN, data: Any, who: str) -> Callable[[], float]:
+    """The same pair in PyTorch: one round of the game, and the discriminator's loss."""
+    torch = clock.torch()
     nn, TF, c = torch.nn, torch.nn.functional, model.config
     channels, h, w = c.shape
     width = c.hidden
@@ -175,10 +281,11 @@ def gan_twin(torch: Any, model: GAN, batch: Any) -> tuple[Callable[[], Any], flo
     betas = (c.beta1, 0.999)
     opt_d, opt_g = torch.optim.Adam(D.parameters(), c.lr, betas), torch.optim.Adam(G.parameters(), c.lr, betas)
     weights = list(G.parameters())
-    x = torch.from_numpy(batch[0]) * 2 - 1
+    x = torch.from_numpy(data[0]) * 2 - 1
+    noise = _noise(torch, len(x), c.latent)
 
     def step() -> float:
-        fake = G(torch.randn(len(x), c.latent))
+        fake = G(noise())
         loss_d = TF.softplus(-D(x)).mean() + TF.softplus(D(fake.detach())).mean()
         opt_d.zero_grad()
         loss_d.backward()
@@ -189,4 +296,4 @@ def gan_twin(torch: Any, model: GAN, batch: Any) -> tuple[Callable[[], Any], flo
         opt_g.step()
         return loss_d.item()
 
-    return step, step()
+    return step
