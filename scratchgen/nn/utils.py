@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from scratchgen import device as devices
 from scratchgen.tensor import Tensor, constant
 
 
@@ -26,7 +27,7 @@ def clip_grad_norm_(
     if not with_grad:
         return constant(np.zeros((), np.float32))
     dtype = np.result_type(*[p.grad.dtype for p in with_grad])
-    total = _norm(np.array([_norm(p.grad.data, norm_type) for p in with_grad]), norm_type)
+    total = _norm(np.array(_norms([p.grad.data for p in with_grad], norm_type)), norm_type)
     if not math.isfinite(total) and error_if_nonfinite:
         raise RuntimeError(f"clip_grad_norm_: expected gradients of finite norm, got {total}")
     factor = min(1.0, max_norm / (total + 1e-6)) if not math.isnan(total) else total
@@ -51,6 +52,14 @@ def _with_grad(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]
         if not isinstance(p, Tensor):
             raise TypeError(f"{name}: expected tensors, got {type(p).__name__}")
     return [p for p in listed if p.grad is not None]
+
+
+def _norms(gradients: list[np.ndarray], p: float) -> list[float]:
+    """The norm of each. Those on a device are added up there and read all at once: each reading waits for the device."""
+    if p != 2 or all(map(devices.on_host, gradients)):
+        return [_norm(g, p) for g in gradients]
+    squares = devices.moved(np.stack([np.dot(g.reshape(-1), g.reshape(-1)) for g in gradients]), devices.NAMES[0])
+    return [math.sqrt(s) if 1e-30 <= s < math.inf else _norm(g, p) for s, g in zip(squares, gradients, strict=True)]
 
 
 def _norm(g: np.ndarray, p: float) -> float:
