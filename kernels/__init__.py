@@ -3,6 +3,7 @@
 `reference.py` says what each kernel means, in NumPy; `cpu/` says it again, compiled with Numba. `use("reference")` or
 `use("cpu")` chooses, for all threads or, as a context manager, for a block; SCRATCHGEN_KERNELS sets the first choice, which
 is the reference without it.
+The third storey, `cuda/`, is not chosen: arrays in a GPU's memory are computed there, once `open_device` has opened it.
 Nothing is compiled, nor Numba imported, before a compiled kernel is called for the first time. What the compiled kernels
 do not cover (integers, complex numbers, empty arrays) they hand to the reference themselves.
 """
@@ -71,9 +72,11 @@ CPU = {
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "einsum")
+DEVICE = {**ROOM, "erf": "rows"}  # the rooms of `cuda/`; its other doors are the reference's, on device arrays
 
 storey = "reference"
 _why = "the default"
+_device = False  # is the third storey open?
 
 
 def _obstacle() -> str | None:
@@ -93,7 +96,41 @@ def _bind(name: str) -> None:
     doors = globals()
     for door in (*ROOM, *BASE):
         doors[door] = getattr(reference, door) if name == "reference" or door in BASE else _first(door)
+        if _device:
+            doors[door] = _by_place(door, doors[door])
     storey = name
+
+
+def open_device() -> None:
+    """Let every door look at where its arrays are. Until the first device array nobody pays for that."""
+    global _device
+    if not _device:
+        _device = True
+        _bind(storey)
+
+
+def on_device(x: Any) -> bool:
+    """Is it an array in a GPU's memory, or a list of such arrays?"""
+    return hasattr(x, "__cuda_array_interface__") or (type(x) is list and bool(x) and on_device(x[0]))
+
+
+def device_door(door: str) -> Any:
+    """Where a door leads device arrays."""
+    room = f"kernels.cuda.{DEVICE[door]}" if door in DEVICE else "kernels.reference"
+    return getattr(import_module(room), door)
+
+
+def _by_place(door: str, host: Any) -> Any:
+    """A door that leads device arrays to `cuda/`, and all others to where it led before."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if any(map(on_device, arguments)):
+            return device_door(door)(*arguments, **options)
+        return host(*arguments, **options)
+
+    call.__name__ = call.__qualname__ = door
+    call.__doc__ = getattr(reference, door).__doc__
+    return call
 
 
 def _first(door: str) -> Any:

@@ -529,8 +529,8 @@ def adam(
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
-    """Σ x² over all elements of all arrays"""
-    return sum(float(np.einsum("i,i->", x, x)) for x in (x.reshape(-1) for x in arrays))
+    """Σ x² over all elements of all arrays, in float64"""
+    return float(sum(np.einsum("i,i->", x, x, dtype=np.float64) for x in (x.reshape(-1) for x in arrays)))
 
 
 def scale(arrays: Sequence[Array], factor: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import device as devices
 from scratchgen import random
 from scratchgen.ops import (
     attention,
@@ -325,9 +326,10 @@ def _class_loss(
     t = target.data.reshape(-1).copy()  # the gradient needs it as it is now
     kept = t != ignore_index
     classes = rows.shape[1]
-    wrong = t[kept & ((t < 0) | (t >= classes))]
-    if wrong.size:
-        raise IndexError(f"{name}: expected class numbers from 0 to {classes - 1}, got {wrong[0]}")
+    if devices.on_host(t):  # to ask a device would stall it: there the loss of a wrong class is NaN
+        wrong = t[kept & ((t < 0) | (t >= classes))]
+        if wrong.size:
+            raise IndexError(f"{name}: expected class numbers from 0 to {classes - 1}, got {wrong[0]}")
     if logits:
         loss = class_losses(rows, t, ignore_index)
     else:
@@ -340,7 +342,10 @@ def _class_loss(
         uniform = -(log_p if weight is None else log_p * weight).sum(1) / classes
         loss = loss * (1 - smoothing) + where(constant(kept), uniform, 0.0) * smoothing
     if reduction == "mean":
-        return loss.sum() / (weights.sum() if weight is not None else float(kept.sum()) or math.nan)
+        if weight is not None:
+            return loss.sum() / weights.sum()
+        count = kept.sum()
+        return loss.sum() / (float(count) or math.nan if devices.on_host(count) else constant(count.astype(loss.dtype)))
     return _reduced(name, loss.reshape(target.shape), reduction)
 
 
@@ -368,7 +373,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
 def gaussian_log_prob(x: Any, mean: Any, log_var: Any) -> Tensor:
     """log N(x; μ, σ²) = −½ (log 2π + log σ² + (x − μ)² / σ²)"""
     x, mu, s = operands("gaussian_log_prob", as_tensor(x), mean, log_var)
-    s = s if isinstance(s, Tensor) else constant(np.asarray(s, x.dtype))
+    s = s if isinstance(s, Tensor) else constant(devices.number(s, x.dtype, x.data))
     return -0.5 * (math.log(2 * math.pi) + s + (x - mu).square() * exp(-s))
 
 
@@ -530,12 +535,13 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
     """y_i = weight[input_i]; the rows of equal indices add up their gradients, the row `padding_idx` gets none.
 
-    input: any shape of integers, weight: (V, n) → (*input.shape, n). Raises IndexError outside 0 … V − 1.
+    input: any shape of integers, weight: (V, n) → (*input.shape, n). Raises IndexError outside 0 … V − 1; of indices on a
+    device, which would have to be waited for, gives NaN there instead.
     """
     w, i = as_tensor(weight), as_tensor(input)
     if w.ndim != 2 or i.dtype.kind not in "iu":
         raise ValueError(f"embedding: expected integers and a weight of shape (V, n), got {i.dtype} and {w.shape}")
-    if i.numel() and (i.data.min() < 0 or i.data.max() >= w.shape[0]):
+    if devices.on_host(i.data) and i.numel() and (i.data.min() < 0 or i.data.max() >= w.shape[0]):
         raise IndexError(f"embedding: expected indices from 0 to {w.shape[0] - 1}, got {i.data.min()} … {i.data.max()}")
     y = w[i]
     if padding_idx is not None:
@@ -557,7 +563,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
         num_classes = int(t.data.max()) + 1
     if t.numel() and (t.data.min() < 0 or t.data.max() >= num_classes):
         raise ValueError(f"one_hot: expected classes from 0 to {num_classes - 1}, got {t.data.min()} … {t.data.max()}")
-    return constant((t.data[..., None] == np.arange(num_classes)).astype(np.int64))
+    return constant((t.data[..., None] == devices.beside(np.arange(num_classes), t.data)).astype(np.int64))
 
 
 def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.random.Generator | None = None) -> Tensor:
@@ -573,7 +579,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
     if p == 1:
         return x * 0
     kept = random.generator(generator).random(x.shape, dtype=np.float32) >= p
-    return x * constant(kept * x.dtype.type(1 / (1 - p)))
+    return x * constant(devices.beside(kept * x.dtype.type(1 / (1 - p)), x.data))
 
 
 def scaled_dot_product_attention(
@@ -611,8 +617,9 @@ def scaled_dot_product_attention(
     mask = None if attn_mask is None else _additive(as_tensor(attn_mask), q.dtype)
     try:
         batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-        if mask is not None:
-            np.broadcast_to(mask.data, batch + (q.shape[-2], k.shape[-2]))
+        pairs = batch + (q.shape[-2], k.shape[-2])
+        if mask is not None and np.broadcast_shapes(mask.shape, pairs) != pairs:
+            raise ValueError
     except ValueError:
         given = f"{q.shape}, {k.shape}, {v.shape}" + ("" if mask is None else f" with a mask of shape {mask.shape}")
         raise ValueError(f"attention: expected shapes that broadcast, got {given}") from None
@@ -624,7 +631,8 @@ def scaled_dot_product_attention(
     if mask is not None:
         scores = scores + mask
     if is_causal:
-        scores = where(constant(np.tri(*scores.shape[-2:], dtype=bool)), scores, -math.inf)
+        past = devices.beside(np.tri(*scores.shape[-2:], dtype=bool), scores.data)
+        scores = where(constant(past), scores, -math.inf)
     return matmul(dropout(softmax(scores, -1), dropout_p, generator=generator), v)
 
 
@@ -632,7 +640,7 @@ def _additive(mask: Tensor, dtype: np.dtype) -> Tensor:
     """A mask to add: 0 where a boolean mask allows, −∞ where it forbids."""
     if mask.dtype == np.bool_:
         return constant(np.where(mask.data, 0, -np.inf).astype(dtype))
-    return operands("attention mask", mask, constant(np.zeros((), dtype)))[0]
+    return operands("attention mask", mask, constant(devices.number(0, dtype, mask.data)))[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -704,7 +712,7 @@ def _resized(x: Tensor, dim: int, m: int, scale: float | None, align_corners: bo
     weights = np.zeros((m, n), x.dtype)
     np.add.at(weights, (np.arange(m), low), 1 - (at - low))
     np.add.at(weights, (np.arange(m), high), at - low)
-    return matmul(x.movedim(dim, -1), constant(weights.T.copy())).movedim(-1, dim)
+    return matmul(x.movedim(dim, -1), constant(devices.beside(weights.T.copy(), x.data))).movedim(-1, dim)
 
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
@@ -740,5 +748,5 @@ def adaptive_avg_pool2d(input: Any, output_size: Size) -> Tensor:
         cell = np.arange(m)[:, None]
         inside = (np.arange(n) >= cell * n // m) & (np.arange(n) < -(-(cell + 1) * n // m))  # (m, n)
         weights = (inside / inside.sum(1, keepdims=True)).astype(x.dtype)
-        x = matmul(x.movedim(dim, -1), constant(weights.T.copy())).movedim(-1, dim)
+        x = matmul(x.movedim(dim, -1), constant(devices.beside(weights.T.copy(), x.data))).movedim(-1, dim)
     return x

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.tensor import Tensor, constant, enable_grad
 
 Array = np.ndarray
@@ -120,7 +121,10 @@ class Optimizer:
         """{"state": {i: {…}}, "param_groups": [{…, "params": [i, …]}]}, parameters being numbered group after group."""
         numbers = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         state = {
-            numbers[id(p)]: {key: np.array(value) if isinstance(value, Array) else value for key, value in values.items()}
+            numbers[id(p)]: {
+                key: np.array(devices.moved(value, "cpu")) if devices.is_array(value) else value
+                for key, value in values.items()
+            }
             for p, values in self.state.items()
         }
         groups = [{**group, "params": [numbers[id(p)] for p in group["params"]]} for group in self.param_groups]
@@ -165,12 +169,12 @@ class Optimizer:
     @staticmethod
     def _loaded(name: str, number: str, key: str, value: Any, p: Tensor) -> Any:
         """One value of a parameter's state: the count of steps, or a copy of an array like the parameter."""
-        array = np.asarray(value)
+        array = value if devices.is_array(value) else np.asarray(value)
         if key == "step":
             return int(array)
         if array.shape != p.shape:
             raise ValueError(f"{name}: expected {key} of parameter {number} to have shape {p.shape}, got {array.shape}")
-        return np.array(array, p.dtype)
+        return devices.moved(array.astype(p.dtype), p.device)
 
     def __repr__(self) -> str:
         groups = []
@@ -248,7 +252,7 @@ class SGD(Optimizer):
         if mu:
             b = state.get("momentum_buffer")
             if b is None:
-                b = state["momentum_buffer"] = np.array(g)
+                b = state["momentum_buffer"] = devices.owned(g)
             else:
                 b *= mu
                 b += (1 - group["dampening"]) * g
@@ -588,7 +592,7 @@ class EMA:
         if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
             raise ValueError(f"EMA: expected decay to be a number of at least 0 and below 1, got {decay!r}")
         self.module, self.decay = module, decay
-        self.average: dict[str, Array] = {name: np.array(p.data) for name, p in module.named_parameters()}
+        self.average: dict[str, Array] = {name: p.data.copy() for name, p in module.named_parameters()}
         self._away = False  # is the average in the module, in the place of its own weights?
 
     def update(self) -> None:
@@ -604,7 +608,7 @@ class EMA:
         """Inside the `with`, the module has the averaged weights; afterwards its own again, whatever happened."""
         if self._away:
             raise RuntimeError("EMA.swapped: the average is in the module already")
-        own = [(p, np.array(p.data)) for _, p in self.module.named_parameters()]
+        own = [(p, p.data.copy()) for _, p in self.module.named_parameters()]
         self._away = True
         try:
             for name, p in self.module.named_parameters():
@@ -617,11 +621,11 @@ class EMA:
 
     def state_dict(self) -> dict[str, Array]:
         """Name of each parameter -> a copy of its average: a state that the module itself could load."""
-        return {name: np.array(average) for name, average in self.average.items()}
+        return {name: np.array(devices.moved(average, "cpu")) for name, average in self.average.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from an average. All or nothing: raises ValueError where names or shapes are others than here."""
-        given = {name: np.asarray(value) for name, value in state_dict.items()}
+        given = {name: value if devices.is_array(value) else np.asarray(value) for name, value in state_dict.items()}
         wrong = sorted(set(given) ^ set(self.average)) or [
             f"{name} of shape {array.shape} for {self.average[name].shape}"
             for name, array in given.items()
@@ -630,4 +634,4 @@ class EMA:
         if wrong:
             raise ValueError(f"EMA.load_state_dict: expected the module's names and shapes, but not so {', '.join(wrong)}")
         for name, array in given.items():
-            self.average[name][...] = array
+            self.average[name][...] = devices.moved(array, devices.of(self.average[name]))

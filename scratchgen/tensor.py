@@ -41,6 +41,8 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import device as devices
+
 ticks = itertools.count(1)  # numbers nodes and in-place writes on one time line
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -107,7 +109,13 @@ class Function:
         except AttributeError:
             inputs = tuple([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
             arrays = list(map(_data_of, inputs))
-        y = node.forward(*arrays, **params) if params else node.forward(*arrays)
+        try:
+            y = node.forward(*arrays, **params) if params else node.forward(*arrays)
+        except TypeError as error:  # arrays of two kinds do not mix
+            why = devices.mixed(cls.__name__, arrays)
+            if why is None:
+                raise
+            raise ValueError(why) from error
         record = False
         if _mode.grad:
             edges = list(map(_edge_of, inputs))
@@ -282,11 +290,12 @@ def _sweep(
                     dys[i] = dys[i] + g
                 elif _sole(dys, i):  # its memory is nobody else's: the sum takes its place
                     array = dys[i]._data
-                    if array.base is not None:
-                        array.base.setflags(True)
-                    array.setflags(True)
+                    if type(array) is _ndarray:
+                        if array.base is not None:
+                            array.base.setflags(True)
+                        array.setflags(True)
                     array += g._data
-                    array.setflags(False)
+                    _freeze(array)
                 else:  # borrowed: a cotangent that also went elsewhere, a view, an input
                     dys[i] = constant(dys[i]._data + g._data)
             g = None  # so that `dys` alone holds what was handed on
@@ -495,8 +504,11 @@ class Tensor:
     __slots__ = ("_data", "edge", "grad", "_stamp", "__weakref__")
     __array_ufunc__ = None  # array * tensor asks the tensor
 
-    def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False):
-        """Copy `data` (numbers, nested lists, an array or a tensor). Python floats become float32; arrays keep their dtype."""
+    def __init__(self, data: Any, dtype: Any = None, device: str | None = None, *, requires_grad: bool = False):
+        """Copy `data` (numbers, nested lists, an array or a tensor). Python floats become float32; arrays keep their dtype.
+
+        It stays where it is unless a `device` is named.
+        """
         if isinstance(data, Tensor):
             data = data._data
         try:
@@ -510,7 +522,7 @@ class Tensor:
             array = array.astype(_dtype(dtype), copy=False)
         if array.dtype.kind not in "fciub":
             raise TypeError(f"tensor: expected numbers, got {array.dtype}")
-        self._data = _freeze(np.asarray(array) if isinstance(array, np.generic) else array)
+        self._data = _freeze(array if device is None else devices.moved(array, devices.checked(device)))
         self.edge = None
         self.grad = None
         self._stamp = _UNWRITTEN
@@ -526,7 +538,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
-        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        array = value._data if isinstance(value, Tensor) else _as_array(value)
         if array.shape != self.shape or array.dtype != self.dtype:
             raise ValueError(
                 f"Tensor.data: expected an array of shape {self.shape} and {self.dtype}, got {array.shape} and {array.dtype}"
@@ -581,8 +593,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the array lives: "cpu"."""
-        return "cpu"
+        """Where the array lives: "cpu" or "cuda"."""
+        return devices.of(self._data)
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the length of one dimension."""
@@ -606,11 +618,9 @@ class Tensor:
         """The array, read-only; take a `.copy()` to write to. Refuses a tensor that requires a gradient."""
         if self.node is not None:
             raise RuntimeError("numpy: this tensor requires a gradient, which NumPy would lose; use .detach().numpy()")
+        if not isinstance(self._data, _ndarray):
+            raise TypeError("numpy: this tensor is on the device 'cuda'; bring it to the host first, with .cpu().numpy()")
         return self._data
-
-    def cpu(self) -> Tensor:
-        """The tensor itself: it is on the CPU."""
-        return self
 
     def item(self) -> float | int | bool:
         """The one element as a Python number."""
@@ -659,8 +669,10 @@ class Tensor:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        text = np.array2string(self._data, separator=", ", precision=4, threshold=200, edgeitems=3, prefix="tensor(")
+        array = devices.moved(self._data, "cpu")
+        text = np.array2string(array, separator=", ", precision=4, threshold=200, edgeitems=3, prefix="tensor(")
         dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        dtype += "" if isinstance(self._data, _ndarray) else f", device={self.device!r}"
         source = "" if self.node is None else ", requires_grad=True" if self.is_leaf else f", node={self.node!r}"
         return f"tensor({text}{dtype}{source})"
 
@@ -708,10 +720,13 @@ class Tensor:
             raise RuntimeError(
                 "expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it"
             )
+        _own_stamp(self)[0] = _last_write[0] = next(ticks)
+        if not isinstance(self._data, _ndarray):  # device arrays cannot be made read-only: the stamps alone watch over them
+            yield self._data
+            return
         chain = [self._data]  # a view is written through to what it views
         while isinstance(chain[-1].base, np.ndarray):
             chain.append(chain[-1].base)
-        _own_stamp(self)[0] = _last_write[0] = next(ticks)
         for array in reversed(chain):
             array.flags.writeable = True
         try:
@@ -722,7 +737,7 @@ class Tensor:
 
     def copy_(self, source: Any) -> Tensor:
         """Overwrite the elements with those of `source` (broadcast); shape and dtype stay."""
-        source = source._data if isinstance(source, Tensor) else np.asarray(source)
+        source = source._data if isinstance(source, Tensor) else _as_array(source)
         if source.shape != self.shape:
             try:
                 source = np.broadcast_to(source, self.shape)
@@ -731,7 +746,7 @@ class Tensor:
                     f"copy_: expected shape {self.shape}, or one that broadcasts to it, got {source.shape}"
                 ) from None
         with self.writing() as own:
-            own[...] = source
+            own[...] = devices.moved(source, self.device)
         return self
 
     def zero_(self) -> Tensor:
@@ -781,15 +796,17 @@ class Tensor:
         numbers, index = numbers_first(_plain(index))
         with self.writing() as own:
             part = own if numbers is None else own[numbers]
-            part[index] = value._data if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor):
+                value = value._data
+            part[index] = devices.beside(value, part) if isinstance(value, _ndarray) else value
 
 
-def tensor(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """A new tensor that copies `data`. Python floats become float32, integers int64; arrays keep their dtype.
+def tensor(data: Any, dtype: Any = None, device: str | None = None, *, requires_grad: bool = False) -> Tensor:
+    """A new tensor that copies `data`. Python floats become float32, integers int64; arrays keep their dtype and place.
 
     Raises TypeError where `data` is not numbers or integers are asked for a gradient, ValueError where it is ragged.
     """
-    return Tensor(data, dtype, requires_grad=requires_grad)
+    return Tensor(data, dtype, device, requires_grad=requires_grad)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -800,6 +817,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 _new = Tensor.__new__
+_BASIC = frozenset([int, slice, type(None), type(...)])  # the types of an index that is no array
 _ndarray = np.ndarray
 _last_write = [0]  # the time of the latest change in place of any tensor
 _UNWRITTEN = [0]  # the stamp of all that was never written to nor viewed
@@ -826,15 +844,22 @@ def place(array: Any, edge: Edge | None) -> Tensor:
 
 
 def _freeze(array: Any) -> Any:
-    """Make read-only; NumPy's scalars become 0-d arrays."""
+    """Make read-only, which only NumPy's arrays can be; NumPy's scalars become 0-d arrays."""
     if isinstance(array, np.generic):
         array = np.asarray(array)
-    array.setflags(write=False)
+    if isinstance(array, _ndarray):
+        array.setflags(write=False)
     return array
 
 
 # As the interpreter counts: what lies on its stack may count, or not. An array of its own, a view of one that nobody has.
 _SOLE = [_references([place(np.ones(2), None)], 0), _references([place(np.ones(2)[:], None)], 0)]
+
+
+def _as_array(x: Any) -> Any:
+    """`x` if it is an array, wherever it lives; else what NumPy makes of it."""
+    return x if devices.is_array(x) else np.asarray(x)
+
 
 def _stamp_of_base(y: Any, inputs: Sequence[Tensor]) -> list[int]:
     """A view is changed when what it views is: both share one stamp."""
@@ -865,15 +890,16 @@ def numbers_first(key: Any) -> tuple[Any, Any]:
 
     NumPy counts numbers among the arrays: of x[0, :, [1, 2]] it puts the arrays' dimension in front, as if 0 were one.
     """
-    if type(key) is not tuple or _ndarray not in map(type, key):
+    if type(key) is not tuple or _BASIC.issuperset(map(type, key)):
         return None, key
-    choosing = [i for i, k in enumerate(key) if isinstance(k, int | np.integer | np.ndarray)]
-    if choosing[-1] - choosing[0] == len(choosing) - 1 or all(isinstance(key[i], _ndarray) for i in choosing):
+    choosing = [i for i, k in enumerate(key) if isinstance(k, int | np.integer) or devices.is_array(k)]
+    arrays = [i for i in choosing if devices.is_array(key[i])]
+    if not arrays or choosing[-1] - choosing[0] == len(choosing) - 1 or len(arrays) == len(choosing):
         return None, key
     numbers: list[Any] = []
     for k in key:
-        numbers += [slice(None)] * (k.ndim if k.dtype == np.bool_ else 1) if isinstance(k, _ndarray) else [k]
-    arrays = [k if k is ... or isinstance(k, _ndarray) else slice(None) for k in key if not isinstance(k, int | np.integer)]
+        numbers += [slice(None)] * (k.ndim if k.dtype == np.bool_ else 1) if devices.is_array(k) else [k]
+    arrays = [k if k is ... or devices.is_array(k) else slice(None) for k in key if not isinstance(k, int | np.integer)]
     return tuple(numbers), tuple(arrays)
 
 

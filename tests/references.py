@@ -217,6 +217,7 @@ REFERENCES |= {
     "Tensor.t": lambda x: x.T,
     "Tensor.view": REFERENCES["reshape"],
     "Tensor.to": lambda x, *args, **options: x,
+    "Tensor.cpu": lambda x: x,
     "Tensor.double": lambda x: x,
     "Tensor.float": lambda x: x.astype(np.float32),
     "Tensor.__radd__": lambda x, y: y + x,

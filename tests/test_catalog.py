@@ -27,7 +27,7 @@ from tests.references import REFERENCES
 from tests.strategies import DEEP, examples, normal, seeds
 
 every_row = pytest.mark.parametrize("name", list(ROWS))
-CASTS = {"cast", "Tensor.to", "Tensor.float", "Tensor.double"}  # what changes dtypes is tested by itself
+CASTS = {"cast", "Tensor.to", "Tensor.cpu", "Tensor.float", "Tensor.double"}  # what changes dtypes is tested by itself
 SEEDS = range(10 if DEEP else 1)
 
 

@@ -656,7 +656,7 @@ def test_checkpoint_stores_only_its_input():
         (lambda: sg.zeros(1).expand(4).fill_(1.0), RuntimeError, "expanded"),
         (lambda: sg.manual_seed(-1), ValueError, "at least 0"),
         (lambda: sg.rand(3, generator=7), TypeError, "numpy.random.Generator"),
-        (lambda: sg.tensor([1.0]).to("cuda"), ValueError, "'cpu'"),
+        (lambda: sg.tensor([1.0]).to(device="tpu"), ValueError, "'cpu'"),
         (lambda: sg.set_rng_state({"a": 1}), ValueError, "get_rng_state"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = [
     {"kernels"},
-    {"scratchgen.random"},
+    {"scratchgen.random", "scratchgen.device"},
     {"scratchgen.tensor"},
     {"scratchgen.ops"},
     {"scratchgen.functional"},
@@ -28,9 +28,9 @@ ROW = {room: i for i, row in enumerate(ROOMS) for room in row}
 
 # Libraries beside NumPy and Python's own, and the rooms that may use them: inside a function, when first wanted.
 LIBRARIES = {
-    "numba": {"kernels"},
+    "numba": {"kernels", "scratchgen.device"},
     "llvmlite": {"kernels"},
-    "cupy": {"kernels"},
+    "cupy": {"kernels", "scratchgen.device"},
     "threadpoolctl": {"kernels", "scratchgen.__main__"},
     "scipy": {"kernels", "scratchgen.nn", "scratchgen.metrics"},
     "matplotlib": {"scratchgen.calculus", "scratchgen.graph", "scratchgen.training"},

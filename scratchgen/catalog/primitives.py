@@ -474,6 +474,7 @@ TENSORS = [
         case(real(2), dtype="float64", device="cpu"),
         analytic=True,
     ),
+    row("Tensor.cpu", case(real(2)), analytic=True),
     row("Tensor.double", case(real(2)), analytic=True),
     row(
         "Tensor.float",

@@ -181,7 +181,7 @@ class GAN(nn.Module):
     def noise(self, n: int, *, generator: np.random.Generator | None = None) -> Tensor:
         """z ~ N(0, I).     → (n, latent)"""
         dtype = next(self.parameters()).dtype
-        return randn(n, self.config.latent, dtype=dtype, generator=generator)
+        return randn(n, self.config.latent, dtype=dtype, device=self.device, generator=generator)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
         betas = (self.config.beta1, 0.999)
@@ -195,7 +195,7 @@ class GAN(nn.Module):
 
         Returns both losses and the mean judgements D(x), D(G(z)) from before the steps.
         """
-        x = Tensor(batch[0]) * 2 - 1
+        x = Tensor(batch[0], device=self.device) * 2 - 1
         # D: the generated pictures are constants here, so that only D moves
         fake = self.generator(self.noise(len(x)))
         d_real, d_fake = self.discriminator(x), self.discriminator(fake.detach())
@@ -220,7 +220,7 @@ class GAN(nn.Module):
         """V(D, G) and the mean judgements on held-out pictures; −log 4 = −1.386 when D can tell nothing."""
         real, fake = [], []
         for x, _ in batches:
-            real.append(self.discriminator(Tensor(x) * 2 - 1).data)
+            real.append(self.discriminator(Tensor(x, device=self.device) * 2 - 1).data)
             fake.append(self.discriminator(self.generator(self.noise(len(x)))).data)
         d_real, d_fake = Tensor(np.concatenate(real)), Tensor(np.concatenate(fake))
         value = -discriminator_loss(d_real, d_fake)
@@ -228,7 +228,7 @@ class GAN(nn.Module):
 
     @no_grad()
     def _pictures(self, z: Tensor) -> np.ndarray:
-        return ((self.generator(z) + 1) * 0.5).data
+        return ((self.generator(z) + 1) * 0.5).cpu().data
 
     def generate(self, n: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
         """n pictures.     → (n, C, H, W) in [0, 1]"""
@@ -245,4 +245,5 @@ class GAN(nn.Module):
         theta = np.arccos(np.clip(cosine, -1 + 1e-9, 1 - 1e-9))
         t = np.linspace(0, 1, steps)[:, None]  # (steps, 1)
         z = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)  # (rows, steps, latent)
-        return self._pictures(Tensor(z.reshape(rows * steps, -1).astype(next(self.parameters()).dtype)))
+        dtype = next(self.parameters()).dtype
+        return self._pictures(Tensor(z.reshape(rows * steps, -1), dtype, self.device))

@@ -121,7 +121,7 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"GPT: expected at most {self.config.block_size} tokens, got {T}")
         wte = self.transformer["wte"]
-        x = wte(ids) + self.transformer["wpe"](Tensor(np.arange(T)))  # (B, T, C)
+        x = wte(ids) + self.transformer["wpe"](Tensor(np.arange(T), device=ids.device))  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.transformer["h"]:
             x = checkpoint(block, x) if self.config.checkpoint else block(x)
@@ -140,8 +140,8 @@ class GPT(nn.Module):
 
     def training_step(self, batch: tuple[np.ndarray, np.ndarray], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """Lower the loss on one batch (x, y) of windows, y one token ahead of x; gradients are clipped to norm 1."""
-        x, y = batch
-        loss = self.loss(Tensor(x), Tensor(y))
+        x, y = (Tensor(ids, device=self.device) for ids in batch)
+        loss = self.loss(x, y)
         optimizers["adamw"].zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -151,7 +151,7 @@ class GPT(nn.Module):
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """Mean −log p in nats per token on held-out windows, and its exponential, the perplexity."""
-        losses = [self.loss(Tensor(x), Tensor(y)).item() for x, y in batches]
+        losses = [self.loss(*[Tensor(ids, device=self.device) for ids in batch]).item() for batch in batches]
         nll = float(np.mean(losses))
         return {"nll": nll, "perplexity": math.exp(nll)}
 
@@ -177,7 +177,7 @@ class GPT(nn.Module):
                 f"GPT.generate: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}"
             )
         for _ in range(max_new_tokens):
-            logits = self(Tensor(ids[:, -self.config.block_size :]))[:, -1].data  # (B, V)
+            logits = self(Tensor(ids[:, -self.config.block_size :], device=self.device))[:, -1].cpu().data  # (B, V)
             new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=rng)
             ids = np.concatenate([ids, new[:, None]], axis=1)
         return ids

@@ -130,7 +130,7 @@ class VAE(nn.Module):
 
     def training_step(self, batch: tuple[np.ndarray, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """Raise the mean bound over one batch (x, _) of pictures in [0, 1]. Returns the loss and its two terms, in nats."""
-        log_likelihood, kl = (term.mean() for term in self.elbo(Tensor(batch[0])))
+        log_likelihood, kl = (term.mean() for term in self.elbo(Tensor(batch[0], device=self.device)))
         loss = self.config.beta * kl - log_likelihood
         optimizers["adam"].zero_grad()
         loss.backward()
@@ -140,7 +140,7 @@ class VAE(nn.Module):
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
         """The bound (2) and its terms in nats, the mean over all pictures of the batches."""
-        terms = [np.stack([t.data for t in self.elbo(Tensor(x))]) for x, _ in batches]
+        terms = [np.stack([t.cpu().data for t in self.elbo(Tensor(x, device=self.device))]) for x, _ in batches]
         log_likelihood, kl = np.concatenate(terms, axis=1).astype(np.float64).mean(1)
         return {"elbo": float(log_likelihood - kl), "reconstruction": float(-log_likelihood), "kl": float(kl)}
 
@@ -149,12 +149,12 @@ class VAE(nn.Module):
     @no_grad()
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The mean code μ(x).     (B, C, H, W) → (B, latent)"""
-        return self.encoder(Tensor(x))[0].data
+        return self.encoder(Tensor(x, device=self.device))[0].cpu().data
 
     @no_grad()
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The mean picture of a code.     (B, latent) → (B, C, H, W) in [0, 1]"""
-        return sigmoid(self.decoder(Tensor(z))).data
+        return sigmoid(self.decoder(Tensor(z, device=self.device))).cpu().data
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
         """Pictures through the code and back."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import device as devices
 from scratchgen import functional as F
 from scratchgen import random
 from scratchgen.nn import init
@@ -105,7 +106,7 @@ class MultiheadAttention(Module):
         dropout = self.dropout if self.training else 0.0
         fused = not need_weights and dropout < 1
         if is_causal and (mask is not None or not fused):
-            future = _additive("attn_mask", ~np.tri(length, source, dtype=bool), q.dtype)
+            future = _additive("attn_mask", devices.beside(~np.tri(length, source, dtype=bool), q.data), q.dtype)
             mask, is_causal = future if mask is None else mask + future, False
         weights = None
         if fused:
@@ -178,7 +179,7 @@ class MultiheadAttention(Module):
 
 def _additive(name: str, mask: Any, dtype: np.dtype) -> Tensor:
     """A mask to add to the scores: −∞ where a boolean one forbids."""
-    mask = mask if isinstance(mask, Tensor) else constant(np.array(mask))
+    mask = mask if isinstance(mask, Tensor) else Tensor(mask)
     if mask.dtype == np.bool_:
         return constant(np.where(mask.data, -math.inf, 0).astype(dtype))
     if mask.dtype != dtype:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchgen import device as devices
 from scratchgen.tensor import Tensor, constant, no_grad
 
 
@@ -185,7 +186,7 @@ class Module:
 
     def state_dict(self, *, prefix: str = "") -> dict[str, np.ndarray]:
         """Name -> a copy of the array, for all parameters and persistent buffers, shared ones under each name."""
-        return {name: np.array(tensor.detach().numpy()) for name, tensor in self._state(prefix)}
+        return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in self._state(prefix)}
 
     def _state(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Module after module: parameters, then buffers, then what lies below."""
@@ -207,7 +208,8 @@ class Module:
             )
         own = dict(self._state(""))
         given = {
-            name: np.asarray(value._data if isinstance(value, Tensor) else value) for name, value in state_dict.items()
+            name: value._data if isinstance(value, Tensor) else value if devices.is_array(value) else np.asarray(value)
+            for name, value in state_dict.items()
         }
         missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
         wrong = []
@@ -268,22 +270,37 @@ class Module:
         return self
 
     def to(self, *args: Any, dtype: Any = None, device: str | None = None) -> Module:
-        """In place: parameters, their gradients, and buffers of floating dtype in another; the device is "cpu"."""
+        """In place: parameters, their gradients, and buffers on another device, or those of floating dtype in another.
+
+        Move a module before its optimiser takes the first step, whose state lies beside the parameters.
+        """
         for arg in args:
-            if isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda"):
+            if devices.is_name(arg):
                 device = arg
             else:
                 dtype = arg
-        if device not in (None, "cpu"):
-            raise ValueError(f"to: expected device 'cpu', got {device!r}")
+        if device is not None:
+            device = devices.checked(device)
+            for tensor in [*self.parameters(), *self.buffers()]:
+                if tensor.device != device:
+                    _convert(tensor, devices.moved(tensor._data, device), lambda g: g.to(device))
         if dtype is not None:
             dtype = np.dtype(dtype)
             if dtype.kind != "f":
                 raise TypeError(f"to: expected a floating dtype, got {dtype}")
             for tensor in [*self.parameters(), *self.buffers()]:
                 if tensor.dtype.kind == "f" and tensor.dtype != dtype:
-                    _convert(tensor, dtype)
+                    _convert(tensor, tensor._data.astype(dtype), lambda g: g.to(dtype))
         return self
+
+    @property
+    def device(self) -> str:
+        """Where its parameters are; "cpu" without any."""
+        return next((p.device for p in self.parameters()), "cpu")
+
+    def cpu(self) -> Module:
+        """to("cpu")"""
+        return self.to("cpu")
 
     def float(self) -> Module:
         """to(float32)"""
@@ -326,16 +343,16 @@ def _own_persistent(module: Module) -> list[tuple[str, Any]]:
     return [(name, module.__dict__.get(name)) for name, persistent in module._buffer_names().items() if persistent]
 
 
-def _convert(tensor: Tensor, dtype: np.dtype) -> None:
-    """Another dtype for a tensor that others hold too: optimisers, other modules."""
+def _convert(tensor: Tensor, array: Any, convert: Callable[[Tensor], Tensor]) -> None:
+    """Another array for a tensor that others hold too: optimisers, other modules. `convert` does the same to a gradient."""
     wanted, grad = tensor.requires_grad, tensor.grad
     with tensor.writing():  # a graph that saved it must refuse to be swept
         pass
     tensor.requires_grad_(False)  # its node in old graphs promises gradients of the old dtype
-    tensor._data = constant(tensor._data.astype(dtype))._data
+    tensor._data = constant(array)._data
     tensor.requires_grad_(wanted)
     with no_grad():
-        tensor.grad = None if grad is None else grad.detach().to(dtype)
+        tensor.grad = None if grad is None else convert(grad.detach())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class _Recurrent(Module):
             raise ValueError(f"{name}: expected a sequence of at least one step, got shape {input.shape}")
         cells, n = self.num_layers * directions, x.shape[1]
         if initial is None:
-            initial = (constant(np.zeros((cells, n, self.hidden_size), x.dtype)),) * self.states
+            initial = (constant(np.zeros_like(x.data, shape=(cells, n, self.hidden_size))),) * self.states
         else:
             expected = (cells, n, self.hidden_size) if batched else (cells, self.hidden_size)
             for h in initial:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scratchgen import device as devices
 from scratchgen.ops import choice, convolution, creation, elementwise, fused, matrix, reduce, shape
 from scratchgen.ops.choice import *
 from scratchgen.ops.choice import bitwise_and, bitwise_not, bitwise_or, bitwise_xor
@@ -18,7 +19,7 @@ from scratchgen.ops.elementwise import *
 from scratchgen.ops.elementwise import floor_divide, remainder
 from scratchgen.ops.fused import *
 from scratchgen.ops.matrix import *
-from scratchgen.ops.operands import cast
+from scratchgen.ops.operands import cast, move
 from scratchgen.ops.reduce import *
 from scratchgen.ops.shape import *
 from scratchgen.tensor import Tensor
@@ -29,7 +30,7 @@ concatenate = cat
 # What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
 METHODS = sorted(
     {*elementwise.__all__, *choice.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"}
-    - {"cast", "cat", "stack", "where"}
+    - {"cast", "cat", "move", "stack", "where"}
 )
 TOP_LEVEL = sorted(
     {*METHODS, *creation.__all__, "cat", "concatenate", "einsum", "stack", "where"} - {"contiguous", "pad", "repeat"}
@@ -46,13 +47,12 @@ def _attach() -> None:
     def to(self: Tensor, *args: Any, dtype: Any = None, device: str | None = None) -> Tensor:
         """The tensor in another dtype (`to(float64)`) or on another device (`to("cpu")`); itself where nothing changes."""
         for arg in args:
-            if isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda"):
+            if devices.is_name(arg):
                 device = arg
             else:
                 dtype = arg
-        if device not in (None, "cpu"):
-            raise ValueError(f"to: expected device 'cpu', got {device!r}")
-        return self if dtype is None else cast(self, dtype)
+        moved = self if device is None else move(self, device)
+        return moved if dtype is None else cast(moved, dtype)
 
     operators = {
         "__neg__": neg,
@@ -88,6 +88,7 @@ def _attach() -> None:
         "__getitem__": shape.index,
         "__iter__": shape.iterate,
         "to": to,
+        "cpu": lambda self: move(self, "cpu"),
         "float": lambda self: cast(self, "float32"),
         "double": lambda self: cast(self, "float64"),
         "long": lambda self: cast(self, "int64"),

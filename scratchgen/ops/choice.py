@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -117,7 +118,7 @@ class Clamp(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         x = self.inputs[0].data
-        inside = np.ones(x.shape, bool)
+        inside = np.ones_like(x, dtype=bool)
         if self.lo is not None:
             inside &= x >= self.lo
         if self.hi is not None:
@@ -203,7 +204,10 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
     c = as_tensor(condition)
     if c.dtype != np.bool_:
         raise TypeError(f"where: expected a boolean condition, got {c.dtype}")
-    return Where.apply(*pair("where", input, other), c=c.data.copy())
+    a, b = pair("where", input, other)
+    if isinstance(input, Number) and isinstance(other, Number):
+        a, b = (constant(devices.beside(x.data, c.data)) for x in (a, b))
+    return Where.apply(a, b, c=c.data.copy())
 
 
 def masked_fill(input: Any, mask: Any, value: Number) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -300,6 +301,7 @@ def _max_pool(
     if first.min() < 0:
         raise ValueError(f"{name}: expected windows that meet the input, got one whose cells all lie in the padding")
     places = np.where(inside, places, first[:, None])  # a cell outside stands for the first inside: the maximum stays
+    windows, places = (devices.beside(i, x.data) for i in (windows, places))
     index = places[windows, flat.data[:, :, places].argmax(-1)]  # (N, C, windows): the first of equals
     y = flat.gather(2, index).reshape(x.shape[:2] + counts)
     index = constant(index.reshape(y.shape))
@@ -360,7 +362,7 @@ def _avg_pool(
         x = x.pad([cell for more in reversed(beyond) for cell in (0, more)])
     channels = x.reshape((x.shape[0] * x.shape[1], 1) + x.shape[2:])
     total = Convolve.apply(
-        channels, constant(np.ones((1, 1) + kernel, x.dtype)), geometry=Geometry(stride, padding, (1,) * n, 1)
+        channels, constant(np.ones_like(x.data, shape=(1, 1) + kernel)), geometry=Geometry(stride, padding, (1,) * n, 1)
     )
     cells = np.ones((), np.int64)  # of each window
     for c, (m, k, s, p) in zip(counts, spans, strict=True):
@@ -369,9 +371,8 @@ def _avg_pool(
             cells = cells[..., None] * (np.minimum(start + k, m + p) - start)
         else:
             cells = cells[..., None] * (np.minimum(start + k, m) - np.maximum(start, 0))
-    y = total.reshape(x.shape[:2] + counts) * constant(
-        (1 / (cells if divisor is None else np.full(counts, divisor))).astype(x.dtype)
-    )
+    share = (1 / (cells if divisor is None else np.full(counts, divisor))).astype(x.dtype)
+    y = total.reshape(x.shape[:2] + counts) * constant(devices.beside(share, x.data))
     return y if had_batch else y.squeeze(0)
 
 
@@ -449,6 +450,6 @@ class NearestGrad(Function):
 def nearest(input: Tensor, *places: np.ndarray) -> Tensor:
     """The node behind `functional.interpolate`: for each spatial dimension, the places of x that y is made of, not falling."""
     if len(places) == 1:  # a sequence is an image of height 1
-        x = input.unsqueeze(2)
-        return Nearest.apply(x, rows=np.zeros(1, np.int64), columns=places[0]).squeeze(2)
-    return Nearest.apply(input, rows=places[0], columns=places[1])
+        return nearest(input.unsqueeze(2), np.zeros(1, np.int64), *places).squeeze(2)
+    rows, columns = (devices.beside(i, input.data) for i in places)
+    return Nearest.apply(input, rows=rows, columns=columns)

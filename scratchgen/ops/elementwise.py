@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.ops.choice import where
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
 from scratchgen.tensor import Function, Tensor, constant
@@ -320,13 +321,13 @@ class Softplus(Function):
         z = x * beta
         y = (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta
         linear = z > threshold
-        return np.where(linear, x, y) if linear.any() else y
+        return np.where(linear, x, y) if not devices.on_host(linear) or linear.any() else y
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
         slope = sigmoid(x * self.beta)
         linear = x.data * self.beta > self.threshold
-        return dy * (where(constant(linear), 1.0, slope) if linear.any() else slope)
+        return dy * (where(constant(linear), 1.0, slope) if not devices.on_host(linear) or linear.any() else slope)
 
 
 def exp(input: Any) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.ops.choice import where
 from scratchgen.ops.elementwise import sigmoid
 from scratchgen.ops.operands import as_tensor, floating, operands
@@ -185,7 +186,7 @@ class Attention(Function):
         if mask:
             scores = scores + mask[0]
         if self.causal:
-            future = ~np.tri(*scores.shape[-2:], dtype=bool)
+            future = devices.beside(~np.tri(*scores.shape[-2:], dtype=bool), scores.data)
             scores = where(constant(future), -math.inf, scores)
         return softmax(scores, -1) @ v
 
@@ -222,8 +223,8 @@ def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any 
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and as_tensor(p).shape != shape:
             raise ValueError(f"layer_norm: expected a {name} of shape {shape}, got {as_tensor(p).shape}")
-    ones = constant(np.ones(n, x.dtype)) if weight is None else as_tensor(weight).reshape(n)
-    zeros = constant(np.zeros(n, x.dtype)) if bias is None else as_tensor(bias).reshape(n)
+    ones = constant(np.ones_like(x.data, shape=n)) if weight is None else as_tensor(weight).reshape(n)
+    zeros = constant(np.zeros_like(x.data, shape=n)) if bias is None else as_tensor(bias).reshape(n)
     x_, w, b = operands("layer_norm", x, ones, zeros)
     rows = math.prod(x.shape[: x.ndim - len(shape)])
     return LayerNorm.apply(x_.reshape(rows, n), w, b, eps=eps).reshape(x.shape)

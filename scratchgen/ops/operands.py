@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import device as devices
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
     "cast",
+    "move",
 ]
 
 Number = int | float | np.integer | np.floating | np.bool_
@@ -32,7 +34,7 @@ def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
         if isinstance(x, Number):  # takes the dtype of what stands beside it
             numbers = True
         elif not isinstance(x, Tensor):
-            if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex):
+            if not hasattr(x, "__array__") and not isinstance(x, list | tuple | complex) and not devices.is_array(x):
                 raise TypeError(f"{name}: expected tensors, arrays or numbers, got {type(x).__name__}")
             x = Tensor(x)
         tensors.append(x)
@@ -49,7 +51,10 @@ def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
             dtype = np.dtype(np.float32)
         elif dtype.kind == "b" and any(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in tensors):
             dtype = np.dtype(np.int64)
-    return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(np.asarray(x, dtype)) for x in tensors])
+    if not numbers:
+        return tuple([cast(x, dtype) for x in tensors])
+    partner = next((x._data for x in tensors if isinstance(x, Tensor)), _HERE)
+    return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(devices.number(x, dtype, partner)) for x in tensors])
 
 
 def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
@@ -60,10 +65,13 @@ def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     except AttributeError:
         if type(b) in (float, int):
             if isinstance(a, Tensor) and a._data.dtype.kind == "f":
-                return a, constant(np.asarray(b, a._data.dtype))
+                return a, constant(devices.number(b, a._data.dtype, a._data))
         elif type(a) in (float, int) and isinstance(b, Tensor) and b._data.dtype.kind == "f":
-            return constant(np.asarray(a, b._data.dtype)), b
+            return constant(devices.number(a, b._data.dtype, b._data)), b
     return operands(name, a, b)
+
+
+_HERE = np.zeros(())
 
 
 def floating(name: str, x: Any) -> Tensor:
@@ -83,6 +91,25 @@ class Cast(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         return cast(dy, self.before)
+
+
+class Move(Function):
+    """y = x, on another device."""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, device: str) -> Any:
+        self.before = devices.of(x)
+        return devices.moved(x, device)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return move(dy, self.before)
+
+
+def move(x: Tensor, device: Any) -> Tensor:
+    """x on another device; itself where it is there already. The gradient comes back to where x is."""
+    device = devices.checked(device)
+    return x if x.device == device else Move.apply(x, device=device)
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:

@@ -148,7 +148,8 @@ class LogSumExp(Function):
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         self.dims = dims
         if 0 in [x.shape[d] for d in dims]:
-            return np.full(tuple(n for d, n in enumerate(_kept(x.shape, dims)) if keepdim or d not in dims), -np.inf, x.dtype)
+            left = tuple(n for d, n in enumerate(_kept(x.shape, dims)) if keepdim or d not in dims)
+            return np.full_like(x, -np.inf, shape=left)
         m = np.max(x.real, axis=dims, keepdims=True)
         m = np.where(np.isinf(m), 0, m)
         total = np.sum(np.exp(x - m), axis=dims, keepdims=True)
@@ -173,7 +174,10 @@ class Norm(Function):
 
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         self.dims = dims
-        m = np.max(np.abs(x), axis=dims, keepdims=True, initial=0)
+        if 0 in [x.shape[d] for d in dims]:  # nothing to scale by
+            y = np.sum(x, axis=dims, keepdims=True)
+            return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
+        m = np.max(np.abs(x), axis=dims, keepdims=True)
         m = np.where((m == 0) | np.isinf(m), 1, m).astype(x.dtype)
         y = np.sqrt(np.sum(np.square(x / m), axis=dims, keepdims=True)) * m
         return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
@@ -303,14 +307,14 @@ def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the largest element is: the first of equals; in the flattened tensor without `dim`."""
     x = as_tensor(input)
     _not_empty("argmax", x, dims_of("argmax", x, dim))
-    return constant(np.asarray(np.argmax(x.data, axis=dim, keepdims=keepdim)))
+    return constant(np.argmax(x.data, axis=dim, keepdims=keepdim))
 
 
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the smallest element is: the first of equals; in the flattened tensor without `dim`."""
     x = as_tensor(input)
     _not_empty("argmin", x, dims_of("argmin", x, dim))
-    return constant(np.asarray(np.argmin(x.data, axis=dim, keepdims=keepdim)))
+    return constant(np.argmin(x.data, axis=dim, keepdims=keepdim))
 
 
 class Extremes(NamedTuple):
@@ -355,10 +359,10 @@ def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
 def all(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """Do all elements hold?"""
     x = as_tensor(input)
-    return constant(np.asarray(np.all(x.data, axis=dims_of("all", x, dim), keepdims=keepdim)))
+    return constant(np.all(x.data, axis=dims_of("all", x, dim), keepdims=keepdim))
 
 
 def any(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """Does any element hold?"""
     x = as_tensor(input)
-    return constant(np.asarray(np.any(x.data, axis=dims_of("any", x, dim), keepdims=keepdim)))
+    return constant(np.any(x.data, axis=dims_of("any", x, dim), keepdims=keepdim))

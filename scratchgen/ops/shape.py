@@ -6,6 +6,7 @@ gather ↔ scatter_add · cat ↔ slices · pad ↔ slice · flip ↔ flip
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.ops.choice import where
 from scratchgen.ops.operands import Number, as_tensor, operands
 from scratchgen.ops.reduce import dims_of
@@ -95,6 +97,8 @@ class Index(Function):
 
     def forward(self, x: Any, *, index: Any) -> Any:
         self.shape, self.index = x.shape, index
+        if kernels.on_device(index):  # rows of a table: the door says what becomes of an index out of range
+            return kernels.embedding(x, index) if index.dtype.kind in "iu" else x[index]
         return x[index]
 
     def backward(self, dy: Tensor) -> Tensor:
@@ -110,23 +114,31 @@ class IndexAdd(Function):
         self.index = index
         y = np.zeros_like(x, shape=shape, order="C")
         parts = index if isinstance(index, tuple) else (index,)
-        if not any(isinstance(i, np.ndarray) for i in parts):
+        if not any(map(devices.is_array, parts)):
             y[index] = x  # slices and numbers name each element once
         elif len(parts) == 1 and parts[0].dtype.kind in "iu":
             kernels.scatter_add(y, parts[0], x)
         else:
-            places = np.arange(y.size).reshape(shape)[index]
-            np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1))  # many times faster than with several indices
+            places = devices.beside(np.arange(y.size).reshape(shape), y)[index]
+            _add_at(y, places, x)  # many times faster than with several indices
         return y
 
     def backward(self, dy: Tensor) -> Tensor:
         return Index.apply(dy, index=self.index)
 
 
+def _add_at(y: Any, places: Any, x: Any) -> None:
+    """y at each of the flat `places` += x, in place; repeats add up."""
+    if devices.on_host(y):
+        np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1))
+    else:
+        kernels.scatter_add(y.reshape(-1), places.reshape(-1), x.reshape(-1))
+
+
 def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
     """The index arrays that let NumPy read index[i, j, k] along `dim` and i, j, k elsewhere."""
     grid = np.ogrid[tuple(slice(n) for n in index.shape)]
-    return tuple(index if d == dim else g for d, g in enumerate(grid))
+    return tuple(index if d == dim else devices.beside(g, index) for d, g in enumerate(grid))
 
 
 class Gather(Function):
@@ -151,8 +163,8 @@ class ScatterAdd(Function):
     def forward(self, x: Any, source: Any, *, dim: int, index: np.ndarray) -> Any:
         self.dim, self.index = dim, index
         y = x.copy()
-        places = np.arange(y.size).reshape(y.shape)[_along(index, dim)]
-        np.add.at(y.reshape(-1), places.reshape(-1), source.reshape(-1))
+        places = devices.beside(np.arange(y.size).reshape(y.shape), y)[_along(index, dim)]
+        _add_at(y, places, source)
         return y
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
@@ -179,7 +191,8 @@ class Split(Function):
 
     def forward(self, x: Any, *, sizes: Sequence[int], dim: int) -> tuple[Any, ...]:
         self.dim = dim
-        return tuple(np.split(x, np.cumsum(sizes[:-1]), axis=dim))
+        ends = itertools.accumulate(sizes)
+        return tuple([x[(slice(None),) * dim + (slice(b - n, b),)] for n, b in zip(sizes, ends, strict=True)])
 
     def backward(self, *dys: Tensor) -> Tensor:
         return Cat.apply(*dys, dim=self.dim)
@@ -355,7 +368,7 @@ def index(input: Any, key: Any) -> Tensor:
     PyTorch. Steps may be negative, uint8 are integers, and a nested list is one array, unlike there.
     """
     x = as_tensor(input)
-    key = tuple([_key(k) for k in key]) if type(key) is tuple else _key(key)
+    key = tuple([_key(k, x._data) for k in key]) if type(key) is tuple else _key(key, x._data)
     try:
         numbers, key = numbers_first(key)
         x = x if numbers is None else Index.apply(x, index=numbers)
@@ -364,18 +377,19 @@ def index(input: Any, key: Any) -> Tensor:
         raise IndexError(f"index into a tensor of shape {x.shape}: {error}") from None
 
 
-def _key(k: Any) -> Any:
-    """One part of an index, arrays copied: the gradient needs it as it is now."""
+def _key(k: Any, x: Any) -> Any:
+    """One part of an index of x, arrays copied to where x is: the gradient needs it as it is now."""
     if isinstance(k, Tensor):
         k = k.data
-    if isinstance(k, list | np.ndarray):
-        k = np.array(k)
+    if isinstance(k, list) or devices.is_array(k):
+        k = np.array(k) if isinstance(k, list) else k.copy()
         if k.dtype.kind not in "iub":
             if k.size:
                 raise TypeError(f"index: expected integers or booleans, got {k.dtype}")
             k = k.astype(np.int64)
         if not k.ndim and k.dtype != np.bool_:
             return int(k)
+        return devices.beside(k, x) if devices.on_host(k) else k
     return k
 
 
@@ -442,7 +456,7 @@ def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.
         raise ValueError(f"{name}: expected an index no larger than {x.shape} outside dimension {d}, got shape {index.shape}")
     if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
         raise IndexError(f"{name}: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
-    return d, index
+    return d, devices.moved(index, x.device)
 
 
 def gather(input: Any, dim: int, index: Any) -> Tensor:
@@ -470,19 +484,19 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
         raise ValueError(f"index_select: expected a 1-d index, got shape {index.shape}")
     if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
         raise IndexError(f"index_select: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
-    return Index.apply(x, index=(slice(None),) * d + (index.reshape(-1),))
+    return Index.apply(x, index=(slice(None),) * d + (devices.moved(index.reshape(-1), x.device),))
 
 
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The lower triangle of each matrix, zeros above the `diagonal`."""
     x = _matrices("tril", input)
-    return where(constant(np.tri(*x.shape[-2:], diagonal, dtype=bool)), x, constant(np.zeros((), x.dtype)))
+    return where(constant(devices.beside(np.tri(*x.shape[-2:], diagonal, dtype=bool), x.data)), x, 0)
 
 
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The upper triangle of each matrix, zeros below the `diagonal`."""
     x = _matrices("triu", input)
-    return where(constant(~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool)), x, constant(np.zeros((), x.dtype)))
+    return where(constant(devices.beside(~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool), x.data)), x, 0)
 
 
 def _matrices(name: str, input: Any) -> Tensor:
