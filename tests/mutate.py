@@ -277,7 +277,7 @@ class Target:
     name: str  # qualified
     node: ast.FunctionDef
     tree: ast.Module
-    full: bool  # with every operator, or, where the gradient comes by composition, those for arithmetic alone
+    full: bool  # with every operator, or, where the gradient comes by composition, without those for branches and statements
 
     @property
     def key(self) -> str:
@@ -412,6 +412,7 @@ COMPARED = {
     ast.NotIn: [ast.In],
 }
 ARITHMETIC = (ast.BinOp, ast.UnaryOp, ast.AugAssign)
+COMPUTED = (ast.Call, ast.Slice, ast.Attribute)  # reductions, transposes, operands, slices
 
 
 def refuses(node: Any) -> bool:
@@ -466,7 +467,7 @@ def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
     def changes(node: Any, parent: Any, field: str) -> Iterator[tuple[str, Any]]:
         if isinstance(node, ARITHMETIC) or (isinstance(node, ast.Constant) and type(node.value) is float):
             yield from arithmetic(node)
-        elif target.full:
+        elif target.full or isinstance(node, COMPUTED) or type(getattr(node, "value", None)) is int:
             yield from other(node, parent, field)
 
     def arithmetic(node: Any) -> Iterator[tuple[str, Any]]:
@@ -715,6 +716,7 @@ class Campaign:
         """test -> [processor seconds, the targets it enters]; kept in a file, if asked, until the library changes."""
         path = self.options.map
         known = json.loads(Path(path).read_text()) if path and Path(path).exists() else {}
+        self.before = known.get("killers", {})
         table = known.get("tests", {}) if known.get("source") == self.digest else {}
         missing = [name for name in self.items if name not in table]
         if missing:
@@ -727,12 +729,16 @@ class Campaign:
                     table.update(json.loads(stream.read() or "{}"))
                 os.waitpid(pid, 0)
         table = {name: entry for name, entry in table.items() if name in self.items}
-        if path:
-            Path(path).write_text(json.dumps({"source": self.digest, "tests": table}))
+        self.known = {"source": self.digest, "tests": table, "killers": self.before}
+        self.keep()
         broken = [name for name, entry in table.items() if entry[0] is None]
         for name in broken:
             say(f"fails without any edit, and is left out: {name}")
         return {name: entry for name, entry in table.items() if entry[0] is not None}
+
+    def keep(self) -> None:
+        if self.options.map:
+            Path(self.options.map).write_text(json.dumps(self.known))
 
     def profile(self, names: list[str]) -> dict[str, Any]:
         self.answer = None
@@ -772,9 +778,10 @@ class Campaign:
     # Mutants
 
     def order(self, mutant: Mutant, killers: dict[str, list[str]]) -> list[str]:
-        """The tests to run: those that killed its siblings, then those that compare with differences, quick first."""
+        """The tests to run: the one that killed it before, those that killed its siblings, then quick and telling ones."""
         key = mutant.target.key
-        first = killers.get(key, [])[:20]
+        first = [self.before[mutant.key]] if self.before.get(mutant.key) in self.table else []
+        first += [name for name in killers.get(key, [])[:20] if name not in first]
         if key not in self.ranked:
             touching = {name: entry for name, entry in self.table.items() if key in entry[1]}
 
@@ -847,6 +854,7 @@ class Campaign:
                     mine.remove(killer)
                 if answer:
                     mine.insert(0, killer)
+                    self.before[mutant.key] = killer
                 self.results.append((mutant, "killed", killer, spent))
             elif count < len(names) and budget == FIRST and mutant.key not in EQUIVALENT:
                 say(f"survived {count} tests, left for the second round: {mutant.target.path}:{mutant.line}  {mutant.key}")
@@ -864,6 +872,7 @@ class Campaign:
         self.write(time.monotonic() - begun)
 
     def write(self, seconds: float) -> None:
+        self.keep()
         text = summary(self.results, len(self.mutants), seconds)
         if self.options.out:
             Path(self.options.out).write_text(text)
@@ -922,7 +931,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--again", help="only mutants that stand in this file: the result of an earlier run")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many")
     parser.add_argument("--out", help="write the result here")
-    parser.add_argument("--map", help="keep here which test enters what, for the next run")
+    parser.add_argument("--map", help="keep here which test enters what and kills which mutant: the next run tries that first")
     options = parser.parse_args(args)
     for name in ("out", "map"):
         if getattr(options, name):
@@ -951,6 +960,7 @@ def main(args: list[str]) -> int:
 def campaign(options: argparse.Namespace, room: Path, found: list[Target], mutants: list[Mutant]) -> int:
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
+    os.environ["SCRATCHGEN_KERNELS"] = "reference"  # what is edited has to be what runs
     os.chdir(room)
     sys.path[:] = [str(room), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
     sys.modules.pop("tests", None)
