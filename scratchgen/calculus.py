@@ -339,7 +339,8 @@ class _Checker:
             self._compare(order, f"{name}, kept graph against plain", g.data, kept.data, largest)
         if self.suspect:
             self._trace(evaluate, *self.suspect)
-        self._direction(order, leaves, analytic, value, largest, rough)
+        if all(np.isfinite(g.data).all() for g in analytic):
+            self._direction(order, leaves, analytic, value, largest, rough)
         if order > 1 and self.report.failures:
             self.report.advice.append(
                 "the gradient is right, its own derivative is not: does backward compute a part of it from arrays, or detached?"
@@ -401,7 +402,8 @@ class _Checker:
     def _compare(self, order: int, what: str, a: np.ndarray, b: np.ndarray, largest: float) -> None:
         """Two analytic gradients that must be the same but for rounding."""
         if a.size:
-            i = int(np.argmax(np.abs(a - b)))
+            with np.errstate(invalid="ignore"):  # ∞ − ∞
+                i = int(np.argmax(np.abs(a - b)))
             self._judge(order, what, float(b.reshape(-1)[i]), float(a.reshape(-1)[i]), largest, 0.0)
 
     def _judge(
@@ -447,7 +449,7 @@ class _Checker:
             lengths = [n for n in (*x.shape, x.numel()) if n > 1 and min(abs(ratio - n), abs(1 / ratio - n)) < 1e-3 * n]
             hint = f" ({lengths[0]} is a length of its shape: a sum for a mean?)" if lengths else ""
             advice.append(f"each is {ratio:.4g} times what it should be: look for a factor or a sign{hint}")
-        elif np.isfinite(numeric).all():
+        elif np.isfinite(numeric).all() and np.isfinite(g).all():
             advice.extend(_pattern(x.data, g, numeric, [y.data for y in evaluate()]))
         if worst is not None:
             self.suspect = x, name, worst
@@ -469,7 +471,7 @@ class _Checker:
                 unit[to] = 1
                 (row,) = _gradients([evaluate()[k]], [x], [constant(unit)], False)
                 slopes.append((f"output {k} at {to}", float(row.data[at]), float(column[to])))
-        size = max(max(abs(a), abs(n)) for _, a, n in slopes)
+        size = max((abs(t) for _, *pair in slopes for t in pair if math.isfinite(t)), default=0.0)
         off = [(where, a, n) for where, a, n in slopes if not abs(a - n) <= self.tolerance * size]
         advice = self.report.advice
         if not off:

@@ -7,6 +7,7 @@ hypothesis draws, magnitudes that overflow, the points where there is no derivat
 import copy
 import gc
 import inspect
+import string
 import weakref
 from types import SimpleNamespace
 
@@ -978,6 +979,15 @@ def test_a_number_beside_arrays_takes_its_slice_first(key, twice):
     np.testing.assert_array_equal(run.grads[0].data, other.grads[0].data)
 
 
+@pytest.mark.parametrize("letters", [string.ascii_lowercase, string.ascii_uppercase])
+def test_einsum_of_many_labels(letters):
+    """An ellipsis has letters to stand for its dimensions, whichever the equation uses."""
+    x = normal((1,) * 25 + (2, 3), 0)
+    run = swept(lambda t: [ops.einsum(f"...{letters}->{letters}...", t)], [x.reshape(2, *(1,) * 25, 3)])
+    assert run.ys[0].shape == (1,) * 25 + (3, 2)
+    np.testing.assert_array_equal(run.grads[0].data.reshape(2, 3), run.vs[0].data.reshape(3, 2).T)
+
+
 def test_class_weights_of_pictures():
     """Classes in dimension 1, pixels after it: the same as one row for each pixel."""
     x, w = normal((2, 3, 2, 3), 0), np.array([0.2, 0.5, 2.0])
@@ -1236,6 +1246,13 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
     ("integers", lambda: Tensor([1, 2], requires_grad=True), TypeError, "integers have no gradient"),
     ("hessian", lambda: calculus.hessian(lambda t: t * t, x3), ValueError, "hessian: expected a scalar function"),
     ("hvp", lambda: calculus.hvp(lambda t: t * t, x3, x3), ValueError, "hvp: expected a scalar function"),
+    ("hessian, input", lambda: calculus.hessian(ops.sum, np.ones(2)), TypeError, "hessian: expected one tensor, got ndarray"),
+    (
+        "vjp, input",
+        lambda: calculus.vjp(ops.sum, 1.0),
+        TypeError,
+        "vjp: inputs: expected a tensor or a tuple of tensors, got float",
+    ),
     ("jvp", lambda: calculus.jvp(lambda t: t * t, x3, x23), ValueError, "jvp: v: expected shapes"),
     (
         "gradcheck, order",

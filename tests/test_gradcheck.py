@@ -391,7 +391,7 @@ def test_one_wrong_element_among_many_is_found_by_the_direction():
     """The elements drawn may miss it; the direction covers all of them."""
     report = verdict(Lone.apply, positive(100), elements=3)
     assert [found.what for found in report.failures] == ["all inputs, along a random direction"]
-    assert "all inputs, along a random direction" in str(report)
+    assert "all inputs, along a random direction" in str(report) and "step of difference" not in str(report)
     assert not verdict(Pair.apply, normal(100), elements=3), "the direction is random, not along ones"
     assert any("(61,)" in found.what for found in verdict(Lone.apply, positive(100), elements=100).failures)
 
@@ -760,7 +760,7 @@ def test_a_gradient_that_does_not_fit_is_wrong_too(gradients, words):
             return gradients(dy)
 
     report = verdict(Odd.apply, normal(2, 3), name="odd")
-    assert not report and str(report) == f"odd: WRONG, {words}"
+    assert not report and str(report) == f"odd: WRONG, {words}" and report.error == 0.0
     with pytest.raises(GradcheckError, match="odd: WRONG"):
         gradcheck(Odd.apply, normal(2, 3), name="odd")
 
@@ -771,6 +771,32 @@ def test_other_errors_are_not_taken_for_verdicts():
 
     with pytest.raises(RuntimeError, match="no such file"):
         verdict(f, normal(2))
+
+
+def test_a_faint_kink_is_one_too():
+    assert "on a kink or a jump" in str(verdict(lambda x: 1e-6 * x.relu(), np.array([0.0]), order=1))
+
+
+def test_a_gradient_where_there_is_none():
+    """Differences of exactly 0 have no ratio to anything."""
+    report = verdict(lambda x: x - x.detach(), normal(2), order=1)
+    assert report.element.numeric == 0 and "by differences       0.0000000000e+00" in str(report)
+    assert "times what" not in str(report)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_advice_on_a_gradient_that_is_not_finite(value):
+    class Endless(Function):
+        def forward(self, x):
+            return x * 2
+
+        def backward(self, dy):
+            return constant(np.full(dy.shape, value))
+
+    report = verdict(Endless.apply, normal(2), order=1)
+    text = "\n".join(report.advice)
+    assert "2 of 2 elements" in text and "2 of 2 slopes" in text and f": {value} by the chain rule, 2 by differences" in text
+    assert "each is" not in text and "direction" not in str(report.failures)
 
 
 def test_advice_gives_the_slopes_on_both_sides_of_a_kink():
@@ -784,6 +810,9 @@ def test_advice_in_spite_of_a_strong_curvature():
     """Differences with the widest steps are off by themselves; the advice looks at the others."""
     text = str(verdict(lambda x: 1.5 * (60 * x).sin() - 0.5 * (60 * x).sin().detach(), np.array([0.1, 0.2]), order=1))
     assert "each is 1.5 times what it should be" in text
+    top = np.array([math.pi / 120 - 0.002])  # where the slope is small beside the curvature
+    text = str(verdict(lambda x: 1.5 * (60 * x).sin() - 0.5 * (60 * x).sin().detach(), top, order=1))
+    assert "1 of 1 slopes" in text and "kink" not in text
 
 
 def test_no_advice_where_nothing_is_wrong_and_none_that_does_not_fit():
@@ -885,6 +914,34 @@ def test_inputs_are_put_back_before_the_next_comparison():
     gradcheck(f, x, elements=0)
     moved = [i for i, at in enumerate(seen) if not np.array_equal(at, x)]
     assert moved[-1] - moved[0] > len(moved) - 1, "the second order starts where the first did"
+
+
+def test_results_are_as_many_as_the_outputs():
+    x, v = Tensor(normal(2)), Tensor(normal(2, seed=1))
+    double = lambda x: x * 2  # noqa: E731
+    y, g = calculus.vjp(double, x, v)
+    assert isinstance(y, Tensor) and isinstance(g, Tensor)
+    y, g = calculus.vjp(lambda x: (x * 2, x * 3), (x,), (v, v))
+    assert [t.data.tolist() for t in y] == [(2 * x.data).tolist(), (3 * x.data).tolist()] and isinstance(g, tuple)
+    np.testing.assert_allclose(g[0].data, 5 * v.data)
+    blocks = calculus.jacobian(lambda x: (x * 2, x * 3), x)
+    assert len(blocks) == 2 and [b.data[0, 0] for b in blocks] == [2, 3]
+    assert isinstance(calculus.jacobian(double, x), Tensor)
+    (single,) = calculus.jacobian(lambda x: (x * 2,), x)
+    assert single.shape == (2, 2)
+
+
+def test_a_checkpoint_of_several_results():
+    x = Tensor(normal(3), requires_grad=True)
+    plain, kept = (f(x) for f in (parts, lambda x: sg.checkpoint(parts, x)))
+    for a, b in zip(plain, kept, strict=True):
+        assert np.array_equal(a.data, b.data)
+    v = [constant(normal(3, seed=1)), constant(normal(seed=2))]
+    np.testing.assert_allclose(sg.grad(list(kept), x, v)[0].data, sg.grad(list(plain), x, v)[0].data, rtol=1e-12)
+
+
+def parts(x):
+    return x.tanh() * x, (x * x).sum()
 
 
 def test_a_captured_tensor_is_a_constant():
