@@ -168,7 +168,10 @@ class Function:
         """The inputs as they were in the forward pass."""
         if _last_write[0] > self.number:
             self._refuse_changed()
-        return self._inputs
+        try:
+            return self._inputs
+        except AttributeError:
+            raise self._not_kept("inputs") from None
 
     def _refuse_changed(self) -> None:
         for x in self._inputs:
@@ -181,7 +184,15 @@ class Function:
     @property
     def outputs(self) -> list[Tensor]:
         """The outputs, as tensors at this place in the graph (a node that held them themselves would be a cycle)."""
-        return [place(y, (self, i, y.shape, y.dtype)) for i, y in enumerate(self._outputs)]
+        try:
+            ys = self._outputs
+        except AttributeError:
+            raise self._not_kept("outputs") from None
+        return [place(y, (self, i, y.shape, y.dtype)) for i, y in enumerate(ys)]
+
+    def _not_kept(self, what: str) -> RuntimeError:
+        name = type(self).__name__
+        return RuntimeError(f"{name}.backward: the {what} were not kept; say keeps_{what} = True in the class {name}")
 
     @property
     def needs_input_grad(self) -> Sequence[Any]:
@@ -849,6 +860,8 @@ def _freeze(array: Any) -> Any:
         array = np.asarray(array)
     if isinstance(array, _ndarray):
         array.setflags(write=False)
+    elif not hasattr(array, "__array_ufunc__"):
+        raise TypeError(f"forward: expected an array, or a tuple of arrays, got {type(array).__name__}")
     return array
 
 

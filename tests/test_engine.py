@@ -752,3 +752,28 @@ def test_a_sum_over_an_expanded_gradient_is_right():
     y = x * 1
     (y.sum() + (y * sg.tensor([1.0, 2.0, 3.0])).sum() + y.reshape(3, 1).sum()).backward()
     assert x.grad.tolist() == [1 + 3.0, 1 + 4.0, 1 + 5.0]
+
+
+def test_what_a_function_did_not_keep_is_named():
+    class Exp(sg.Function):
+        keeps_inputs = False
+
+        def forward(self, x):
+            return np.exp(x)
+
+        def backward(self, dy):
+            return dy * (self.outputs if by == "outputs" else self.inputs)[0]
+
+    x = sg.tensor([1.0], requires_grad=True)
+    for by in ("outputs", "inputs"):
+        with pytest.raises(RuntimeError, match=f"the {by} were not kept; say keeps_{by} = True in the class Exp"):
+            sg.grad(Exp.apply(x), x)
+
+
+def test_a_forward_gives_arrays():
+    class Listed(sg.Function):
+        def forward(self, x):
+            return [x]
+
+    with pytest.raises(TypeError, match="forward: expected an array, or a tuple of arrays, got list"):
+        Listed.apply(sg.tensor([1.0]))
