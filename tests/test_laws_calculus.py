@@ -72,11 +72,30 @@ def test_jvp_and_vjp_are_transposes_and_rows_and_columns_of_the_jacobian():
 
 
 def test_the_hessian_is_symmetric_and_hvp_is_its_product():
+    r"""H = Hᵀ (Schwarz), and hvp(f, x, u) = H u"""
     f = lambda x: (x.exp() * x.roll(1, 0)).sum() + x.prod()  # noqa: E731
     x, u = draw(5), draw(5, seed=1).detach()
     h = sg.hessian(f, x).data
     np.testing.assert_allclose(h, h.T, rtol=1e-12)
     np.testing.assert_allclose(sg.hvp(f, x, u)[1].data, h @ u.data, rtol=1e-11)
+
+
+def test_recomputing_is_storing():
+    r"""checkpoint(f, x) = f(x) and ∇ checkpoint(f, x) = ∇f, bit for bit; ∇² but for the order of its sums; dropout is replayed"""
+    w = draw(5, 5, seed=1)
+    block = lambda x: F.dropout((x @ w).tanh(), 0.3) @ w  # noqa: E731
+    found = []
+    for f in (block, lambda x: sg.checkpoint(block, x)):
+        sg.manual_seed(0)
+        x = draw(4, 5)
+        y = f(x)
+        first = sg.grad(y.square().sum(), [x, w], create_graph=True)
+        second = sg.grad(first[0].square().sum() + first[1].sum(), [x, w])
+        found.append([[t.data for t in ts] for ts in ((y, *first), second)])
+    (plain, plain_second), (again, again_second) = found
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(plain, again, strict=True))
+    for a, b in zip(plain_second, again_second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_the_chain_rule():

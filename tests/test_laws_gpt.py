@@ -69,7 +69,22 @@ def test_with_the_causal_mask_no_output_moves_when_the_future_does():
         assert (reach[np.tril_indices(5)][1:] > 0).all()
 
 
+def test_nor_does_any_output_of_the_model_move_when_later_tokens_do():
+    r"""p(t_{i+1} | t_1 … t_i) is the same number, bit for bit, whatever t_{i+1}, t_{i+2}, … are"""
+    sg.manual_seed(3)
+    model = GPT(GPTConfig(vocab_size=7, block_size=6, n_layer=2, n_head=2, n_embd=8)).double()
+    text, rng = np.array([[3, 1, 4, 1, 5, 2]]), np.random.default_rng(0)
+    logits = model(sg.tensor(text)).data
+    for i in range(6):
+        other = np.concatenate([text[:, : i + 1], rng.integers(0, 7, (1, 5 - i))], 1)
+        np.testing.assert_array_equal(model(sg.tensor(other)).data[:, : i + 1], logits[:, : i + 1])
+    other = text.copy()
+    other[0, 2] = 0  # the past does matter, to every later output
+    assert (model(sg.tensor(other)).data[0, 2:] != logits[0, 2:]).any(-1).all()
+
+
 def test_a_query_that_may_attend_to_nothing_gives_zeros_value_and_gradient():
+    r"""Σ over nothing = 0:  out_i = 0, and ∂out_i/∂q_i = 0, where 0/0 would give NaN"""
     q, k, v = draw(3, 4, seed=1), draw(5, 4, seed=2), draw(5, 2, seed=3)
     mask = np.ones((3, 5), bool)
     mask[1] = False
@@ -81,10 +96,13 @@ def test_a_query_that_may_attend_to_nothing_gives_zeros_value_and_gradient():
 
 
 def test_perplexity_is_the_exponential_of_the_mean_negative_log_likelihood():
-    r"""a uniform model over V tokens has perplexity V"""
-    logits = sg.zeros(10, 17, dtype=np.float64)
-    nll = F.cross_entropy(logits, np.arange(10)).item()
-    assert math.isclose(metrics.perplexity(nll), 17, rel_tol=1e-12)
+    r"""exp(−(1/n) Σ_i log p_i) = (Π_i p_i)^{−1/n};  of a uniform model over V tokens it is V"""
+    logits, text = draw(10, 17), np.arange(10)
+    p = F.softmax(logits, 1).data[np.arange(10), text]
+    nll = F.cross_entropy(logits, text).item()
+    assert math.isclose(metrics.perplexity(nll), np.prod(p) ** (-1 / 10), rel_tol=1e-11)
+    uniform = F.cross_entropy(0 * logits, text).item()
+    assert math.isclose(metrics.perplexity(uniform), 17, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
