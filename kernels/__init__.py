@@ -25,6 +25,8 @@ __all__ = [
     "attention_backward",
     "batch_norm",
     "batch_norm_backward",
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
     "chosen",
     "conv",
     "conv_input_grad",
@@ -65,6 +67,7 @@ CPU = {
     "images": ("leaky_relu", "leaky_relu_backward", "nearest", "nearest_backward"),
     "rows": (
         *("softmax", "log_softmax", "cross_entropy", "cross_entropy_backward", "layer_norm", "layer_norm_backward"),
+        *("binary_cross_entropy", "binary_cross_entropy_backward"),
         *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "gelu", "gelu_backward", "silu"),
         *("silu_backward", "dropout", "embedding", "scatter_add"),
     ),

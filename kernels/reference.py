@@ -33,6 +33,10 @@ def matmul(
 
     `accumulate`: C = f(C + A B + bias), C the array `out`.
     """
+    if a.ndim > 2 and b.ndim == 2 and out is None:  # one product, not a stack of small ones
+        rows = math.prod(a.shape[:-1])
+        c = matmul(a.reshape(rows, a.shape[-1]), b, bias=bias, activation=activation)
+        return c.reshape(*a.shape[:-1], b.shape[-1])
     # BLAS takes rows at any distance, but not a stride of 0 (an expanded gradient): NumPy would fall back to plain loops.
     a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))
     if accumulate and out is not None:
@@ -215,6 +219,19 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *,
     dx[np.arange(len(x)), np.where(kept, target, 0)] -= 1
     dx *= np.where(kept, dloss, 0).astype(x.dtype, copy=False)[:, None]
     return dx
+
+
+def binary_cross_entropy(x: Array, t: Array) -> Array:
+    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+    loss = np.log1p(np.exp(-np.abs(x)))
+    loss += np.maximum(x, 0) - t * x
+    return loss
+
+
+def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
+    """x̄ = ℓ̄ (σ(x) − t)"""
+    with np.errstate(over="ignore"):  # e^{−x} = ∞: σ = 0
+        return dloss * (1 / (1 + np.exp(-x)) - t)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:

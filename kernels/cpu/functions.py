@@ -74,6 +74,31 @@ def erf(x: Any) -> Any:
     return math.erf(x)
 
 
+def log1p(x: Any) -> Any:
+    """log(1 + x) for 0 ≤ x ≤ 1:  2 artanh(s),  s = x / (2 + x) ≤ ⅓,  artanh(s) = s + s³/3 + s⁵/5 + …"""
+    return np.log1p(x)
+
+
+@overload(log1p, jit_options=EXACT)
+def _log1p(x):
+    T = np.float32 if x == types.float32 else np.float64
+    two = T(2)
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16 = (T(2 / (2 * k + 1)) for k in range(17))
+
+    def single(x):
+        s = x / (two + x)
+        z = s * s
+        return s * (((((((c7 * z + c6) * z + c5) * z + c4) * z + c3) * z + c2) * z + c1) * z + c0)
+
+    def double(x):
+        s = x / (two + x)
+        z = s * s
+        p = (((((((c16 * z + c15) * z + c14) * z + c13) * z + c12) * z + c11) * z + c10) * z + c9) * z + c8
+        return s * ((((((((p * z + c7) * z + c6) * z + c5) * z + c4) * z + c3) * z + c2) * z + c1) * z + c0)
+
+    return single if x == types.float32 else double
+
+
 @overload(exp, jit_options=EXACT)
 def _exp(x):
     if x == types.float32:

@@ -309,6 +309,8 @@ def matmul(
 
 def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias: Array, activation: int, add: bool) -> None:
     za = zb = zc = ONE
+    if lead and b.ndim == 2 and a.size and a.flags.c_contiguous and c.flags.c_contiguous:  # one product, not a stack
+        a, c, lead = a.reshape(-1, a.shape[-1]), c.reshape(-1, c.shape[-1]), ()
     if lead:
         za, zb, zc = (offsets(lead, x.shape[:-2], x.strides[:-2]) for x in (a, b, c))
         a, b, c = a[(0,) * (a.ndim - 2)], b[(0,) * (b.ndim - 2)], c[(0,) * (c.ndim - 2)]

@@ -1,20 +1,25 @@
-"""Memory that is kept: pages fresh from the system cost more than the work that is done in them.
+"""Memory that is kept, in large pages: what comes fresh from the system, or in small pages, costs more than the work in it.
 
 A training step frees what it allocated and asks for the same again a moment later. The C library's allocator, left alone,
-returns large blocks to the system at once; the next block then comes as pages that fault in one by one, filled with zeros:
-1.3 times the time of a whole GPT step, measured. So, once, before the first compiled kernel runs, the allocator is told to
-keep what is freed, for all arrays of the process, NumPy's own too. The process then stays as large as it once was.
-That is glibc's `mallopt`; where it does not exist (macOS, Windows, musl) everything works, without this gain.
+returns large blocks to the system at once; the next block comes as pages of 4 kB that fault in one by one, filled with
+zeros, and a step's few tens of megabytes have more pages than the processor remembers the places of. Measured on a GPT
+step: 1.3 times the time for the first, 1.2 for the second. So, once, before the first compiled kernel runs, the allocator
+is told to keep what is freed, and the system to back the room that it grows into with pages of 2 MB: for all arrays of the
+process, NumPy's own too. The process then stays as large as it once was.
+That is glibc's `mallopt` and Linux's `madvise`; where they do not exist everything works, without this gain.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 
 import numpy as np
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of <malloc.h>
+HUGEPAGE = 14  # of <sys/mman.h>
+PAGE = 1 << 21
 
 
 def keep_freed_memory() -> bool:
@@ -26,7 +31,32 @@ def keep_freed_memory() -> bool:
     return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, -1), mallopt(TOP_PAD, 1 << 26)])
 
 
+def use_large_pages() -> bool:
+    """Let the heap's room, a quarter of the machine's memory, be backed by large pages as it fills; False where it cannot be.
+
+    The room is asked for and freed at once: it is then the end of the heap, where the allocator, which no longer gives
+    memory back, takes from. Pages come into being when they are first written to.
+    """
+    try:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        libc = ctypes.CDLL(None)
+        malloc, free, madvise = libc.malloc, libc.free, libc.madvise
+    except (AttributeError, OSError, TypeError, ValueError):
+        return False
+    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    free.restype, free.argtypes = None, [ctypes.c_void_p]
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = malloc(room)
+    if not start:
+        return False
+    first, last = -(-start // PAGE) * PAGE, (start + room) // PAGE * PAGE
+    done = madvise(first, last - first, HUGEPAGE) == 0
+    free(start)
+    return done
+
+
 kept = keep_freed_memory()
+large = kept and use_large_pages()
 
 _scratch = threading.local()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, result, sums
-from kernels.cpu.functions import erf, exp, maximum, tanh
+from kernels.cpu.functions import erf, exp, log1p, maximum, tanh
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -181,6 +181,53 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *,
     cross_entropy_rows_backward[letter](
         plain(dloss), plain(x), _integers(target), plain(lse), dx, ignore_index, shares(x.size)
     )  # fmt: skip
+    return dx
+
+
+@sums
+def _bits(x, t, loss):
+    zero = x.dtype.type(0)
+    for j in range(np.uintp(x.size)):
+        loss[j] = (x[j] if x[j] > zero else zero) - t[j] * x[j] + log1p(exp(-abs(x[j])))
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+def binary_losses(x, t, loss, nt):
+    for p in numba.prange(nt):
+        i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
+        _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
+
+
+def binary_cross_entropy(x: Array, t: Array) -> Array:
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+    if not _covers(x, t) or x.shape != t.shape:
+        return reference.binary_cross_entropy(x, t)
+    loss = np.empty(x.shape, x.dtype)
+    binary_losses[x.dtype.char](plain(x).reshape(-1), plain(t).reshape(-1), loss.reshape(-1), shares(4 * x.size))
+    return loss
+
+
+@sums
+def _bits_backward(dloss, x, t, dx):
+    one = x.dtype.type(1)
+    for j in range(np.uintp(x.size)):
+        dx[j] = dloss[j] * (one / (one + exp(-x[j])) - t[j])
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+def binary_losses_backward(dloss, x, t, dx, nt):
+    for p in numba.prange(nt):
+        i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
+        _bits_backward(dloss[i0:i1], x[i0:i1], t[i0:i1], dx[i0:i1])
+
+
+def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
+    """x̄ = ℓ̄ (σ(x) − t)"""
+    if not _covers(dloss, x, t) or not dloss.shape == x.shape == t.shape:
+        return reference.binary_cross_entropy_backward(dloss, x, t)
+    dx = np.empty(x.shape, x.dtype)
+    inputs = (plain(a).reshape(-1) for a in (dloss, x, t))
+    binary_losses_backward[x.dtype.char](*inputs, dx.reshape(-1), shares(4 * x.size))
     return dx
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import kernels
 from scratchgen import device as devices
 from scratchgen.ops.choice import where
-from scratchgen.ops.elementwise import sigmoid
+from scratchgen.ops.elementwise import softplus
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensor import Function, Tensor, constant
@@ -88,22 +88,24 @@ class CrossEntropy(Function):
 class BinaryCrossEntropy(Function):
     r"""ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|})
 
-    x̄ = ℓ̄ (σ(x) − t),   t̄ = −ℓ̄ x                                                    any order: written in ops
+    x̄ = ℓ̄ (σ(x) − t),   t̄ = −ℓ̄ x
     """
 
     def forward(self, x: Any, t: Any) -> Any:
-        loss = np.log1p(np.exp(-np.abs(x)))
-        loss += np.maximum(x, 0) - t * x
-        return loss
+        return kernels.binary_cross_entropy(x, t)
 
     def backward(self, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t = self.inputs
         needs_x, needs_t = self.needs_input_grad
-        return dloss * (sigmoid(x) - t) if needs_x else None, -dloss * x if needs_t else None
+        dx = constant(kernels.binary_cross_entropy_backward(dloss.data, x.data, t.data)) if needs_x else None
+        return dx, -dloss * x if needs_t else None
+
+    def composed(self, x: Tensor, t: Tensor) -> Tensor:
+        return softplus(x, threshold=math.inf) - t * x
 
 
 class LayerNorm(Function):
-    r"""y = x̂ ⊙ w + b,   x̂ = (x − μ) / σ,   μ, σ² = mean, variance of the row + ε      x: (N, n), w, b: (n)
+    r"""y = x̂ ⊙ w + b,   x̂ = (x − μ) / σ,   μ, σ² = mean, variance of the row + ε      x: (…, n), w, b: (n)
 
     With g = ȳ ⊙ w:      x̄ = (g − mean(g) − x̂ mean(g ⊙ x̂)) / σ,    w̄ = Σ_rows ȳ ⊙ x̂,    b̄ = Σ_rows ȳ
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
@@ -111,13 +113,15 @@ class LayerNorm(Function):
 
     def forward(self, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
         self.eps = eps
-        y, self.mean, self.rstd = kernels.layer_norm(x, weight, bias, eps=eps)
-        return y
+        self.rows = math.prod(x.shape[:-1]), x.shape[-1]
+        y, self.mean, self.rstd = kernels.layer_norm(x.reshape(self.rows), weight, bias, eps=eps)
+        return y.reshape(x.shape)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         x, weight, _ = self.inputs
-        grads = kernels.layer_norm_backward(dy.data, x.data, weight.data, self.mean, self.rstd)
-        return tuple([constant(g) for g in grads])
+        dy, rows = dy.data.reshape(self.rows), x.data.reshape(self.rows)
+        dx, dw, db = kernels.layer_norm_backward(dy, rows, weight.data, self.mean, self.rstd)
+        return constant(dx.reshape(x.shape)), constant(dw), constant(db)
 
     def composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         centred = x - mean(x, -1, keepdim=True)
@@ -223,17 +227,19 @@ def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any 
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and as_tensor(p).shape != shape:
             raise ValueError(f"layer_norm: expected a {name} of shape {shape}, got {as_tensor(p).shape}")
-    ones = constant(np.ones_like(x.data, shape=n)) if weight is None else as_tensor(weight).reshape(n)
-    zeros = constant(np.zeros_like(x.data, shape=n)) if bias is None else as_tensor(bias).reshape(n)
-    x_, w, b = operands("layer_norm", x, ones, zeros)
-    rows = math.prod(x.shape[: x.ndim - len(shape)])
-    return LayerNorm.apply(x_.reshape(rows, n), w, b, eps=eps).reshape(x.shape)
+    w = constant(np.ones_like(x.data, shape=n)) if weight is None else as_tensor(weight)
+    b = constant(np.zeros_like(x.data, shape=n)) if bias is None else as_tensor(bias)
+    x, w, b = operands("layer_norm", x, w, b)
+    if len(shape) == 1:
+        return LayerNorm.apply(x, w, b, eps=eps)
+    rows = x.reshape(*x.shape[: x.ndim - len(shape)], n)
+    return LayerNorm.apply(rows, w.reshape(n), b.reshape(n), eps=eps).reshape(x.shape)
 
 
 def batch_statistics_norm(input: Tensor, weight: Any, bias: Any, eps: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """The node behind `functional.batch_norm` in training, and its mean and variance.  (N, C, …) → the same, (C), (C)"""
-    ones = constant(np.ones(input.shape[1], input.dtype)) if weight is None else as_tensor(weight)
-    zeros = constant(np.zeros(input.shape[1], input.dtype)) if bias is None else as_tensor(bias)
+    ones = constant(np.ones_like(input.data, shape=input.shape[1])) if weight is None else as_tensor(weight)
+    zeros = constant(np.zeros_like(input.data, shape=input.shape[1])) if bias is None else as_tensor(bias)
     statistics: list[np.ndarray] = []
     y = BatchNorm.apply(*operands("batch_norm", input, ones, zeros), eps=eps, statistics=statistics)
     return y, *statistics

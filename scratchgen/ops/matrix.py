@@ -2,6 +2,7 @@ r"""Matrix products: what nearly all the time of a model goes into. Each one's g
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,10 @@ class MatMul(Function):
 
 
 class Linear(Function):
-    """y = x Wᵀ + b           x̄ = ȳ W,  W̄ = ȳᵀ x,  b̄ = Σ ȳ      x: (N, in), W: (out, in), b: (out), y: (N, out)"""
+    """y = x Wᵀ + b           x̄ = ȳ W,  W̄ = Σ_rows ȳ xᵀ,  b̄ = Σ_rows ȳ
+
+    x: (…, in), W: (out, in), b: (out), y: (…, out)
+    """
 
     def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
         return kernels.matmul(x, weight.T, bias=bias[0] if bias else None)
@@ -38,9 +42,22 @@ class Linear(Function):
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *bias = self.inputs
         needs = self.needs_input_grad
-        dx = MatMul.apply(dy, weight) if needs[0] else None
-        dw = MatMul.apply(dy.mT, x) if needs[1] else None
-        return (dx, dw, dy.sum(0) if needs[2] else None) if bias else (dx, dw)
+        dx = Linear.apply(dy, weight.mT) if needs[0] else None
+        dw = OuterSum.apply(dy, x) if needs[1] else None
+        return (dx, dw, dy.sum(tuple(range(dy.ndim - 1))) if needs[2] else None) if bias else (dx, dw)
+
+
+class OuterSum(Function):
+    """W = Σ_rows y xᵀ        ȳ = x W̄ᵀ,  x̄ = y W̄                                    y: (…, out), x: (…, in), W: (out, in)"""
+
+    def forward(self, y: Any, x: Any) -> Any:
+        rows = math.prod(x.shape[:-1])
+        return kernels.matmul(y.reshape(rows, y.shape[-1]).T, x.reshape(rows, x.shape[-1]))
+
+    def backward(self, dw: Tensor) -> tuple[Tensor | None, ...]:
+        y, x = self.inputs
+        needs_y, needs_x = self.needs_input_grad
+        return Linear.apply(x, dw) if needs_y else None, Linear.apply(y, dw.mT) if needs_x else None
 
 
 class Einsum(Function):
@@ -100,9 +117,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
         )
     if bias is not None and given[2].shape != w.shape[:1]:
         raise ValueError(f"linear: expected a bias of shape {w.shape[:1]}, got {given[2].shape}")
-    rows = x if x.ndim == 2 else x.reshape(_rows(x), x.shape[-1])
-    y = Linear.apply(rows, *given[1:])
-    return y if x.ndim == 2 else y.reshape(x.shape[:-1] + (w.shape[0],))
+    return Linear.apply(*given) if x.ndim > 1 else Linear.apply(x.unsqueeze(0), *given[1:]).squeeze(0)
 
 
 def _rows(x: Tensor) -> int:
