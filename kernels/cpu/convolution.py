@@ -27,8 +27,6 @@ Sources: the tables: Dukhan 2019, arXiv:1907.02129; the tile: Goto & van de Geij
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -36,9 +34,20 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu import convolution_tile as machine
-from kernels.cpu import winograd
-from kernels.cpu.convolution_tile import Tiles, call, entry, fields, launch, part, product, zero
+from kernels.cpu import memory, winograd
+from kernels.cpu.convolution_loops import (
+    Offsets,
+    Tools,
+    collect,
+    correlate,
+    launch,
+    over_pixels,
+    pack_weights,
+    panel_of,
+    tools,
+    weight,
+)
+from kernels.cpu.simd import lanes
 from kernels.cpu.threads import threads as count_threads
 
 Array = np.ndarray
@@ -66,13 +75,16 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
 
-def table(*parts: Any) -> Array:
-    """The sums of all combinations of the parts, the last part varying fastest; read-only."""
+def sums_of(*parts: Any) -> Array:
+    """The sums of all combinations of the parts, the last part varying fastest."""
     total = np.zeros(1, np.int64)
     for p in parts:
         total = np.add.outer(total, np.asarray(p, np.int64)).reshape(-1)
-    total.flags.writeable = False
     return total
+
+
+def table(*parts: Any) -> Offsets:
+    return Offsets(sums_of(*parts))
 
 
 class Canvas:
@@ -84,23 +96,23 @@ class Canvas:
         self.row = width * channels
         self.row += 16 * (self.row % 512 == 0)  # rows 2 KB apart would share the same few lines of the cache
         self.elements = height * self.row
-        self.pixels = self.at(np.arange(size[0]), np.arange(size[1]))
+        self.pixels = Offsets(self.at(np.arange(size[0]), np.arange(size[1])))
 
     def at(self, h: Any, w: Any) -> Array:
         """places of the pixels h × w"""
-        return table((np.asarray(h) + self.before[0]) * self.row, (np.asarray(w) + self.before[1]) * self.channels)
+        return sums_of((np.asarray(h) + self.before[0]) * self.row, (np.asarray(w) + self.before[1]) * self.channels)
 
     def steps(self, h: Any, w: Any) -> Array:
         """offsets of (displacement h × w, channel)"""
-        return table(np.asarray(h) * self.row, np.asarray(w) * self.channels, np.arange(self.channels))
+        return sums_of(np.asarray(h) * self.row, np.asarray(w) * self.channels, np.arange(self.channels))
 
 
 class Phase(NamedTuple):
     """One of the products that make up a result: which pixels, which taps, which rows of the packed weights."""
 
-    rows: Array
-    taps: Array
-    results: Array
+    rows: Offsets
+    taps: Offsets
+    results: Offsets
     start: int
 
 
@@ -109,7 +121,7 @@ class Plan(NamedTuple):
 
     canvas: Canvas
     phases: list[Phase]
-    jobs: Array  # the phases as addresses, for the compiled loop
+    jobs: Offsets  # the phases as addresses, for the compiled loop
     order: Array  # position of tap t among the rows of the packed weights
     complete: bool  # whether each pixel of the result is reached by a phase
 
@@ -120,12 +132,13 @@ def _plan(canvas: Canvas, images: int, phases: list[Any], results: int, columns:
     for rows, taps, places in phases:
         if len(rows) and len(taps):
             to = table(block * results * columns, places * columns)
-            made.append(Phase(table(block * canvas.elements, rows), taps, to, start))
+            made.append(Phase(table(block * canvas.elements, rows), Offsets(taps), to, start))
         start += len(taps)
-    at = [[a.ctypes.data for a in f[:3]] for f in made]
-    jobs = [(len(f.rows) // images, a[0], len(f.taps), a[1], a[2], f.start) for f, a in zip(made, at, strict=True)]
+    jobs = [
+        (len(f.rows) // images, f.rows.address, len(f.taps), f.taps.address, f.results.address, f.start) for f in made
+    ]
     complete = sum(len(f.rows) for f in made) == images * results
-    return Plan(canvas, made, np.array(jobs, np.int64).reshape(-1, 6), table(order * depth), complete)
+    return Plan(canvas, made, Offsets(np.array(jobs, np.int64).reshape(-1)), order * depth, complete)
 
 
 @lru_cache(256)
@@ -163,197 +176,37 @@ def backward_plan(g: Geometry, images: int) -> Plan:
             met = len(taps_h), len(taps_w)
             order[np.ix_(taps_h, taps_w)] = position + np.arange(math.prod(met)).reshape(met)
             position += math.prod(met)
-            phases.append((canvas.at(first_h, first_w), canvas.steps(steps_h, steps_w), table(pixels_h * g.size[1], pixels_w)))
+            places = sums_of(pixels_h * g.size[1], pixels_w)
+            phases.append((canvas.at(first_h, first_w), canvas.steps(steps_h, steps_w), places))
     order[order < 0] = position + np.arange((order < 0).sum())  # taps that reach no pixel
     return _plan(canvas, images, phases, math.prod(g.size), g.channels, order.reshape(-1), g.outputs)
 
 
 @lru_cache(1024)
-def steps(count: int, step: int) -> Array:
+def steps(count: int, step: int) -> Offsets:
     """0, step, 2 step, …"""
     return table(np.arange(count) * step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Scratch memory
+# Memory
 # ---------------------------------------------------------------------------------------------------------------------
-
-_free: list[Array] = []
-KEPT = 1 << 26  # bytes of a piece of scratch memory that is kept for the next call
-
-
-def _allocate(size: int) -> Array:
-    return np.empty(size, np.uint8)
 
 
 def _result(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.empty(shape, dtype)
 
 
-@contextmanager
-def scratch(*sizes: int) -> Iterator[list[int]]:
-    """Addresses of pieces of so many bytes, each on a cache line. A call that runs at the same time gets other memory."""
+def _workspace(*sizes: int) -> list[int]:
+    """Addresses of pieces of so many bytes, each on a cache line, of this thread's memory: until it asks again."""
     places = np.cumsum([0] + [-(-size // 64) * 64 for size in sizes]).tolist()
-    try:
-        memory = _free.pop()
-    except IndexError:
-        memory = None
-    if memory is None or memory.size < places[-1] + 64:
-        memory = _allocate(places[-1] + 64)
-    start = -(-memory.ctypes.data // 64) * 64
-    try:
-        yield [start + p for p in places[:-1]]
-    finally:
-        if memory.size <= KEPT:
-            _free.append(memory)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The compiled loops: thread t's share of the work. All they are given is in `job`, as integers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@part(3)
-def _pack(t, threads, job):
-    """packed[g, q, k, i] = w[…]: panel q of the vectors' channels, rows k = (tap, other channel m) in the order of the plan"""
-    transpose, item, panel, w, packed, groups, wide, wide_step, other, other_step, taps, order = fields(job, 12)
-    panels = (wide + panel - 1) // panel
-    for q in range(groups * panels):
-        g, first = q // panels, q % panels * panel
-        for m in range(t * other // threads, (t + 1) * other // threads):
-            src = w + item * (g * wide * other * taps + first * wide_step + m * other_step)
-            dst = packed + item * (q * taps * other + m) * panel
-            call(transpose, (src, wide_step, dst, order, min(panel, wide - first), taps))
-
-
-@part(3)
-def _correlate(t, threads, job):
-    """Blocks of images: into the canvas, through each phase's product, back to planes."""
-    (
-        tile, transpose, item, lanes, panel, heights, x, packed, y, images, groups, channels, x_pixels, columns, y_pixels,
-        taps, block, elements, pixels, phases, phase_count, complete, planes, own, own_bytes, image_threads, column_threads,
-    ) = fields(job, 27)  # fmt: skip
-    if t >= image_threads * column_threads:
-        return
-    panels = (columns + panel - 1) // panel
-    first, last = t % column_threads * panels // column_threads, (t % column_threads + 1) * panels // column_threads
-    begin, end = first * panel, min(last * panel, columns)
-    ti = t // column_threads
-    start, stop = ti * images // image_threads, (ti + 1) * images // image_threads
-    blocks = (stop - start + block - 1) // block
-    canvas = own + t * own_bytes
-    result = canvas + (item * block * elements + 63) // 64 * 64
-    zero(canvas, item * block * elements)
-    if not complete:
-        zero(result, item * block * y_pixels * columns)
-    for u in range(blocks * groups):
-        g, b = u // blocks, u % blocks
-        n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
-        for n in range(n0, n1):
-            src = x + item * (n * groups + g) * channels * x_pixels
-            call(transpose, (src, x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
-        for f in range(phase_count):
-            per_image, rows, depth, steps, results, row = fields(phases + 48 * f, 6)
-            b_panel = taps * channels * panel
-            right = packed + item * (g * panels * b_panel + row * panel)
-            product(
-                tile, item, lanes, panel, heights, 1 << 40, 1024, canvas, rows, per_image * (n1 - n0), steps, depth,
-                right, b_panel, panel, result, results, columns, first, last, 0,
-            )  # fmt: skip
-        for n in range(n0, n1):
-            src = result + item * ((n - n0) * y_pixels * columns + begin)
-            dst = y + item * ((n * groups + g) * columns + begin) * y_pixels
-            call(transpose, (src, columns, dst, planes, y_pixels, end - begin))
-
-
-@part(3)
-def _over_pixels(t, threads, job):
-    """y[m, i] = Σ_k w[rows[m] + ks[k]] x[k, i] for each image and group, vectors over pixels i; folded up into y where asked"""
-    (
-        tile, fold, item, lanes, panel, heights, to_panels, x, w, y, total, groups, inner, pixels, results, w_step, rows, ks,
-        places, folded, own, own_bytes, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw,
-    ) = fields(job, 35)  # fmt: skip
-    panels = (pixels + panel - 1) // panel
-    shares = 1 if folded else max(1, threads // total)  # with fewer images than threads, panels are shared out
-    size = height * width * channels
-    b_panel = (inner + 1) * panel  # one row more: panels 4 KB apart would share few lines of the cache
-    few = entry(heights, panel // lanes)  # rows at a time: a panel of results at a time would open too many lines
-    for u in range(t * total * shares // threads, (t + 1) * total * shares // threads):
-        z, share = u // shares, u % shares
-        right = own + t * own_bytes
-        out = right + (item * panels * b_panel + 63) // 64 * 64 if folded else y + item * z * size
-        call(to_panels, (right, b_panel, x + item * z * inner * pixels, inner, pixels))
-        product(
-            tile, item, lanes, panel, heights, few, 1024, w + item * (z % groups) * w_step, rows, results, ks, inner,
-            right, b_panel, panel, out, places, pixels, share * panels // shares, (share + 1) * panels // shares, 0,
-        )  # fmt: skip
-        if folded:
-            call(fold, (y + item * z * size, out, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw))
-
-
-@part(3)
-def _weight(t, threads, job):
-    """sums[t, g, k, o] = Σ over the thread's images of x[pixel + k] y[pixel, o], k = (tap, channel)
-
-    `straight`: one tap and no border, so that x is read where it is.
-    """
-    (
-        tile, transpose, item, lanes, panel, heights, x, dy, sums, images, groups, channels, x_pixels, columns, y_pixels,
-        rows, row_count, taps, block, elements, pixels, wide, places, chunk, depth, own, own_bytes, image_threads,
-        column_threads, straight,
-    ) = fields(job, 30)  # fmt: skip
-    if t >= image_threads * column_threads:
-        return
-    panels = (columns + panel - 1) // panel
-    first, last = t % column_threads * panels // column_threads, (t % column_threads + 1) * panels // column_threads
-    ti = t // column_threads
-    start, stop = ti * images // image_threads, (ti + 1) * images // image_threads
-    blocks = (stop - start + block - 1) // block
-    canvas = own + t * own_bytes
-    right = canvas + (item * block * elements + 63) // 64 * 64
-    left = canvas
-    zero(canvas, item * block * elements)
-    for u in range(blocks * groups):
-        g, b = u // blocks, u % blocks
-        n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
-        for n in range(n0, n1):
-            src = x + item * (n * groups + g) * channels * x_pixels
-            left = src if straight else canvas
-            if not straight:
-                call(transpose, (src, x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
-            for q in range(first, last):
-                src = dy + item * ((n * groups + g) * columns + q * panel) * y_pixels
-                dst = right + item * (q * block + n - n0) * y_pixels * panel
-                call(transpose, (src, y_pixels, dst, wide, min(panel, columns - q * panel), y_pixels))
-        product(
-            tile, item, lanes, panel, heights, chunk, depth, left, taps, row_count, rows, (n1 - n0) * y_pixels,
-            right, block * y_pixels * panel, panel, sums + item * (ti * groups + g) * row_count * columns, places,
-            columns, first, last, b,
-        )  # fmt: skip
-
-
-@part(3)
-def _collect(t, threads, job):
-    """dw[g, o, c, tap] = Σ_i sums[i, g, tap, c, o]"""
-    add, transpose, item, sums, count, dw, groups, channels, columns, taps, places = fields(job, 11)
-    for u in range(t * groups * channels // threads, (t + 1) * groups * channels // threads):
-        g, c = u // channels, u % channels
-        src = sums + item * (g * taps * channels + c) * columns
-        for i in range(1, count):
-            for k in range(taps):
-                row = src + item * k * channels * columns
-                call(add, (row, row + item * i * groups * taps * channels * columns, columns))
-        dst = dw + item * (g * columns * channels + c) * taps
-        call(transpose, (src, channels * columns, dst, places, taps, columns))
+    start = memory.scratch("d", places[-1] // 8).ctypes.data
+    return [start + p for p in places[:-1]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The doors
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _run(function: Any, threads: int, *job: Any) -> None:
-    launch(function, np.array([x.ctypes.data if isinstance(x, np.ndarray) else x for x in job], np.int64), threads)
 
 
 def _taken(*arrays: Array) -> bool:
@@ -385,142 +238,160 @@ def _winograd_pays(g: Geometry, groups: int) -> bool:
     return fits and min(g.channels, g.outputs) * within**2 >= WINOGRAD_CHANNELS
 
 
-def _tiles(dtype: Any) -> Tiles:
-    return machine.tiles(8 * dtype.itemsize, machine.host_width())
-
-
-def _head(k: Tiles, second: int) -> tuple[Any, ...]:
-    return k.tile, second, k.item, k.lanes, k.panel, k.heights
-
-
 def _shares(images: int, threads: int, pixels: int) -> tuple[int, int, int]:
     """Images of a block, threads that share the images out, and threads that share the columns of each of these."""
     by_image = min(images, threads)
     return min(-(-BLOCK_ROWS // pixels), -(-images // by_image)), by_image, threads // by_image
 
 
+def _cache_lines(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def _pack(k: Tools, w: Array, packed: int, groups: int, g: Geometry, forward: bool, order: Offsets, threads: int) -> None:
+    """Weights in panels of output channels, or, backward, of input channels."""
+    taps = math.prod(g.kernel)
+    by_output, by_input = (g.outputs, g.channels * taps), (g.channels, taps)
+    wide, other = (by_output, by_input) if forward else (by_input, by_output)
+    launch(pack_weights, threads, k.scatter, k.item, w, packed, groups, *wide, *other, taps, order)
+
+
 def _correlation(x: Array, w: Array, y: Array, groups: int, plan: Any, g: Geometry, forward: bool, threads: int) -> Array:
     """y = x correlated with w by a plan: forward from C to O channels, backward from O to C."""
-    k, taps = _tiles(x.dtype), math.prod(g.kernel)
+    k, taps = tools(x.dtype.char), math.prod(g.kernel)
     channels, columns = (g.channels, g.outputs) if forward else (g.outputs, g.channels)
-    x_pixels, y_pixels = math.prod(x.shape[2:]), math.prod(y.shape[2:])
+    x_pixels, y_pixels, panel = math.prod(x.shape[2:]), math.prod(y.shape[2:]), panel_of(k.item)
     block, by_image, by_column = _shares(len(x), threads, math.prod(g.counts))
     p = plan(g, block)
-    own = k.item * (block * p.canvas.elements + block * y_pixels * columns) + 128
-    own = -(-own // 64) * 64
-    with scratch(k.item * groups * -(-columns // k.panel) * k.panel * taps * channels, own * threads) as (packed, mine):
-        wide = (g.channels * taps, taps) if forward else (taps, g.channels * taps)
-        order = _packed_order(plan, g, block, k.panel)
-        _run(_pack, threads, k.transpose, k.item, k.panel, w, packed, groups, columns, wide[0], channels, wide[1], taps, order)
-        _run(
-            _correlate, threads, *_head(k, k.transpose), x, packed, y, len(x), groups, channels, x_pixels, columns, y_pixels,
-            taps, block, p.canvas.elements, p.canvas.pixels, p.jobs, len(p.jobs), p.complete, steps(columns, y_pixels),
-            mine, own, by_image, by_column,
-        )  # fmt: skip
+    own = _cache_lines(k.item * (block * p.canvas.elements + block * y_pixels * columns) + 128)
+    packed, mine = _workspace(k.item * groups * -(-columns // panel) * panel * taps * channels, own * threads)
+    _pack(k, w, packed, groups, g, forward, _packed_order(plan, g, block, panel), threads)
+    launch(
+        correlate, threads, k.tile, k.scatter, k.item, x, packed, y, len(x), groups, channels, x_pixels, columns, y_pixels,
+        taps, block, p.canvas.elements, p.canvas.pixels, p.jobs, len(p.phases), p.complete, steps(columns, y_pixels),
+        mine, own, by_image, by_column,
+    )  # fmt: skip
     return y
 
 
 @lru_cache(256)
-def _packed_order(plan: Any, g: Geometry, block: int, panel: int) -> Array:
+def _packed_order(plan: Any, g: Geometry, block: int, panel: int) -> Offsets:
     return table(plan(g, block).order * panel)
 
 
-def _products(x: Array, w: Array, y: Array, groups: int, g: Geometry, forward: bool, threads: int) -> Array:
-    """y[m, i] = Σ_k w_mk x[k, i], or folded from that."""
-    k, taps = _tiles(x.dtype), math.prod(g.kernel)
-    columns, pixels = g.channels * taps, math.prod(x.shape[2:])
-    if forward:
-        inner, results, rows, ks = g.channels, g.outputs, steps(g.outputs, g.channels), steps(g.channels, 1)
+def _products(x: Array, w: Array, y: Array, groups: int, rows: Offsets, ks: Offsets, g: Geometry | None, threads: int) -> Array:
+    """y[m, i] = Σ_k w[rows_m + ks_k] x[k, i], or folded from that as the input gradient of a geometry."""
+    k, pixels, inner, results = tools(x.dtype.char), math.prod(x.shape[2:]), len(ks), len(rows)
+    panel = panel_of(k.item)
+    own = _cache_lines(k.item * -(-pixels // panel) * panel * (inner + 1))
+    if g is not None:
+        own += _cache_lines(k.item * results * pixels)
+        shape = (*g.kernel, *g.size, *g.counts, *g.stride, *g.padding, *g.dilation)
     else:
-        inner, results, rows, ks = g.outputs, columns, steps(columns, 1), steps(g.outputs, columns)
-    folded = not _plain(g)
-    own = -(-k.item * -(-pixels // k.panel) * k.panel * (inner + 1) // 64) * 64
-    own += -(-k.item * results * pixels // 64) * 64 * folded
-    with scratch(own * threads) as (mine,):
-        _run(
-            _over_pixels, threads, *_head(k, k.fold), k.panels, x, w, y, len(x) * groups, groups, inner, pixels, results,
-            g.outputs * columns, rows, ks, steps(results, pixels), folded, mine, own, y.shape[1] // groups,
-            *g.kernel, *_two(y.shape[2:]), *_two(x.shape[2:]), *g.stride, *g.padding, *g.dilation,
-        )  # fmt: skip
+        shape = (1, 1, *_two(y.shape[2:]), *[1] * 8)
+    (mine,) = _workspace(own * threads)
+    launch(
+        over_pixels, threads, k.tile, k.fold, k.item, k.pack, x, w, y, len(x) * groups, groups, inner, pixels, results,
+        w.size // groups, rows, ks, steps(results, pixels), g is not None, mine, own, y.shape[1] // groups, *shape,
+    )  # fmt: skip
     return y
 
 
+def _turned(g: Geometry) -> Geometry:
+    """With stride 1, a convolution is the input gradient of the one with its taps in reverse: of O channels from C."""
+    padding = tuple(d * (k - 1) - p for d, k, p in zip(g.dilation, g.kernel, g.padding, strict=True))
+    return g._replace(channels=g.outputs, size=g.counts, outputs=g.channels, counts=g.size, padding=padding)
+
+
+def _turns(g: Geometry) -> bool:
+    return g.stride == (1, 1) and min(_turned(g).padding) >= 0
+
+
 @lru_cache(256)
-def _winograd_tables(channels: int, size: Any, counts: Any, padding: Any, images: int) -> tuple[Canvas, Array]:
+def _reversed_taps(outputs: int, channels: int, taps: int) -> Offsets:
+    """(o, t) → the place of w[o, 0, T − 1 − t]"""
+    return table(np.arange(outputs) * channels * taps, np.arange(taps)[::-1])
+
+
+@lru_cache(256)
+def _winograd_tables(channels: int, size: Any, counts: Any, padding: Any, images: int) -> tuple[Canvas, Offsets]:
     after = tuple(n + n % 2 + 2 - m - p for n, m, p in zip(counts, size, padding, strict=True))
     canvas = Canvas(channels, size, padding, after)
     return canvas, winograd.tile_corners(canvas, counts, padding, images)
 
 
 @lru_cache
-def _taps_order(step: int, reverse: bool) -> Array:
+def _taps_order(step: int, reverse: bool) -> Offsets:
     return table((np.arange(9)[::-1] if reverse else np.arange(9)) * step)
 
 
 def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads: int) -> Array:
     """y = x correlated with w, or the input gradient: the kernel turned around, padded by 2 − p."""
-    k, f = _tiles(x.dtype), _transforms(x.dtype)
+    k, transform = tools(x.dtype.char), winograd.transform[x.dtype.char]
     channels, columns = (g.channels, g.outputs) if forward else (g.outputs, g.channels)
     size, counts, padding = g.size, g.counts, g.padding
     if not forward:
         size, counts, padding = counts, size, tuple(2 - p for p in padding)
-    x_pixels, y_pixels, panels = math.prod(size), math.prod(counts), -(-columns // k.panel)
+    x_pixels, y_pixels, panel = math.prod(size), math.prod(counts), panel_of(k.item)
     block, by_image, _ = _shares(len(x), threads, y_pixels)
     canvas, corners = _winograd_tables(channels, size, counts, padding, block)
-    batch, u = winograd.batch_size(channels, columns, k.item), k.item * panels * k.panel * channels
+    batch, panels, one = winograd.batch_size(channels, columns, k.item), -(-columns // panel), channels * panel
     own = k.item * (block * (canvas.elements + y_pixels * columns) + 16 * (batch + 16) * (channels + columns)) + 256
-    own = -(-own // 64) * 64
-    with scratch(9 * u, 16 * u, own * threads) as (packed, transformed, mine):
-        wide = (g.channels * 9, 9) if forward else (9, g.channels * 9)
-        _run(
-            _pack, threads, k.transpose, k.item, k.panel, w, packed, 1, columns, wide[0], channels, wide[1], 9,
-            _taps_order(channels * k.panel, not forward),
-        )  # fmt: skip
-        one = channels * k.panel
-        _run(
-            winograd.kernels, threads, f.kernel, k.item, packed, one, transformed, panels * one, panels, 9 * one, one, 3, 4, one
-        )  # fmt: skip
-        _run(
-            winograd.correlate, threads, *_head(k, k.transpose), f.input, f.output, x, transformed, y, len(x), channels,
-            x_pixels, columns, *counts, block, canvas.elements, canvas.row, canvas.pixels, corners, batch,
-            steps(batch, channels), steps(batch, columns), steps(channels, 1), steps(columns, y_pixels), mine, own, by_image,
-        )  # fmt: skip
+    own = _cache_lines(own)
+    packed, transformed, mine = _workspace(9 * k.item * panels * one, 16 * k.item * panels * one, own * threads)
+    _pack(k, w, packed, 1, g, forward, _taps_order(one, not forward), threads)
+    launch(
+        winograd.kernels, threads, transform, winograd.KERNEL, k.item, packed, one, transformed, panels * one, panels,
+        9 * one, one, 3, 4, one,
+    )  # fmt: skip
+    launch(
+        winograd.correlate, threads, k.tile, k.scatter, k.item, transform, x, transformed, y, len(x), channels, x_pixels,
+        columns, *counts, block, canvas.elements, canvas.row, canvas.pixels, corners, batch, steps(batch, channels),
+        steps(batch, columns), steps(channels, 1), steps(columns, y_pixels), mine, own, by_image,
+    )  # fmt: skip
     return y
 
 
 def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) -> Array:
-    k, f = _tiles(x.dtype), _transforms(x.dtype)
+    k, transform = tools(x.dtype.char), winograd.transform[x.dtype.char]
     x_pixels, y_pixels = math.prod(g.size), math.prod(g.counts)
     block, by_image, _ = _shares(len(x), threads, y_pixels)
     canvas, corners = _winograd_tables(g.channels, g.size, g.counts, g.padding, block)
     y_canvas, y_corners = _winograd_grad_tables(g.outputs, g.counts, block)
     batch, plane = winograd.batch_size(g.channels, g.outputs, k.item), g.channels * g.outputs
     own = k.item * (block * (canvas.elements + y_canvas.elements) + 16 * (batch + 16) * (g.channels + g.outputs)) + 256
-    own = -(-own // 64) * 64
-    with scratch(k.item * by_image * 16 * plane, k.item * by_image * 9 * plane, own * threads) as (sums, back, mine):
-        _run(
-            winograd.weight, threads, *_head(k, k.transpose), f.input, f.output_grad, x, dy, sums, len(x), g.channels,
-            x_pixels, g.outputs, y_pixels, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels, corners,
-            y_canvas.elements, y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, g.channels),
-            steps(g.channels, 1), steps(g.channels, g.outputs), mine, own, by_image,
-        )  # fmt: skip
-        _run(
-            winograd.kernels, threads, f.kernel_grad, k.item, sums, plane, back, plane, by_image, 16 * plane, 9 * plane, 4, 3,
-            plane,
-        )  # fmt: skip
-        places = steps(g.outputs, 9 * g.channels)
-        _run(_collect, threads, k.add, k.transpose, k.item, back, by_image, dw, 1, g.channels, g.outputs, 9, places)
-    return dw
+    own = _cache_lines(own)
+    sums, back, mine = _workspace(k.item * by_image * 16 * plane, k.item * by_image * 9 * plane, own * threads)
+    launch(
+        winograd.weight, threads, k.tile, k.scatter, k.item, transform, x, dy, sums, len(x), g.channels, x_pixels, g.outputs,
+        y_pixels, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels, corners, y_canvas.elements,
+        y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, g.channels), steps(g.channels, 1),
+        steps(g.channels, g.outputs), mine, own, by_image,
+    )  # fmt: skip
+    launch(
+        winograd.kernels, threads, transform, winograd.KERNEL_GRAD, k.item, sums, plane, back, plane, by_image, 16 * plane,
+        9 * plane, 4, 3, plane,
+    )  # fmt: skip
+    return _collected(k, back, by_image, dw, 1, g.channels, g.outputs, 9, False, threads)
 
 
 @lru_cache(256)
-def _winograd_grad_tables(outputs: int, counts: Any, images: int) -> tuple[Canvas, Array]:
+def _winograd_grad_tables(outputs: int, counts: Any, images: int) -> tuple[Canvas, Offsets]:
     canvas = Canvas(outputs, counts, (0, 0), tuple(n % 2 for n in counts))
     return canvas, winograd.tile_corners(canvas, counts, (0, 0), images)
 
 
-def _transforms(dtype: Any) -> winograd.Transforms:
-    return winograd.transforms(8 * dtype.itemsize, machine.host_width())
+def _collected(
+    k: Tools, sums: int, count: int, dw: Array, groups: int, channels: int, outputs: int, taps: int, turned: bool, threads: int
+) -> Array:
+    """dw[g, o, c, t] from the threads' sums [g, t, c, o]; turned: dw[g, c, o, T − 1 − t]."""
+    by_channel, by_output = (outputs * taps, taps) if turned else (taps, channels * taps)
+    step = channels * outputs * (-1 if turned else 1)
+    launch(
+        collect, threads, k.add, k.scatter, k.item, sums, count, dw, groups, channels, outputs, taps, by_channel,
+        steps(outputs, by_output), step,
+    )  # fmt: skip
+    return dw
 
 
 def conv(
@@ -533,10 +404,13 @@ def conv(
     if not _taken(x, w) or min(counts) < 1:
         return reference.conv(x, w, **how, groups=groups)
     x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), count_threads()
-    g = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], how)
+    g, taps = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], how), math.prod(w.shape[2:])
     y = _result((x.shape[0], w.shape[0], *counts), x.dtype)
     if _plain(g):
-        return _products(x, w, y, groups, g, True, threads)
+        return _products(x, w, y, groups, steps(g.outputs, g.channels), steps(g.channels, 1), None, threads)
+    if 2 * g.outputs <= lanes(x.itemsize) and g.outputs * taps <= FOLDED and _turns(g):
+        rows = _reversed_taps(g.outputs, g.channels, taps)
+        return _products(x, w, y, groups, rows, steps(g.channels, taps), _turned(g), threads)
     if _winograd_pays(g, groups):
         return _winograd(x, w, y, g, True, threads)
     return _correlation(x, w, y, groups, forward_plan, g, True, threads)
@@ -559,8 +433,9 @@ def conv_input_grad(
     dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), count_threads()
     g = _geometry(w.shape[1], size, w.shape[0] // groups, dy.shape[2:], w.shape[2:], how)
     dx = _result((dy.shape[0], w.shape[1] * groups, *size), dy.dtype)
-    if _plain(g) or g.channels * math.prod(g.kernel) <= FOLDED:
-        return _products(dy, w, dx, groups, g, False, threads)
+    columns, plain = g.channels * math.prod(g.kernel), _plain(g)
+    if plain or columns <= FOLDED:
+        return _products(dy, w, dx, groups, steps(columns, 1), steps(g.outputs, columns), None if plain else g, threads)
     if _winograd_pays(g, groups):
         return _winograd(dy, w, dx, g, False, threads)
     return _correlation(dy, w, dx, groups, backward_plan, g, False, threads)
@@ -585,21 +460,23 @@ def conv_weight_grad(
     dw = _result((dy.shape[1], g.channels, *size), x.dtype)
     if _winograd_pays(g, groups):
         return _winograd_weight(x, dy, dw, g, threads)
-    k, taps, pixels = _tiles(x.dtype), math.prod(g.kernel), math.prod(g.counts)
+    k, taps, straight = tools(x.dtype.char), math.prod(g.kernel), _plain(g)
+    wide = lanes(k.item)
+    turned = not straight and _turns(g) and 2 * g.outputs * -(-g.channels // wide) <= g.channels * -(-g.outputs // wide)
+    if turned:  # vectors over input channels instead
+        g, x, dy = _turned(g), dy, x
+    pixels, panel = math.prod(g.counts), panel_of(k.item)
     block, by_image, by_column = _shares(len(x), threads, pixels)
-    straight, panels = _plain(g), -(-g.outputs // k.panel)
     if straight:
         block, elements, places, rows, columns = 1, 0, steps(1, 1), steps(pixels, 1), steps(g.channels, pixels)
     else:
         p = forward_plan(g, block)
         elements, places, rows, columns = p.canvas.elements, p.canvas.pixels, p.phases[0].rows, p.phases[0].taps
-    own = -(-(k.item * block * (elements + panels * k.panel * pixels) + 128) // 64) * 64
-    with scratch(k.item * by_image * dw.size, own * threads) as (sums, mine):
-        _run(
-            _weight, threads, *_head(k, k.transpose), x, dy, sums, len(x), groups, g.channels, math.prod(g.size), g.outputs,
-            pixels, rows, taps * g.channels, columns, block, elements, places, steps(pixels, k.panel),
-            steps(taps * g.channels, g.outputs), CHUNK, DEPTH, mine, own, by_image, by_column, straight,
-        )  # fmt: skip
-        places = steps(g.outputs, taps * g.channels)
-        _run(_collect, threads, k.add, k.transpose, k.item, sums, by_image, dw, groups, g.channels, g.outputs, taps, places)
-    return dw
+    own = _cache_lines(k.item * block * (elements + -(-g.outputs // panel) * panel * pixels) + 128)
+    sums, mine = _workspace(k.item * by_image * dw.size, own * threads)
+    launch(
+        weight, threads, k.tile, k.scatter, k.item, x, dy, sums, len(x), groups, g.channels, math.prod(g.size), g.outputs,
+        pixels, rows, taps * g.channels, columns, block, elements, places, steps(pixels, panel),
+        steps(taps * g.channels, g.outputs), CHUNK, DEPTH, mine, own, by_image, by_column, straight,
+    )  # fmt: skip
+    return _collected(k, sums, by_image, dw, groups, g.channels, g.outputs, taps, turned, threads)

@@ -11,8 +11,10 @@ No loop written in Python keeps a tile in registers: LLVM's loop vectoriser work
 the tile is written as LLVM instructions on vectors, through Numba's `intrinsic`, one piece for each height and width,
 since an index into registers must be known when it is compiled. Edges: the last columns of C are stored under a mask;
 B is read in whole vectors, so a panel of B that does not end with one is to be copied and filled with zeros (`pack`).
+A convolution's A is an image seen through a moving window: its elements lie at the sums of a number of the row and one of
+the step, which two tables give (`window_tile`), and `scatter` brings images into such an order and back.
 
-Both are compiled once for each element type, as C functions, and called by address: Numba would otherwise compile them
+All are compiled once for each element type, as C functions, and called by address: Numba would otherwise compile them
 again into every kernel that uses them. Addresses and strides are in bytes, as NumPy gives them.
 """
 
@@ -47,6 +49,7 @@ def _machine() -> tuple[int, int]:
 BITS, REGISTERS = _machine()
 HEIGHT = 14 if REGISTERS == 32 else 6  # rows of a tile
 VECTORS = 2  # vectors of a row
+WINDOW = (14, 8, 8, 6) if REGISTERS == 32 else (8, 6)  # rows of a window tile of 1, 2, … vectors: taller ones would spill
 
 
 def lanes(itemsize: int) -> int:
@@ -125,7 +128,7 @@ def view(where, n, like):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Vectors:
+class Vectors:
     """LLVM's vectors of one element type, and the instructions on them."""
 
     def __init__(self, builder: Any, element: Any) -> None:
@@ -162,6 +165,11 @@ class _Vectors:
         columns = ir.Constant(ir.VectorType(I32, self.lanes), list(range(v * self.lanes, (v + 1) * self.lanes)))
         return self.builder.icmp_signed("<", columns, self.splat(self.builder.trunc(n, I32)))
 
+    def offset(self, where: Any) -> Any:
+        """Bytes to the element whose number stands there."""
+        number = self.builder.load(self.builder.bitcast(where, I64.as_pointer()))
+        return self.builder.mul(number, ir.Constant(I64, self.itemsize))
+
     def broadcast(self, where: Any) -> Any:
         return self.splat(self.builder.load(self.builder.bitcast(where, self.element.as_pointer()), align=self.itemsize))
 
@@ -182,6 +190,21 @@ class _Vectors:
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         return self.builder.call(self._fma, [x, y, z])
 
+    def transposed(self, x: list) -> list:
+        """A square of vectors, in registers: exchange the h × h blocks off the diagonal, h = lanes/2, …, 2, 1."""
+        n, kind = self.lanes, ir.VectorType(I32, self.lanes)
+        h = n // 2
+        while h:
+            upper = ir.Constant(kind, [j - h + n if j & h else j for j in range(n)])
+            lower = ir.Constant(kind, [j + n if j & h else j + h for j in range(n)])
+            y = list(x)
+            for i in range(n):
+                if not i & h:
+                    y[i] = self.builder.shuffle_vector(x[i], x[i + h], upper)
+                    y[i + h] = self.builder.shuffle_vector(x[i], x[i + h], lower)
+            x, h = y, h // 2
+        return x
+
 
 def _stay_rolled(branch: Any, module: Any) -> None:
     """Keep LLVM from unrolling this loop: a body that just fills the registers would spill."""
@@ -190,86 +213,128 @@ def _stay_rolled(branch: Any, module: Any) -> None:
     branch.set_metadata("llvm.loop", loop)
 
 
+def _emit_tiles(
+    vec: Vectors, heights: tuple[int, ...], k: Any, a: Any, a_step: Any, a_rows: Any, a_ik: Any, b: Any, b_rs: Any, c_rows: Any,
+    m: Any, n: Any, add: Any,
+) -> None:  # fmt: skip
+    """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`: one piece of code for each number of rows and of vectors.
+
+    heights[v − 1]: rows that a tile of v vectors has at most. `a` moves on by `a_step` bytes with each k, and `a_ik(a)(row)` is
+    then where an element of A lies, row being one of `a_rows(height)`; `c_rows(height)` are where the rows of C begin.
+    """
+    builder, zero, wide = vec.builder, ir.Constant(I64, 0), vec.lanes * vec.itemsize
+    adding = builder.icmp_signed("!=", add, zero)
+    add_mask = vec.splat(adding)
+    masks = [vec.mask(n, v) for v in range(len(heights))]
+    leave = builder.append_basic_block("leave")
+
+    def product(height: int, width: int) -> None:
+        rows = a_rows(height)
+        before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
+        builder.cbranch(builder.icmp_signed(">", k, zero), body, after)
+        builder.position_at_end(body)
+        count, at_a, at_b = builder.phi(I64), builder.phi(BYTES), builder.phi(BYTES)
+        sums = [builder.phi(vec.type) for _ in range(height * width)]
+        row, element, new = [vec.load(vec.at(at_b, v * wide)) for v in range(width)], a_ik(at_a), []
+        for i in range(height):
+            x = vec.broadcast(element(rows[i]))
+            new += [vec.fma(x, row[v], sums[i * width + v]) for v in range(width)]
+        left = builder.sub(count, ir.Constant(I64, 1))
+        firsts, nexts = [k, a, b] + [vec.zero] * len(sums), [left, vec.at(at_a, a_step), vec.at(at_b, b_rs), *new]
+        for phi, first, following in zip([count, at_a, at_b, *sums], firsts, nexts, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(following, body)
+        _stay_rolled(builder.cbranch(builder.icmp_signed(">", left, zero), body, after), builder.module)
+        builder.position_at_end(after)
+        totals = []
+        for x in new:
+            totals.append(builder.phi(vec.type))
+            totals[-1].add_incoming(vec.zero, before)
+            totals[-1].add_incoming(x, body)
+        write(totals, height, width)
+
+    def write(totals: list, height: int, width: int) -> None:
+        rows = c_rows(height)
+        whole = builder.icmp_signed(">=", n, ir.Constant(I64, width * vec.lanes))
+        cells = [(rows[i], v) for i in range(height) for v in range(width)]
+        with builder.if_else(whole) as (then, otherwise):
+            with then:
+                with builder.if_else(adding) as (then_add, otherwise_set):
+                    with then_add:
+                        for (row, v), x in zip(cells, totals, strict=True):
+                            where = vec.at(row, v * wide)
+                            vec.store(builder.fadd(x, vec.load(where)), where)
+                    with otherwise_set:
+                        for (row, v), x in zip(cells, totals, strict=True):
+                            vec.store(x, vec.at(row, v * wide))
+            with otherwise:
+                for (row, v), x in zip(cells, totals, strict=True):
+                    where = vec.at(row, v * wide)
+                    old = vec.load(where, builder.and_(masks[v], add_mask))
+                    vec.store(builder.fadd(x, old), where, masks[v])
+        builder.branch(leave)
+
+    for width, tallest in enumerate(heights, start=1):
+        this, wider = builder.append_basic_block("width"), builder.append_basic_block("wider")
+        builder.cbranch(builder.icmp_signed("<=", n, ir.Constant(I64, width * vec.lanes)), this, wider)
+        builder.position_at_end(this)
+        switch = builder.switch(m, leave)
+        for height in range(1, tallest + 1):
+            case = builder.append_basic_block(f"tile{height}x{width}")
+            switch.add_case(ir.Constant(I64, height), case)
+            builder.position_at_end(case)
+            product(height, width)
+        builder.position_at_end(wider)
+    builder.branch(leave)
+    builder.position_at_end(leave)
+
+
 @intrinsic
 def _tile(
     typingctx: Any, k: Any, a: Any, a_rs: Any, a_cs: Any, b: Any, b_rs: Any, c: Any, c_rs: Any, m: Any, n: Any, add: Any
 ) -> Any:
-    """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`; m ≤ HEIGHT, n ≤ VECTORS vectors, c_cs = b_cs = one element."""
+    """A[i, k] at a + i a_rs + k a_cs, C[i] at c + i c_rs;  m ≤ HEIGHT, n ≤ VECTORS vectors, c_cs = b_cs = one element."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        element = context.get_value_type(signature.args[1].dtype)
-        vec, zero = _Vectors(builder, element), ir.Constant(I64, 0)
+        vec = Vectors(builder, context.get_value_type(signature.args[1].dtype))
         k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add = args
         a, b, c = (builder.bitcast(x, BYTES) for x in (a, b, c))
-        wide = vec.lanes * vec.itemsize
-        adding = builder.icmp_signed("!=", add, zero)
-        add_mask = vec.splat(adding)
-        masks = [vec.mask(n, v) for v in range(VECTORS)]
         a_rows = [builder.mul(a_rs, ir.Constant(I64, i)) for i in range(HEIGHT)]
-        c_rows = [builder.mul(c_rs, ir.Constant(I64, i)) for i in range(HEIGHT)]
-        leave = builder.append_basic_block("leave")
+        c_rows = [vec.at(c, builder.mul(c_rs, ir.Constant(I64, i))) for i in range(HEIGHT)]
 
-        def product(height: int, width: int) -> None:
-            before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
-            builder.cbranch(builder.icmp_signed(">", k, zero), body, after)
-            builder.position_at_end(body)
-            count, at_a, at_b = builder.phi(I64), builder.phi(BYTES), builder.phi(BYTES)
-            sums = [builder.phi(vec.type) for _ in range(height * width)]
-            row = [vec.load(vec.at(at_b, v * wide)) for v in range(width)]
-            new = []
-            for i in range(height):
-                a_ik = vec.broadcast(vec.at(at_a, a_rows[i]))
-                new += [vec.fma(a_ik, row[v], sums[i * width + v]) for v in range(width)]
-            left = builder.sub(count, ir.Constant(I64, 1))
-            firsts, nexts = [k, a, b] + [vec.zero] * len(sums), [left, vec.at(at_a, a_cs), vec.at(at_b, b_rs), *new]
-            for phi, first, following in zip([count, at_a, at_b, *sums], firsts, nexts, strict=True):
-                phi.add_incoming(first, before)
-                phi.add_incoming(following, body)
-            _stay_rolled(builder.cbranch(builder.icmp_signed(">", left, zero), body, after), builder.module)
-            builder.position_at_end(after)
-            totals = []
-            for x in new:
-                totals.append(builder.phi(vec.type))
-                totals[-1].add_incoming(vec.zero, before)
-                totals[-1].add_incoming(x, body)
-            write(totals, height, width)
+        def a_ik(at: Any) -> Any:
+            return lambda row: vec.at(at, row)
 
-        def write(totals: list, height: int, width: int) -> None:
-            whole = builder.icmp_signed(">=", n, ir.Constant(I64, width * vec.lanes))
-            cells = [(i, v) for i in range(height) for v in range(width)]
-            with builder.if_else(whole) as (then, otherwise):
-                with then:
-                    with builder.if_else(adding) as (then_add, otherwise_set):
-                        with then_add:
-                            for (i, v), x in zip(cells, totals, strict=True):
-                                where = vec.at(c, c_rows[i], v * wide)
-                                vec.store(builder.fadd(x, vec.load(where)), where)
-                        with otherwise_set:
-                            for (i, v), x in zip(cells, totals, strict=True):
-                                vec.store(x, vec.at(c, c_rows[i], v * wide))
-                with otherwise:
-                    for (i, v), x in zip(cells, totals, strict=True):
-                        where = vec.at(c, c_rows[i], v * wide)
-                        old = vec.load(where, builder.and_(masks[v], add_mask))
-                        vec.store(builder.fadd(x, old), where, masks[v])
-            builder.branch(leave)
-
-        for width in range(1, VECTORS + 1):
-            this, wider = builder.append_basic_block("width"), builder.append_basic_block("wider")
-            builder.cbranch(builder.icmp_signed("<=", n, ir.Constant(I64, width * vec.lanes)), this, wider)
-            builder.position_at_end(this)
-            switch = builder.switch(m, leave)
-            for height in range(1, HEIGHT + 1):
-                case = builder.append_basic_block(f"tile{height}x{width}")
-                switch.add_case(ir.Constant(I64, height), case)
-                builder.position_at_end(case)
-                product(height, width)
-            builder.position_at_end(wider)
-        builder.branch(leave)
-        builder.position_at_end(leave)
+        heights = (HEIGHT,) * VECTORS
+        _emit_tiles(vec, heights, k, a, a_cs, lambda h: a_rows[:h], a_ik, b, b_rs, lambda h: c_rows[:h], m, n, add)
         return context.get_dummy_value()
 
     return types.void(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add), codegen
+
+
+@intrinsic
+def _window_tile(
+    typingctx: Any, k: Any, a: Any, a_rows: Any, a_steps: Any, b: Any, b_rs: Any, c: Any, c_rows: Any, m: Any, n: Any, add: Any
+) -> Any:
+    """A[i, k] at a + a_rows[i] + a_steps[k], C[i] at c + c_rows[i], the tables in elements;  n ≤ WINDOW vectors."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vec = Vectors(builder, context.get_value_type(signature.args[1].dtype))
+        k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add = args
+        a, a_rows, a_steps, b, c, c_rows = (builder.bitcast(x, BYTES) for x in (a, a_rows, a_steps, b, c, c_rows))
+
+        def rows(base: Any, table: Any) -> Any:
+            return lambda height: [vec.at(base, vec.offset(vec.at(table, 8 * i))) for i in range(height)]
+
+        def a_ik(at: Any) -> Any:
+            step = vec.offset(at)
+            return lambda row: vec.at(row, step)
+
+        eight = ir.Constant(I64, 8)
+        _emit_tiles(vec, WINDOW, k, a_steps, eight, rows(a, a_rows), a_ik, b, b_rs, rows(c, c_rows), m, n, add)
+        return context.get_dummy_value()
+
+    return types.void(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add), codegen
 
 
 @intrinsic
@@ -278,7 +343,7 @@ def _copy(typingctx: Any, rows: Any, n: Any, s: Any, s_rs: Any, d: Any, d_rs: An
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, n, s, s_rs, d, d_rs = args
-        vec = _Vectors(builder, context.get_value_type(signature.args[2].dtype))
+        vec = Vectors(builder, context.get_value_type(signature.args[2].dtype))
         s, d = (builder.bitcast(x, BYTES) for x in (s, d))
         mask = vec.mask(n, 0)
         with builder.if_else(builder.icmp_signed(">=", n, ir.Constant(I64, vec.lanes))) as (then, otherwise):
@@ -293,32 +358,50 @@ def _copy(typingctx: Any, rows: Any, n: Any, s: Any, s_rs: Any, d: Any, d_rs: An
 
 @intrinsic
 def _transpose(typingctx: Any, s: Any, s_cs: Any, d: Any, d_rs: Any) -> Any:
-    """d[i, j] = s[i, j] for a square of lanes × lanes whose columns are contiguous in s, its rows in d.
-
-    log₂ lanes rounds: exchange the h × h blocks off the diagonal, h = lanes/2, …, 2, 1.
-    """
+    """d[i, j] = s[i, j] for a square of lanes × lanes whose columns are contiguous in s, its rows in d."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         s, s_cs, d, d_rs = args
-        vec = _Vectors(builder, context.get_value_type(signature.args[0].dtype))
+        vec = Vectors(builder, context.get_value_type(signature.args[0].dtype))
         s, d = (builder.bitcast(x, BYTES) for x in (s, d))
-        n = vec.lanes
-        x = [vec.load(vec.at(s, builder.mul(s_cs, ir.Constant(I64, i)))) for i in range(n)]
-        kind, h = ir.VectorType(I32, n), n // 2
-        while h:
-            upper = ir.Constant(kind, [j - h + n if j & h else j for j in range(n)])
-            lower = ir.Constant(kind, [j + n if j & h else j + h for j in range(n)])
-            y = list(x)
-            for i in range(n):
-                if not i & h:
-                    y[i] = builder.shuffle_vector(x[i], x[i + h], upper)
-                    y[i + h] = builder.shuffle_vector(x[i], x[i + h], lower)
-            x, h = y, h // 2
-        for i in range(n):
-            vec.store(x[i], vec.at(d, builder.mul(d_rs, ir.Constant(I64, i))))
+        columns = [vec.load(vec.at(s, builder.mul(s_cs, ir.Constant(I64, i)))) for i in range(vec.lanes)]
+        for i, row in enumerate(vec.transposed(columns)):
+            vec.store(row, vec.at(d, builder.mul(d_rs, ir.Constant(I64, i))))
         return context.get_dummy_value()
 
     return types.void(s, s_cs, d, d_rs), codegen
+
+
+@intrinsic
+def _scatter(typingctx: Any, s: Any, s_rs: Any, d: Any, table: Any, ni: Any, nj: Any) -> Any:
+    """d[table[j] + i] = s[i, j] for i < min(lanes, ni), j < min(lanes, nj); the table in elements."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        s, s_rs, d, table, ni, nj = args
+        vec = Vectors(builder, context.get_value_type(signature.args[0].dtype))
+        s, d, table = (builder.bitcast(x, BYTES) for x in (s, d, table))
+        n = ir.Constant(I64, vec.lanes)
+        rows = [vec.at(s, builder.mul(s_rs, ir.Constant(I64, i))) for i in range(vec.lanes)]
+
+        def place(j: int) -> Any:
+            return vec.at(d, vec.offset(vec.at(table, 8 * j)))
+
+        whole = builder.and_(builder.icmp_signed(">=", ni, n), builder.icmp_signed(">=", nj, n))
+        with builder.if_else(whole) as (full, partial):
+            with full:
+                for j, x in enumerate(vec.transposed([vec.load(row) for row in rows])):
+                    vec.store(x, place(j))
+            with partial:
+                across, down = vec.mask(nj, 0), vec.mask(ni, 0)
+                nothing = ir.Constant(vec.mask_type, [0] * vec.lanes)
+                there = [builder.icmp_signed("<", ir.Constant(I64, i), ni) for i in range(vec.lanes)]
+                masks = [builder.select(row_is, across, nothing) for row_is in there]
+                for j, x in enumerate(vec.transposed([vec.load(*pair) for pair in zip(rows, masks, strict=True)])):
+                    with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, j), nj)):
+                        vec.store(x, place(j), down)
+        return context.get_dummy_value()
+
+    return types.void(s, s_rs, d, table, ni, nj), codegen
 
 
 @intrinsic
@@ -341,6 +424,13 @@ def _move(typingctx: Any, pointer: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def _table(typingctx: Any, where: Any) -> Any:
+    """The table of integers at an address."""
+    kind = types.CPointer(types.intp)
+    return kind(types.intp), lambda context, builder, signature, args: builder.inttoptr(args[0], context.get_value_type(kind))
+
+
+@intrinsic
 def _itemsize(typingctx: Any, pointer: Any) -> Any:
     """Bytes of what a pointer points to."""
     size = pointer.dtype.bitwidth // 8
@@ -353,7 +443,7 @@ def _integer(typingctx: Any, pointer: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The two C functions
+# The C functions
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +454,26 @@ def _integer(typingctx: Any, pointer: Any) -> Any:
 def tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add):
     """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`: see `_tile`."""
     _tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add)
+
+
+def _window_signature(T: Any) -> Any:
+    elements, table = types.CPointer(T), types.CPointer(INT)
+    return VOID(INT, elements, table, table, elements, INT, elements, table, INT, INT, INT)
+
+
+@kernel(_window_signature, callback=True)
+def window_tile(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add):
+    """The same with A[i, k] at a + a_rows[i] + a_steps[k] and C[i] at c + c_rows[i]: see `_window_tile`."""
+    _window_tile(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add)
+
+
+@kernel(lambda T: VOID(types.CPointer(T), INT, types.CPointer(T), INT, INT, INT), callback=True)
+def scatter(s, s_rs, d, table, ni, nj):
+    """d[table[j] + i] = s[i, j] for i < ni, j < nj, a table of elements at an address: a transposition to places of choice."""
+    step, size = BITS // 8 // _itemsize(s), _itemsize(s)
+    for i in range(0, ni, step):
+        for j in range(0, nj, step):
+            _scatter(_move(s, i * s_rs + j * size), s_rs, _move(d, i * size), _table(table + 8 * j), ni - i, nj - j)
 
 
 @helper

@@ -19,8 +19,7 @@ infinity or NaN in a tile reaches all four of its outputs, also those whose wind
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -28,7 +27,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.convolution_tile import I64, Part, Vectors, call, entry, fields, part, product, zero
+from kernels.cpu.build import INT, VOID, kernel
+from kernels.cpu.convolution_loops import Offsets, entry, fields, panel_of, part, product, zero
+from kernels.cpu.simd import BYTES, I64, Vectors, call
 
 INPUT, OUTPUT, OUTPUT_GRAD, KERNEL, KERNEL_GRAD = range(5)
 SIDES = ((4, 4), (4, 2), (2, 4), (3, 4), (4, 3))  # of what each transform takes and gives
@@ -36,17 +37,17 @@ SIDES = ((4, 4), (4, 2), (2, 4), (3, 4), (4, 3))  # of what each transform takes
 
 def _line(v: Vectors, kind: int, x: list[Any]) -> list[Any]:
     """One dimension of a transform."""
-    add, sub = v.bd.fadd, v.bd.fsub
+    add, sub = v.builder.fadd, v.builder.fsub
 
     def halves(a: Any) -> Any:
-        return v.bd.fmul(a, ir.Constant(v.vector, [0.5] * v.lanes))
+        return v.builder.fmul(a, ir.Constant(v.type, [0.5] * v.lanes))
 
     if kind == INPUT:
         return [sub(x[0], x[2]), add(x[1], x[2]), sub(x[2], x[1]), sub(x[1], x[3])]
     if kind == OUTPUT:
         return [add(add(x[0], x[1]), x[2]), sub(sub(x[1], x[2]), x[3])]
     if kind == OUTPUT_GRAD:
-        return [x[0], add(x[0], x[1]), sub(x[0], x[1]), v.bd.fneg(x[1])]
+        return [x[0], add(x[0], x[1]), sub(x[0], x[1]), v.builder.fneg(x[1])]
     if kind == KERNEL:
         ends = add(x[0], x[2])
         return [x[0], halves(add(ends, x[1])), halves(sub(ends, x[1])), x[2]]
@@ -55,87 +56,85 @@ def _line(v: Vectors, kind: int, x: list[Any]) -> list[Any]:
 
 
 @intrinsic(prefer_literal=True)
-def _transform(typing, bits, lanes, kind, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n):
+def _transform(
+    typingctx: Any, kind: Any, src: Any, src_row: Any, src_step: Any, dst: Any, dst_row: Any, dst_step: Any, rows: Any,
+    columns: Any, n: Any,
+) -> Any:  # fmt: skip
     """dst = M src Mᵀ for a square of n-vectors with the given distances; results beyond rows × columns are not written"""
-    bits_, lanes_, kind_ = bits.literal_value, lanes.literal_value, kind.literal_value
-    taken, given = SIDES[kind_]
+    kind_ = kind.literal_value
+    taken, _ = SIDES[kind_]
 
-    def generate(context, bd, sig, args):
-        src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n = args[3:]
-        v = Vectors(bd, bits_, lanes_)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(builder, context.get_value_type(signature.args[1].dtype))
+        _, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n = args
+        src, dst = (builder.bitcast(x, BYTES) for x in (src, dst))
+        bytes_ = [builder.mul(x, I64(v.itemsize)) for x in (src_row, src_step, dst_row, dst_step)]
+        src_row, src_step, dst_row, dst_step = bytes_
 
-        def at(base, row, i, step, j, first):
-            return v.pointer(base, bd.add(first, bd.add(bd.mul(row, I64(i)), bd.mul(step, I64(j)))))
+        def at(base: Any, row: Any, i: int, step: Any, j: int, first: Any) -> Any:
+            return v.at(base, first, builder.mul(row, I64(i)), builder.mul(step, I64(j)))
 
-        def emit(first, mask):
-            x = [[v.load(at(src, src_row, i, src_step, j, first), 0, mask) for j in range(taken)] for i in range(taken)]
+        def emit(first: Any, mask: Any) -> None:
+            x = [[v.load(at(src, src_row, i, src_step, j, first), mask) for j in range(taken)] for i in range(taken)]
             half = list(zip(*(_line(v, kind_, row) for row in x), strict=True))  # half[j][i]
             for j, column in enumerate(half):
                 for i, y in enumerate(_line(v, kind_, list(column))):
                     if kind_ != OUTPUT or i + j == 0:
-                        v.store(y, at(dst, dst_row, i, dst_step, j, first), 0, mask)
+                        v.store(y, at(dst, dst_row, i, dst_step, j, first), mask)
                     else:
-                        with bd.if_then(bd.and_(bd.icmp_signed("<", I64(i), rows), bd.icmp_signed("<", I64(j), columns))):
-                            v.store(y, at(dst, dst_row, i, dst_step, j, first), 0, mask)
+                        inside = (builder.icmp_signed("<", I64(a), b) for a, b in ((i, rows), (j, columns)))
+                        with builder.if_then(builder.and_(*inside)):
+                            v.store(y, at(dst, dst_row, i, dst_step, j, first), mask)
 
-        whole = bd.sdiv(n, I64(lanes_))
-        with cgutils.for_range(bd, whole) as loop:
-            emit(bd.mul(loop.index, I64(lanes_)), None)
-        first = bd.mul(whole, I64(lanes_))
-        with bd.if_then(bd.icmp_signed("<", first, n)):
-            emit(first, v.below(bd.sub(n, first)))
+        whole = builder.sdiv(n, I64(v.lanes))
+        with cgutils.for_range(builder, whole) as loop:
+            emit(builder.mul(loop.index, I64(v.lanes * v.itemsize)), None)
+        first = builder.mul(whole, I64(v.lanes))
+        with builder.if_then(builder.icmp_signed("<", first, n)):
+            emit(builder.mul(first, I64(v.itemsize)), v.mask(builder.sub(n, first), 0))
         return context.get_dummy_value()
 
-    return types.void(bits, lanes, kind, *[types.int64] * 9), generate
+    return types.void(kind, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n), codegen
 
 
-class Transforms(NamedTuple):
-    """Addresses of the transforms, by name."""
-
-    input: int
-    output: int
-    output_grad: int
-    kernel: int
-    kernel_grad: int
-    keep: tuple[Part, ...]
-
-
-@lru_cache
-def transforms(bits: int, width: int) -> Transforms:
-    lanes = 8 * width // bits
-
-    def of(kind: int) -> Part:
-        @part(9)
-        def transform(src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n):
-            _transform(bits, lanes, kind, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
-
-        return transform
-
-    keep = tuple(of(kind) for kind in range(5))
-    return Transforms(*(f.address for f in keep), keep)
+@kernel(lambda T: VOID(INT, *[types.CPointer(T), INT, INT] * 2, INT, INT, INT), callback=True)
+def transform(kind, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n):
+    """One of the five: see `_transform`."""
+    if kind == 0:
+        _transform(0, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
+    elif kind == 1:
+        _transform(1, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
+    elif kind == 2:
+        _transform(2, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
+    elif kind == 3:
+        _transform(3, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
+    else:
+        _transform(4, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
 
 
-@part(3)
+@part
 def kernels(t, threads, job):
     """u[position, k, o] = G g[tap, k, o] Gᵀ;  or, of thread t's sums, g[tap, c, o] = Gᵀ u[position, c, o] G"""
-    transform, item, src, src_step, dst, dst_step, blocks, src_block, dst_block, side_in, side_out, n = fields(job, 12)
+    transform, kind, item, src, src_step, dst, dst_step, blocks, src_block, dst_block, side_in, side_out, n = fields(job, 13)
     for q in range(blocks):
         first, last = t * n // threads, (t + 1) * n // threads
         of, to = src + item * (q * src_block + first), dst + item * (q * dst_block + first)
-        call(transform, (of, side_in * src_step, src_step, to, side_out * dst_step, dst_step, side_out, side_out, last - first))
+        squares = (of, side_in * src_step, src_step, to, side_out * dst_step, dst_step, side_out, side_out)
+        call(transform, (kind, *squares, last - first))
 
 
-@part(3)
+@part
 def correlate(t, threads, job):
     """y = Aᵀ [Σ_c u ⊙ (Bᵀ d B)] A, for some tiles of a block of images at a time"""
     (
-        tile, transpose, item, lanes, panel, heights, into, out_of, x, u, y, images, channels, x_pixels, columns, rows_out,
+        tile, scatter, item, transform, x, u, y, images, channels, x_pixels, columns, rows_out,
         columns_out, block, elements, row, pixels, corners, batch, by_tile, by_tile_out, places, planes, own, own_bytes,
         image_threads,
-    ) = fields(job, 30)  # fmt: skip
+    ) = fields(job, 26)  # fmt: skip
     if t >= image_threads:
         return
-    panels, y_pixels = (columns + panel - 1) // panel, rows_out * columns_out
+    panel, y_pixels = panel_of(item), rows_out * columns_out
+    panels = (columns + panel - 1) // panel
     high, wide = (rows_out + 1) // 2, (columns_out + 1) // 2
     start, stop = t * images // image_threads, (t + 1) * images // image_threads
     blocks = (stop - start + block - 1) // block
@@ -149,17 +148,17 @@ def correlate(t, threads, job):
         n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
         for n in range(n0, n1):
             src = x + item * n * channels * x_pixels
-            call(transpose, (src, x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
+            call(scatter, (src, item * x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
         total = (n1 - n0) * high * wide
         batches = (total + batch - 1) // batch
         for c in range(batches):
             r0, r1 = c * total // batches, (c + 1) * total // batches
             for r in range(r0, r1):
                 src, dst = canvas + item * entry(corners, r), before + item * (r - r0) * channels
-                call(into, (src, row, channels, dst, 4 * before_step, before_step, 4, 4, channels))
+                call(transform, (INPUT, src, row, channels, dst, 4 * before_step, before_step, 4, 4, channels))
             for k in range(16):
                 product(
-                    tile, item, lanes, panel, heights, 1 << 40, 1024,
+                    tile, item, 1 << 40, 1024,
                     before + item * k * before_step, by_tile, r1 - r0, places, channels,
                     u + item * k * panels * channels * panel, channels * panel, panel,
                     after + item * k * after_step, by_tile_out, columns, 0, panels, 0,
@@ -168,22 +167,23 @@ def correlate(t, threads, job):
                 n, i, j = r // (high * wide), r // wide % high * 2, r % wide * 2
                 src, dst = after + item * (r - r0) * columns, result + item * ((n * rows_out + i) * columns_out + j) * columns
                 limits = (rows_out - i, columns_out - j, columns)
-                call(out_of, (src, 4 * after_step, after_step, dst, columns_out * columns, columns, *limits))
+                call(transform, (OUTPUT, src, 4 * after_step, after_step, dst, columns_out * columns, columns, *limits))
         for n in range(n0, n1):
             src, dst = result + item * (n - n0) * y_pixels * columns, y + item * n * columns * y_pixels
-            call(transpose, (src, columns, dst, planes, y_pixels, columns))
+            call(scatter, (src, item * columns, dst, planes, y_pixels, columns))
 
 
-@part(3)
+@part
 def weight(t, threads, job):
     """sums[t, position, c, o] = Σ over the thread's tiles of (Bᵀ d B)[position, c] (A ȳ Aᵀ)[position, o]"""
     (
-        tile, transpose, item, lanes, panel, heights, into, into_grad, x, dy, sums, images, channels, x_pixels, columns,
+        tile, scatter, item, transform, x, dy, sums, images, channels, x_pixels, columns,
         y_pixels, tiles, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch, by_tile,
         places, results, own, own_bytes, image_threads,
-    ) = fields(job, 33)  # fmt: skip
+    ) = fields(job, 29)  # fmt: skip
     if t >= image_threads:
         return
+    panel = panel_of(item)
     panels = (columns + panel - 1) // panel
     start, stop = t * images // image_threads, (t + 1) * images // image_threads
     blocks = (stop - start + block - 1) // block
@@ -198,21 +198,21 @@ def weight(t, threads, job):
         n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
         for n in range(n0, n1):
             src, dst = x + item * n * channels * x_pixels, canvas + item * (n - n0) * elements
-            call(transpose, (src, x_pixels, dst, pixels, channels, x_pixels))
+            call(scatter, (src, item * x_pixels, dst, pixels, channels, x_pixels))
             src, dst = dy + item * n * columns * y_pixels, y_canvas + item * (n - n0) * y_elements
-            call(transpose, (src, y_pixels, dst, y_places, columns, y_pixels))
+            call(scatter, (src, item * y_pixels, dst, y_places, columns, y_pixels))
         total = (n1 - n0) * tiles
         batches = (total + batch - 1) // batch
         for c in range(batches):
             r0, r1 = c * total // batches, (c + 1) * total // batches
             for r in range(r0, r1):
                 src, dst = canvas + item * entry(corners, r), left + item * (r - r0) * channels
-                call(into, (src, row, channels, dst, 4 * left_step, left_step, 4, 4, channels))
+                call(transform, (INPUT, src, row, channels, dst, 4 * left_step, left_step, 4, 4, channels))
                 src, dst = y_canvas + item * entry(y_corners, r), right + item * (r - r0) * columns
-                call(into_grad, (src, y_row, columns, dst, 4 * right_step, right_step, 4, 4, columns))
+                call(transform, (OUTPUT_GRAD, src, y_row, columns, dst, 4 * right_step, right_step, 4, 4, columns))
             for k in range(16):
                 product(
-                    tile, item, lanes, panel, heights, 1 << 40, batch,
+                    tile, item, 1 << 40, batch,
                     left + item * k * left_step, places, channels, by_tile, r1 - r0,
                     right + item * k * right_step, panel, columns, sums + item * (16 * t + k) * channels * columns, results,
                     columns, 0, panels, b + c,
@@ -224,9 +224,7 @@ def batch_size(channels: int, outputs: int, item: int) -> int:
     return max(16, min(96, 400_000 // (16 * item * (channels + outputs)))) // 6 * 6
 
 
-def tile_corners(canvas: Any, counts: tuple[int, int], padding: tuple[int, int], images: int) -> np.ndarray:
+def tile_corners(canvas: Any, counts: tuple[int, int], padding: tuple[int, int], images: int) -> Offsets:
     """Places of the first element of each 2×2 tile of outputs in the canvas, image by image."""
     corners = canvas.at(*(np.arange(0, n, 2) - p for n, p in zip(counts, padding, strict=True)))
-    places = np.add.outer(np.arange(images) * canvas.elements, corners).reshape(-1)
-    places.flags.writeable = False
-    return places
+    return Offsets(np.add.outer(np.arange(images) * canvas.elements, corners).reshape(-1))
