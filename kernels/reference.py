@@ -315,16 +315,43 @@ def _scores(q: Array, k: Array, causal: bool, mask: Array | None, scale: float) 
     return s
 
 
-def attention(
-    q: Array, k: Array, v: Array, *, causal: bool = False, mask: Array | None = None, scale: float | None = None
-) -> tuple[Array, Array]:
-    """O = softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
+def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
+    """Z ⊙ X, Z_ij = 1/(1 − p) with probability 1 − p, else 0.     (…, T, S)
 
-    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1). A row that may attend to nothing gives zeros, lse 0.
+    Word r of counter (z ⌈T/4⌉ + ⌊i/4⌋) S + j decides on element j of row i of head z, r = i mod 4: four rows share a counter.
+    """
+    if p >= 1:
+        return np.zeros(x.shape, x.dtype)
+    *lead, rows, columns = x.shape
+    quads = -(-rows // 4)
+    words = philox(np.arange(math.prod(lead) * quads * columns), seed=seed, stream=stream)
+    words = words.reshape(4, *lead, quads, columns)
+    words = np.moveaxis(words, 0, -2).reshape(*lead, 4 * quads, columns)[..., :rows, :]
+    return np.where(words >= round(p * 2**32), x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype, copy=False)
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    mask: Array | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
+) -> tuple[Array, Array]:
+    """O = Z ⊙ softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
+
+    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1). A row that may attend to nothing gives zeros, lse 0. Z is that of
+    `attention_dropout`, 1 without dropout.
     """
     p = _scores(q, k, causal, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     p, total, m = _exp_rows(p, p.ndim - 1)
     total = np.where(total == 0, 1, total)
+    if dropout_p:
+        p = attention_dropout(p, p=dropout_p, seed=seed, stream=stream)
     out = matmul(p, v)
     out /= total
     return out, m + np.log(total)
@@ -342,21 +369,41 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
+    into: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """With P = e^{S − lse}:  V̄ = Pᵀ Ō,  S̄ = P ⊙ (Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for"""
+    """With P = e^{S − lse}:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
+
+    `into`: where to write Q̄, K̄, V̄.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    noise = {"p": dropout_p, "seed": seed, "stream": stream}
     p = _scores(q, k, causal, mask, scale)
     p -= lse
     np.exp(p, out=p)
-    dv = matmul(np.swapaxes(p, -1, -2), dout)
+    dv = matmul(np.swapaxes(attention_dropout(p, **noise) if dropout_p else p, -1, -2), dout)
     ds = matmul(dout, np.swapaxes(v, -1, -2))
+    if dropout_p:
+        ds = attention_dropout(ds, **noise)
     ds -= np.sum(dout * out, axis=-1, keepdims=True)
     ds *= p
     dq = matmul(ds, k)
     dq *= scale
     dk = matmul(np.swapaxes(ds, -1, -2), q)
     dk *= scale
+    if into is not None:
+        for given, grad in zip(into, (dq, dk, dv), strict=True):
+            given[...] = _summed_to(grad, given.shape)
+        dq, dk, dv = into
     return dq, dk, dv, ds if mask_grad else None
+
+
+def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """x, summed over the leading dimensions that an array of this shape was repeated along."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    return x.sum(axis=tuple([i for i, n in enumerate(shape) if n != x.shape[i]]), keepdims=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def matmul_cases(letter, normal):
 
 
 def attention_cases(letter, normal):
+    def passes(q, k, v, options):
+        out, lse = reference.attention(q, k, v, **options)
+        yield "attention", (q, k, v), options
+        yield "attention_backward", (normal(*out.shape), q, k, v, out, lse), options
+
     def heads(*shape):  # as a model has them: the dimension of the heads inside that of the places
         return np.moveaxis(normal(*shape[:-3], shape[-2], shape[-3], shape[-1] + 2), -3, -2)[..., :-2]
 
@@ -123,9 +128,24 @@ def attention_cases(letter, normal):
             make = heads if len(q_lead) == 2 and len(k_lead) == 2 else normal
             q, k, v = make(*q_lead, t, d), make(*k_lead, s, d), make(*k_lead, s, e)
             options = {"causal": causal, "mask": mask}
-            yield "attention", (q, k, v), options
-            out, lse = reference.attention(q, k, v, **options)
-            yield "attention_backward", (normal(*lead, t, e), q, k, v, out, lse), options
+            yield from passes(q, k, v, options)
+    # few heads of many keys: threads share a head; cuts fall amid keys and queries; a scale that is not positive
+    for q_lead, k_lead, t, s, d, e in [
+        ((1,), (1,), 300, 1100, 16, 16), ((3,), (3,), 700, 600, 8, 12), ((2, 3), (2, 1), 290, 330, 5, 64), ((1, 1), (1, 1), 1200, 300, 16, 32)
+    ]:  # fmt: skip
+        for causal, scale, dropout_p in ((False, None, 0.0), (True, None, 0.3), (True, -0.5, 0.0), (False, 0.0, 0.5)):
+            options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "seed": 12345678901, "stream": 7}
+            yield from passes(normal(*q_lead, t, d), normal(*k_lead, s, d), normal(*k_lead, s, e), options)
+    for t, s, d, e, dropout_p in ((1, 1, 1, 1, 0.5), (3, 70, 16, 8, 0.3), (66, 67, 32, 32, 0.3), (66, 67, 32, 32, 1.0)):
+        q, k, v = heads(2, 3, t, d), heads(2, 3, s, d), heads(2, 3, s, e)
+        for mask in (None, normal(2, 1, t, s), np.where(normal(2, 1, 1, s) < -0.5, -np.inf, 0).astype(letter)):
+            yield from passes(q, k, v, {"mask": mask, "dropout_p": dropout_p, "seed": 3})
+    # Q, K, V in one buffer, (B, T, 3, H, D), and their gradients into another
+    q, k, v = np.moveaxis(normal(2, 70, 3, 4, 32), (2, 3), (0, 2))
+    yield from passes(q, k, v, {"causal": True})
+    out, lse = reference.attention(q, k, v)
+    for into in (np.moveaxis(normal(2, 70, 3, 4, 32), (2, 3), (0, 2)), normal(3, 2, 4, 70, 64)[..., ::2]):
+        yield "attention_backward", (normal(*q.shape), q, k, v, out, lse), {"into": list(into)}
 
 
 def rows_cases(letter, normal):
@@ -266,7 +286,7 @@ def check(module, door, arguments, options, tolerance):
             module.np = GuardedNumPy()
             module.scratch = lambda letter, n: guarded(n, letter)
         inputs = [each(place, x) for x in arguments]
-        given = {k: place(v) for k, v in options.items()}
+        given = {k: each(place, v) for k, v in options.items()}
         try:
             got = getattr(module, door)(*inputs, **given)
         finally:

@@ -9,11 +9,18 @@ and in the end O / ℓ, with lse = m + log ℓ. Backward, P = e^{S − lse} is m
 
     V̄ += Pᵀ Ō,    S̄ = P ⊙ (Ō Vᵀ − Δ),    Q̄ += τ S̄ K,    K̄ += τ S̄ᵀ Q
 
-Memory is linear in the lengths: K and V are copied once into panels for the register tile, and one block of S is kept for
-each thread. With causal attention, tiles above the diagonal are left out of all five products, the staircase being as
-fine as the tile. Heads are read where they lie, by tables of offsets (see `matmul`); queries that share a key head are
-taken by one thread, one after the other, which adds up their K̄ and V̄ without a race. A row that may attend to nothing gives
-zeros, lse 0: its m is taken as 0, and its exponentials are 0.
+Dropout multiplies P by Z, 0 or 1/(1 − p), where it meets V (ℓ is of P itself): O += (P ⊙ Z) V, V̄ += (P ⊙ Z)ᵀ Ō,
+S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Δ). Z is made again from its counters (see `reference.attention_dropout`), never kept.
+
+Memory is linear in the lengths: what the register tile needs as panels is copied into them, where it does not lie like that
+already, and one block of S is kept for each thread. With causal attention, tiles above the diagonal are left out of all
+products, the staircase being as fine as the tile. Heads are read and written where they lie, by tables of offsets (see
+`matmul`). Rows are worked on in whole groups of vectors: past what a query may see, S is −∞, and P 0.
+
+Threads share the work in equal parts, cut between blocks of queries forward, between keys backward, also within a head. A
+thread that begins amid the keys of a head adds up its Q̄ apart; these are added in the end, in the order of the threads. Query
+heads that share a key head are taken one after the other, so that K̄ and V̄ are added up without a race. A row that may attend
+to nothing gives zeros, lse 0: its m is taken as 0, and its exponentials are 0.
 """
 
 from __future__ import annotations
@@ -25,87 +32,155 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, sums
+from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
 from kernels.cpu.functions import exp, maximum
-from kernels.cpu.matmul import offsets, tools
+from kernels.cpu.matmul import into_panels, offsets, tools
 from kernels.cpu.memory import scratch
-from kernels.cpu.rows import plain
+from kernels.cpu.rows import philox, plain
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
 
-USE = numba.types.UniTuple(INT, 7)  # the tools of `matmul`, `product`, and `forward_block` or `backward_head`
 QUERIES, KEYS = 128, 512  # a block of S
 PITCH = KEYS + 16  # its row length in memory: no power of two, so that rows do not fall on the same cache lines
 FAR = 1 << 40  # no diagonal
 FEW = 4  # queries at which K and V are read once, so that copying them does not pay
+LINE = VECTORS * (BITS // 8)  # bytes of a row of a panel
+GROUP = 4  # vectors that a loop over a row takes at a time
+
+MATRIX = numba.types.UniTuple(INT, 3)  # address, bytes from row to row, from column to column; of panels: to panel, to row
+TOOLS = numba.types.UniTuple(INT, 5)  # those of `matmul`
+LENGTHS = numba.types.UniTuple(INT, 4)  # T, S, D, E
+U64 = numba.uint64
+NOISE = numba.types.UniTuple(U64, 4)  # of dropout: threshold (0: none), key, key, stream
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matrices in memory
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: VOID(*[INT] * 16), callback=True)
-def product(tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size):
+@helper
+def itemsize(like):
+    return view(0, 1, like).itemsize
+
+
+@helper
+def number(x, like):
+    """x in the type of `like`"""
+    return view(0, 1, like).dtype.type(x)
+
+
+@helper
+def matrix(at, to_row, to_column):
+    return numba.intp(at), numba.intp(to_row), numba.intp(to_column)
+
+
+@helper
+def head(x, offset):
+    """The matrix that lies so many bytes after the first one of an array"""
+    return matrix(address(x) + offset, x.strides[0], x.strides[1])
+
+
+@helper
+def below(x, i):
+    """The matrix from row i on"""
+    return matrix(x[0] + i * x[1], x[1], x[2])
+
+
+@helper
+def panels(use, x, rows, columns, room, zero):
+    """X as the right factor of `product`: where it lies, if in whole vectors at a good distance, or copied to `room`."""
+    size = itemsize(zero)
+    if x[2] == size and columns * size % (BITS // 8) == 0 and x[1] % 4096 != 0:
+        return matrix(x[0], LINE, x[1])
+    width = LINE // size
+    into_panels(use, x[0], x[1], x[2], rows, columns, 0, (columns + width - 1) // width, room, size)
+    return matrix(room, rows * LINE, LINE)
+
+
+@helper
+def panels_below(x, i):
+    """The panels from row i on"""
+    return matrix(x[0] + i * x[2], x[1], x[2])
+
+
+@helper
+def panels_beyond(x, j, zero):
+    """The panels from column j on, a multiple of their width"""
+    return matrix(x[0] + j * itemsize(zero) // LINE * x[1], x[1], x[2])
+
+
+@helper
+def product(tiler, a, b, c, m, n, k, add, columns, terms, zero):
     """C (+)= A B, B in panels; a tile of rows that ends at e needs only the first columns + e columns and terms + e terms."""
-    width = VECTORS * (BITS // 8) // size
+    size = itemsize(zero)
+    width = LINE // size
     tiles = (m + HEIGHT - 1) // HEIGHT
     for j in range(0, n, width):
-        panel = b + j // width * b_ps
-        for p in range(tiles):
-            i, e = p * m // tiles, (p + 1) * m // tiles
+        panel = b[0] + j // width * b[1]
+        for t in range(tiles):
+            i, e = t * m // tiles, (t + 1) * m // tiles
             w = min(width, n - j, columns + e - j)
             if w > 0:
-                at_c = c + i * c_rs + j * size
-                call(tiler, (min(k, terms + e), a + i * a_rs, a_rs, a_cs, panel, b_rs, at_c, c_rs, e - i, w, add))
+                at_c = c[0] + i * c[1] + j * size
+                call(tiler, (min(k, terms + e), a[0] + i * a[1], a[1], a[2], panel, b[2], at_c, c[1], e - i, w, add))
 
 
-@helper
-def _product(by, tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size):
-    """Call `product`."""
-    call(by, (tiler, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, columns, terms, size))
-
-
-@helper
-def _into_panels(paneler, packer, x, rs, cs, rows, n, out, size):
-    """All panels of an array of `rows` × n, one after the other."""
-    width = VECTORS * (BITS // 8) // size
-    call(paneler, (packer, x, rs, cs, rows, n, 0, (n + width - 1) // width, out, size))
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows of S
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @sums
-def _scores(p, mask, mask_cs, scale):
-    """p ← τ p + M, and its maximum; mask: address of the row, or 0"""
-    T = p.dtype.type
-    m = T(-np.inf)
-    if mask == 0:
-        for j in range(np.uintp(p.size)):
-            p[j] *= scale
-            m = maximum(m, p[j])
-    elif mask_cs == 0:
-        shift = view(mask, 1, T(0))[0]
-        for j in range(np.uintp(p.size)):
-            p[j] = p[j] * scale + shift
-            m = maximum(m, p[j])
-    else:
-        step = np.uintp(mask_cs // p.itemsize)
-        shifts = view(mask, p.size * mask_cs // p.itemsize, T(0))
-        if step == np.uintp(1):
-            for j in range(np.uintp(p.size)):
-                p[j] = p[j] * scale + shifts[j]
-                m = maximum(m, p[j])
-        else:
-            for j in range(np.uintp(p.size)):
-                p[j] = p[j] * scale + shifts[j * step]
-                m = maximum(m, p[j])
-    return m
+def _largest(s, scale):
+    """max_j τ s_j"""
+    top = s.dtype.type(-np.inf)
+    for j in range(np.uintp(s.size)):
+        top = maximum(top, s[j] * scale)
+    return top
 
 
 @sums
-def _exponentials(p, shift):
-    """p ← e^{p − shift}, and its sum"""
-    total = p.dtype.type(0)
-    for j in range(np.uintp(p.size)):
-        p[j] = exp(p[j] - shift)
-        total += p[j]
+def _exp(x):
+    """eˣ; 0 below the least normal number: arithmetic on subnormal ones is slow"""
+    low = number(-87 if itemsize(x) == 4 else -708, x)
+    y = exp(low if x < low else x)
+    return number(0, x) if x < low else y
+
+
+@sums
+def _exponentials(s, scale, shift):
+    """p = e^{τ s − shift} in the place of s, and its sum"""
+    total = s.dtype.type(0)
+    for j in range(np.uintp(s.size)):
+        s[j] = _exp(s[j] * scale - shift)
+        total += s[j]
     return total
+
+
+@sums
+def _slopes(s, dp, scale, lse, delta, factor):
+    """p = e^{τ s − lse} in the place of s, and factor · s̄ = factor · p (p̄ − Δ) in that of p̄"""
+    for j in range(np.uintp(s.size)):
+        p = _exp(s[j] * scale - lse)
+        dp[j] = p * (dp[j] - delta) * factor
+        s[j] = p
+
+
+@sums
+def _slopes_kept(s, dp, z, scale, lse, delta, factor):
+    """The same with dropout: p z in the place of s, and factor · p (z p̄ − Δ) in that of p̄"""
+    for j in range(np.uintp(s.size)):
+        p = _exp(s[j] * scale - lse)
+        dp[j] = p * (z[j] * dp[j] - delta) * factor
+        s[j] = p * z[j]
+
+
+@sums
+def _multiply(x, y):
+    for j in range(np.uintp(x.size)):
+        x[j] *= y[j]
 
 
 @sums
@@ -123,10 +198,9 @@ def _dot(x, y):
 
 
 @sums
-def _slopes(p, dp, delta, scale):
-    """dp ← τ p (dp − Δ)"""
-    for j in range(np.uintp(p.size)):
-        dp[j] = p[j] * (dp[j] - delta) * scale
+def _add(out, x):
+    for j in range(np.uintp(x.size)):
+        out[j] += x[j]
 
 
 @sums
@@ -136,277 +210,326 @@ def _add_scaled(out, x, factor):
 
 
 @helper
-def _clear(x):
+def _fill(x, value):
     for j in range(np.uintp(x.size)):
-        x[j] = x.dtype.type(0)
+        x[j] = value
 
 
-def _forward_signature(T: Any) -> Any:
-    table = TABLE
-    return VOID(
-        USE, given(T, 2), given(T, 2), given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C"), table, table, table,
-        table, table, INT, T, result(T, 1, "C"), INT,
-    )  # fmt: skip
+@sums
+def _masked(s, scale, mask, to_column):
+    """s ← τ s + M; mask: address of the row of M, or 0"""
+    zero = s.dtype.type(0)
+    step = np.uintp(to_column // s.itemsize)
+    if mask == 0:
+        _scale(s, scale)
+    elif step == np.uintp(0):
+        shift = view(mask, 1, zero)[0]
+        for j in range(np.uintp(s.size)):
+            s[j] = s[j] * scale + shift
+    elif step == np.uintp(1):
+        shifts = view(mask, s.size, zero)
+        for j in range(np.uintp(s.size)):
+            s[j] = s[j] * scale + shifts[j]
+    else:
+        shifts = view(mask, s.size * to_column // s.itemsize, zero)
+        for j in range(np.uintp(s.size)):
+            s[j] = s[j] * scale + shifts[j * step]
 
 
-@kernel(lambda T: VOID(*[INT] * 20, T), callback=True)
-def forward_block(
-    by, tiler, q, q_rs, q_cs, panels_k, panels_v, o, o_rs, mask, m_rs, m_cs, lse_at, room, i0, m, S, D, E, causal, scale
-):  # fmt: skip
-    """One block of queries against all keys: rows i0 to i0 + m of the output."""
-    dtype, size = view(room, 1, scale).dtype.type, view(room, 1, scale).itemsize
-    one, zero = dtype(1), dtype(0)
-    lse = view(lse_at, i0 + m, zero)
-    width = VECTORS * (BITS // 8) // size
-    pitch = PITCH * size
-    peak, total = view(room + QUERIES * pitch, m, zero), view(room + QUERIES * pitch + QUERIES * size, m, zero)
+@helper
+def _row(at, seen, n, mask, to_column, scale, zero):
+    """(a row of S, the factor that its scores still lack): M added, −∞ past what is seen, up to whole groups of vectors.
+
+    The tiles of `product` reach up to HEIGHT columns past what a query sees: they must find zeros there.
+    """
+    one, group = number(1, zero), GROUP * (BITS // 8) // itemsize(zero)
+    seen = max(min(n, seen), 0)
+    whole = (min(n, seen + HEIGHT) + group - 1) // group * group
+    if mask != 0 or not scale > zero:
+        _masked(view(at, seen, zero), scale, mask, to_column)
+        scale = one
+    _fill(view(at + seen * itemsize(zero), whole - seen, zero), -one / zero)
+    return view(at, whole, zero), scale
+
+
+@sums
+def _keep(z, n, counter, noise, kept):
+    """Z of four rows PITCH apart: `kept` with probability 1 − p, else 0; word r of a counter decides on row r."""
+    zero = z.dtype.type(0)
+    z0, z1, z2, z3 = z[:n], z[PITCH:], z[2 * PITCH :], z[3 * PITCH :]
+    for j in range(np.uintp(n)):
+        r0, r1, r2, r3 = philox(counter + j, noise[3], noise[1], noise[2])
+        z0[j] = kept if r0 >= noise[0] else zero
+        z1[j] = kept if r1 >= noise[0] else zero
+        z2[j] = kept if r2 >= noise[0] else zero
+        z3[j] = kept if r3 >= noise[0] else zero
+
+
+@helper
+def _noise_row(room, i, z, i0, j0, n, lengths, noise, kept, zero):
+    """Z of row i0 + i of head z, from column j0 on; made for four rows at a time."""
+    group = GROUP * (BITS // 8) // itemsize(zero)
+    whole = (n + group - 1) // group * group
+    if i % 4 == 0:
+        quads = (lengths[0] + 3) // 4
+        counter = np.uintp((z * quads + (i0 + i) // 4) * lengths[1] + j0)
+        _keep(view(room, 4 * PITCH, zero), whole, counter, noise, kept)
+    return view(room + i % 4 * PITCH * itemsize(zero), whole, zero)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forward
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel(lambda T: VOID(INT, *[MATRIX] * 5, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
+def forward_block(tiler, q, kt, v, o, mask, lse_at, z, i0, m, room, lengths, causal, scale, noise, kept):
+    """Queries i0 to i0 + m of head z: their rows of O and lse."""
+    zero, one = number(0, scale), number(1, scale)
+    _, S, D, E = lengths
+    size = itemsize(zero)
+    lse, q, o = view(lse_at + i0 * size, m, zero), below(q, i0), below(o, i0)
+    p = matrix(room, PITCH * size, size)
+    peak, total = view(room + QUERIES * p[1], m, zero), view(room + QUERIES * (p[1] + size), m, zero)
+    at_noise = room + QUERIES * (p[1] + 2 * size)
     limit = min(S, i0 + m) if causal else S
     for k0 in range(0, limit, KEYS):
         n = min(KEYS, limit - k0)
         diagonal = i0 - k0 if causal else FAR
-        _product(
-            by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_k + k0 * D * size, width * D * size, width * size, room,
-            pitch, m, n, D, 0,
-            diagonal, FAR, size,
-        )  # fmt: skip
+        product(tiler, q, panels_beyond(kt, k0, zero), p, m, n, D, 0, diagonal, FAR, zero)  # S = Q Kᵀ     (m, n)
         for i in range(m):
-            seen = max(min(n, diagonal + i + 1), 0)
-            row = view(room + i * pitch, seen, zero)
-            at = mask + (i0 + i) * m_rs + k0 * m_cs if mask else 0
-            top = _scores(row, at, m_cs, scale)
+            at_mask = mask[0] + (i0 + i) * mask[1] + k0 * mask[2] if mask[0] else 0
+            s, factor = _row(p[0] + i * p[1], diagonal + i + 1, n, at_mask, mask[2], scale, zero)
+            top = _largest(s, factor)
             if k0 > 0:
                 top = maximum(top, peak[i])
             shift = zero if top == -np.inf else top
-            s = _exponentials(row, shift)
+            ell = _exponentials(s, factor, shift)
             if k0 > 0:
                 again = exp(peak[i] - shift)
                 if again != one:
-                    _scale(view(o + (i0 + i) * o_rs, E, zero), again)
-                s += total[i] * again
-            peak[i], total[i] = top, s
-            if seen < n:
-                _clear(view(room + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
-        _product(
-            by, tiler, room, pitch, size, panels_v + k0 * width * size, S * width * size, width * size, o + i0 * o_rs,
-            o_rs, m, E, n,
-            1 if k0 > 0 else 0, FAR, diagonal, size,
-        )  # fmt: skip
+                    _scale(view(o[0] + i * o[1], E, zero), again)
+                ell += total[i] * again
+            peak[i], total[i] = top, ell
+            if noise[0]:
+                _multiply(s, _noise_row(at_noise, i, z, i0, k0, n, lengths, noise, kept, zero))
+        product(tiler, p, panels_below(v, k0), o, m, E, n, 1 if k0 > 0 else 0, FAR, diagonal, zero)  # O += P V     (m, E)
     for i in range(m):
         nothing = total[i] == zero
-        _scale(view(o + (i0 + i) * o_rs, E, zero), one if nothing else one / total[i])
-        lse[i0 + i] = zero if nothing else peak[i] + np.log(total[i])
+        _scale(view(o[0] + i * o[1], E, zero), one if nothing else one / total[i])
+        lse[i] = zero if nothing else peak[i] + np.log(total[i])
+
+
+TABLES = numba.types.Array(INT, 2, "C", readonly=True)
+
+
+def _forward_signature(T: Any) -> Any:
+    outputs = result(T, 2), result(T, 1, "C")
+    return VOID(TOOLS, INT, *[given(T, 2)] * 4, *outputs, TABLES, TABLES, INT, T, NOISE, T, result(T, 1, "C"))
 
 
 @kernel(_forward_signature, parallel=True)
-def forward(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
-    """Threads share the blocks of queries of all heads, end to end; each copies the keys and values it comes to."""
-    size = q.itemsize
-    T, D = q.shape
-    S, E = v.shape
-    width = VECTORS * (BITS // 8) // size
-    wide_s, wide_e = (S + width - 1) // width * width, (E + width - 1) // width * width
-    m_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
-    m_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
-    blocks = (T + QUERIES - 1) // QUERIES
-    part = room.size // nt * size
+def forward(use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room):
+    """Thread t takes the queries of all heads, end to end, from (head, query) cuts[t] to cuts[t + 1]."""
+    nt = cuts.shape[0] - 1
+    part = room.size // nt * room.itemsize
     for t in numba.prange(nt):
-        panels_k = address(room) + t * part
-        panels_v = panels_k + wide_s * D * size
-        place = panels_v + wide_e * S * size
-        packed = -1
-        for unit in range(t * zo.size * blocks // nt, (t + 1) * zo.size * blocks // nt):
-            z = unit // blocks
-            if packed < 0 or zk[z] != zk[packed] or zv[z] != zv[packed]:
-                _into_panels(use[2], use[1], address(k) + zk[z], k.strides[1], k.strides[0], D, S, panels_k, size)
-                _into_panels(use[2], use[1], address(v) + zv[z], v.strides[0], v.strides[1], S, E, panels_v, size)
+        zero = number(0, scale)
+        size = itemsize(zero)
+        width = LINE // size
+        T, D = q.shape
+        S, E = v.shape
+        mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
+        mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
+        at_kt = address(room) + t * part
+        at_v = at_kt + (S + width - 1) // width * width * D * size
+        place = at_v + (E + width - 1) // width * width * S * size
+        kt, values, packed = matrix(0, 0, 0), matrix(0, 0, 0), -1
+        z, i0 = cuts[t, 0], cuts[t, 1]
+        while z < cuts[t + 1, 0] or (z == cuts[t + 1, 0] and i0 < cuts[t + 1, 1]):
+            if packed < 0 or heads[1, z] != heads[1, packed] or heads[2, z] != heads[2, packed]:
+                keys = head(k, heads[1, z])
+                kt = panels(use, matrix(keys[0], keys[2], keys[1]), D, S, at_kt, zero)  # of Kᵀ     (D, S)
+                values = panels(use, head(v, heads[2, z]), S, E, at_v, zero)
                 packed = z
-            i0 = (unit - z * blocks) * QUERIES
-            at_mask = address(mask) + zm[z] if mask.size else 0
-            job = (
-                use[5], use[0], address(q) + zq[z], q.strides[0], q.strides[1], panels_k, panels_v, address(out) + zo[z],
-                out.strides[0], at_mask, m_rs, m_cs, address(lse) + z * T * size, place, i0, min(QUERIES, T - i0), S,
-                D, E, causal,
-                scale,
-            )  # fmt: skip
-            call(use[6], job)
+            masks = matrix(address(mask) + heads[3, z] if mask.size else 0, mask_rs, mask_cs)
+            end = T if z < cuts[t + 1, 0] else cuts[t + 1, 1]
+            for i in range(i0, end, QUERIES):
+                job = (use[0], head(q, heads[0, z]), kt, values, head(out, heads[4, z]), masks)
+                numbers = (address(lse) + z * T * size, z, i, min(QUERIES, end - i), place, (T, S, D, E), causal)
+                call(block, (*job, *numbers, scale, noise, kept))
+            z, i0 = z + 1, 0
 
 
-@kernel(_forward_signature, parallel=True)
-def decode(use, q, k, v, mask, out, lse, zq, zk, zv, zo, zm, causal, scale, room, nt):
+def _decode_signature(T: Any) -> Any:
+    return VOID(*[given(T, 2)] * 4, result(T, 2), result(T, 1, "C"), TABLES, INT, T, result(T, 1, "C"), INT)
+
+
+@kernel(_decode_signature, parallel=True)
+def decode(q, k, v, mask, out, lse, heads, causal, scale, room, nt):
     """A few queries a head, with rows of q, k, v contiguous: each key and value is read once, nothing is copied."""
     T, D = q.shape
     S, E = v.shape
-    m_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
-    m_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
+    mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
+    mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
     for t in numba.prange(nt):
-        zero = q.dtype.type(0)
+        zero, one = number(0, scale), number(1, scale)
         p = room[t * S : t * S + S]
-        for z in range(t * zo.size // nt, (t + 1) * zo.size // nt):
+        for z in range(t * heads.shape[1] // nt, (t + 1) * heads.shape[1] // nt):
+            keys, values = head(k, heads[1, z]), head(v, heads[2, z])
             for i in range(T):
                 n = min(S, i + 1) if causal else S
-                query = view(address(q) + zq[z] + i * q.strides[0], D, zero)
-                o = view(address(out) + zo[z] + i * out.strides[0], E, zero)
+                query = view(address(q) + heads[0, z] + i * q.strides[0], D, zero)
+                o = view(address(out) + heads[4, z] + i * out.strides[0], E, zero)
                 for j in range(n):
-                    p[j] = _dot(query, view(address(k) + zk[z] + j * k.strides[0], D, zero))
-                top = _scores(p[:n], address(mask) + zm[z] + i * m_rs if mask.size else 0, m_cs, scale)
+                    p[j] = _dot(query, view(keys[0] + j * keys[1], D, zero))
+                _masked(p[:n], scale, address(mask) + heads[3, z] + i * mask_rs if mask.size else 0, mask_cs)
+                top = _largest(p[:n], one)
                 shift = zero if top == -np.inf else top
-                total = _exponentials(p[:n], shift)
-                _clear(o)
+                total = _exponentials(p[:n], one, shift)
+                _fill(o, zero)
                 for j in range(n):
-                    _add_scaled(o, view(address(v) + zv[z] + j * v.strides[0], E, zero), p[j])
+                    _add_scaled(o, view(values[0] + j * values[1], E, zero), p[j])
                 nothing = total == zero
-                _scale(o, zero + 1 if nothing else 1 / total)
+                _scale(o, one if nothing else one / total)
                 lse[z * T + i] = zero if nothing else top + np.log(total)
 
 
-def _backward_signature(T: Any) -> Any:
-    grads = [result(T, 2)] * 3
-    return VOID(
-        USE, *[given(T, 2)] * 6, given(T, 1), *grads, *[TABLE] * 11, INT, T, result(T, 1, "C"), INT
-    )  # fmt: skip
+# ---------------------------------------------------------------------------------------------------------------------
+# Backward
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: VOID(*[INT] * 32, T), callback=True)
+@helper
+def _row_dots(x, y, i0, m, n, delta, zero):
+    """Δ_i = Σ_j x_ij y_ij for rows i0 to i0 + m"""
+    size = itemsize(zero)
+    for i in range(m):
+        at_x, at_y = x[0] + (i0 + i) * x[1], y[0] + (i0 + i) * y[1]
+        if x[2] == size and y[2] == size:
+            delta[i] = _dot(view(at_x, n, zero), view(at_y, n, zero))
+        else:
+            delta[i] = zero
+            for j in range(n):
+                delta[i] += load(at_x + j * x[2], zero) * load(at_y + j * y[2], zero)
+
+
+@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 10, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
 def backward_head(
-    by, tiler, paneler, packer, q, q_rs, q_cs, out, o_rs, o_cs, do, do_rs, do_cs, mask, m_rs, m_cs, lse_at, dq, dq_rs,
-    dk, dk_rs, dv, dv_rs,
-    panels_kt, panels_vt, panels_k, room, T, S, D, E, causal, scale,
+    use, q, out, dout, mask, dq, kt, vt, k, dk, dv, lse_at, z, j0, keys, room, lengths, causal, scale, noise, kept
 ):  # fmt: skip
-    """One query head: its Q̄, and what it adds to the K̄ and V̄ of its key head."""
-    zero, size = view(room, 1, scale).dtype.type(0), view(room, 1, scale).itemsize
-    lse = view(lse_at, T, zero)
-    width = VECTORS * (BITS // 8) // size
-    pitch, line = PITCH * size, width * size
-    wide_d, wide_e = (D + width - 1) // width * width, (E + width - 1) // width * width
-    p, ds = room, room + QUERIES * pitch
-    panels_q = ds + QUERIES * pitch
-    panels_do = panels_q + QUERIES * wide_d * size
-    delta = view(panels_do + QUERIES * wide_e * size, QUERIES, zero)
+    """Query head z and `keys` of its keys, from j0 on, where kt, vt, k, dk, dv and the mask begin: what it adds to Q̄, K̄, V̄."""
+    zero = number(0, scale)
+    T, S, D, E = lengths
+    size = itemsize(zero)
+    wide_d, wide_e = (D * size + LINE - 1) // LINE * LINE, (E * size + LINE - 1) // LINE * LINE
+    lse, tiler = view(lse_at, T, zero), use[0]
+    p = matrix(room, PITCH * size, size)
+    ds = matrix(p[0] + QUERIES * p[1], p[1], size)
+    at_q = ds[0] + QUERIES * p[1]
+    at_do = at_q + QUERIES * wide_d
+    delta = view(at_do + QUERIES * wide_e, QUERIES, zero)
+    at_noise = at_do + QUERIES * (wide_e + size)
     for i0 in range(0, T, QUERIES):
         m = min(QUERIES, T - i0)
-        _into_panels(paneler, packer, q + i0 * q_rs, q_rs, q_cs, m, D, panels_q, size)
-        _into_panels(paneler, packer, do + i0 * do_rs, do_rs, do_cs, m, E, panels_do, size)
-        for i in range(m):
-            x, y = out + (i0 + i) * o_rs, do + (i0 + i) * do_rs
-            delta[i] = zero
-            if o_cs == size and do_cs == size:
-                delta[i] = _dot(view(x, E, zero), view(y, E, zero))
-            else:
-                for j in range(E):
-                    delta[i] += load(x + j * o_cs, zero) * load(y + j * do_cs, zero)
-        limit = min(S, i0 + m) if causal else S
+        limit = min(keys, i0 + m - j0) if causal else keys
+        if limit <= 0:
+            continue
+        q_i, do_i, dq_i = below(q, i0), below(dout, i0), below(dq, i0)
+        q_panels, do_panels = panels(use, q_i, m, D, at_q, zero), panels(use, do_i, m, E, at_do, zero)
+        _row_dots(out, dout, i0, m, E, delta, zero)  # Δ
         for k0 in range(0, limit, KEYS):
             n = min(KEYS, limit - k0)
-            diagonal = i0 - k0 if causal else FAR
-            _product(
-                by, tiler, q + i0 * q_rs, q_rs, q_cs, panels_kt + k0 * D * size, line * D, line, p, pitch, m, n, D, 0,
-                diagonal, FAR,
-                size,
-            )  # fmt: skip
-            _product(
-                by, tiler, do + i0 * do_rs, do_rs, do_cs, panels_vt + k0 * E * size, line * E, line, ds, pitch, m, n,
-                E, 0, diagonal,
-                FAR, size,
-            )  # fmt: skip
+            diagonal = i0 - j0 - k0 if causal else FAR
+            product(tiler, q_i, panels_beyond(kt, k0, zero), p, m, n, D, 0, diagonal, FAR, zero)  # S = Q Kᵀ     (m, n)
+            product(tiler, do_i, panels_beyond(vt, k0, zero), ds, m, n, E, 0, diagonal, FAR, zero)  # P̄ = Ō Vᵀ     (m, n)
             for i in range(m):
+                at_mask = mask[0] + (i0 + i) * mask[1] + k0 * mask[2] if mask[0] else 0
+                s, factor = _row(p[0] + i * p[1], diagonal + i + 1, n, at_mask, mask[2], scale, zero)
                 seen = max(min(n, diagonal + i + 1), 0)
-                row, slope = view(p + i * pitch, seen, zero), view(ds + i * pitch, seen, zero)
-                _scores(row, mask + (i0 + i) * m_rs + k0 * m_cs if mask else 0, m_cs, scale)
-                _exponentials(row, lse[i0 + i])
-                _slopes(row, slope, delta[i], scale)
-                if seen < n:
-                    _clear(view(p + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
-                    _clear(view(ds + i * pitch + seen * size, min(n - seen, HEIGHT), zero))
-            _product(
-                by, tiler, ds, pitch, size, panels_k + k0 * line, S * line, line, dq + i0 * dq_rs, dq_rs, m, D, n,
-                1 if k0 else 0,
-                FAR, diagonal, size,
-            )  # fmt: skip
+                dp = view(ds[0] + i * p[1], s.size, zero)
+                _fill(dp[seen:], zero)
+                if noise[0]:
+                    kept_row = _noise_row(at_noise, i, z, i0, j0 + k0, n, lengths, noise, kept, zero)
+                    _slopes_kept(s, dp, kept_row, factor, lse[i0 + i], delta[i], scale)
+                else:
+                    _slopes(s, dp, factor, lse[i0 + i], delta[i], scale)
+            product(tiler, ds, panels_below(k, k0), dq_i, m, D, n, 1 if k0 else 0, FAR, diagonal, zero)  # Q̄ += τ S̄ K     (m, D)
             tiles = (n + HEIGHT - 1) // HEIGHT
-            for x in range(tiles):  # of keys: queries before them did not see them
-                j, h = x * n // tiles, (x + 1) * n // tiles - x * n // tiles
-                r = max(0, k0 + j - i0) if causal else 0
-                to_v, to_k = dv + (k0 + j) * dv_rs, dk + (k0 + j) * dk_rs
-                at_p, at_ds = p + r * pitch + j * size, ds + r * pitch + j * size
-                _product(
-                    by,
-                    tiler,
-                    at_p,
-                    size,
-                    pitch,
-                    panels_do + r * line,
-                    m * line,
-                    line,
-                    to_v,
-                    dv_rs,
-                    h,
-                    E,
-                    m - r,
-                    1,
-                    FAR,
-                    FAR,
-                    size,
-                )
-                _product(
-                    by,
-                    tiler,
-                    at_ds,
-                    size,
-                    pitch,
-                    panels_q + r * line,
-                    m * line,
-                    line,
-                    to_k,
-                    dk_rs,
-                    h,
-                    D,
-                    m - r,
-                    1,
-                    FAR,
-                    FAR,
-                    size,
-                )
+            for t in range(tiles):  # of keys; queries before row r do not see them
+                j, h = t * n // tiles, (t + 1) * n // tiles - t * n // tiles
+                r = max(0, j0 + k0 + j - i0) if causal else 0
+                p_t = matrix(p[0] + r * p[1] + j * size, size, p[1])  # Pᵀ     (h, m − r)
+                ds_t = matrix(ds[0] + r * p[1] + j * size, size, p[1])
+                to_v, to_k = below(dv, k0 + j), below(dk, k0 + j)
+                product(tiler, p_t, panels_below(do_panels, r), to_v, h, E, m - r, 1, FAR, FAR, zero)  # V̄ += Pᵀ Ō   (h, E)
+                product(tiler, ds_t, panels_below(q_panels, r), to_k, h, D, m - r, 1, FAR, FAR, zero)  # K̄ += τ S̄ᵀ Q
+
+
+def _backward_signature(T: Any) -> Any:
+    table = numba.types.Array(INT, 1, "C", readonly=True)
+    inputs, grads = [given(T, 2)] * 6, [result(T, 2)] * 3
+    return VOID(
+        TOOLS, INT, *inputs, given(T, 1), *grads, TABLES, table, table, TABLES, INT, T, NOISE, T, result(T, 1, "C"), INT
+    )  # fmt: skip
 
 
 @kernel(_backward_signature, parallel=True)
 def backward(
-    use, q, k, v, mask, out, dout, lse, dq, dk, dv, zq, zk, zv, zm, zo, zdo, zdq, zdk, zdv, order, starts, causal,
-    scale, room, nt,
+    use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale, noise, kept, room, longest
 ):  # fmt: skip
-    """Threads share the key heads; `order`: the query heads, those of one key head together; `starts`: where each begins."""
-    size = q.itemsize
+    """Thread t takes the keys of all key heads, end to end, from (key head, key) cuts[t] to cuts[t + 1].
+
+    `order`: the query heads, those of one key head together; `starts`: where each begins; `longest`: most keys of a thread in
+    one head.
+    """
+    nt = cuts.shape[0] - 1
+    part = room.size // nt * room.itemsize
     T, D = q.shape
     S, E = v.shape
-    width = VECTORS * (BITS // 8) // size
-    wide_s, wide_d = (S + width - 1) // width * width, (D + width - 1) // width * width
-    m_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
-    m_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
-    groups = starts.size - 1
-    part = room.size // nt * size
     for t in numba.prange(nt):
-        panels_kt = address(room) + t * part
-        panels_vt = panels_kt + wide_s * D * size
-        panels_k = panels_vt + wide_s * E * size
-        place = panels_k + wide_d * S * size
-        for g in range(t * groups // nt, (t + 1) * groups // nt):
+        zero = number(0, scale)
+        size = itemsize(zero)
+        width = LINE // size
+        wide_s, wide_d = (longest + width - 1) // width * width, (D + width - 1) // width * width
+        mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
+        mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
+        at_apart = address(room) + t * part  # Q̄ of a head that another thread began
+        at_kt = at_apart + (part - _room(longest, D, E, size) * size)
+        at_vt = at_kt + wide_s * D * size
+        at_k = at_vt + wide_s * E * size
+        place = at_k + wide_d * longest * size
+        g, j0 = cuts[t, 0], cuts[t, 1]
+        while g < cuts[t + 1, 0] or (g == cuts[t + 1, 0] and j0 < cuts[t + 1, 1]):
+            end = S if g < cuts[t + 1, 0] else cuts[t + 1, 1]
             first = order[starts[g]]
-            at_k, at_v = address(k) + zk[first], address(v) + zv[first]
-            _into_panels(use[2], use[1], at_k, k.strides[1], k.strides[0], D, S, panels_kt, size)
-            _into_panels(use[2], use[1], at_v, v.strides[1], v.strides[0], E, S, panels_vt, size)
-            _into_panels(use[2], use[1], at_k, k.strides[0], k.strides[1], S, D, panels_k, size)
-            for j in range(S):
-                _clear(view(address(dk) + zdk[first] + j * dk.strides[0], D, q.dtype.type(0)))
-                _clear(view(address(dv) + zdv[first] + j * dv.strides[0], E, q.dtype.type(0)))
-            for z in order[starts[g] : starts[g + 1]]:
-                at_mask = address(mask) + zm[z] if mask.size else 0
-                job = (
-                    use[5], use[0], use[2], use[1], address(q) + zq[z], q.strides[0], q.strides[1], address(out) + zo[z],
-                    out.strides[0], out.strides[1], address(dout) + zdo[z], dout.strides[0], dout.strides[1], at_mask,
-                    m_rs, m_cs,
-                    address(lse) + z * T * size, address(dq) + zdq[z], dq.strides[0], address(dk) + zdk[z], dk.strides[0],
-                    address(dv) + zdv[z], dv.strides[0], panels_kt, panels_vt, panels_k, place, T, S, D, E, causal, scale,
-                )  # fmt: skip
-                call(use[6], job)
+            keys, values = below(head(k, heads[1, first]), j0), below(head(v, heads[2, first]), j0)
+            kt = panels(use, matrix(keys[0], keys[2], keys[1]), D, end - j0, at_kt, zero)  # of Kᵀ     (D, end − j0)
+            vt = panels(use, matrix(values[0], values[2], values[1]), E, end - j0, at_vt, zero)
+            k_panels = panels(use, keys, end - j0, D, at_k, zero)
+            to_k, to_v = head(dk, heads[7, first]), head(dv, heads[8, first])
+            for j in range(j0, end):
+                _fill(view(to_k[0] + j * to_k[1], D, zero), zero)
+                _fill(view(to_v[0] + j * to_v[1], E, zero), zero)
+            for x in range(starts[g], starts[g + 1]):
+                z = order[x]
+                to_q = head(dq, heads[6, z])
+                if j0 > 0:
+                    to_q = matrix(at_apart + (x - starts[g]) * T * D * size, D * size, size)
+                masks = matrix(address(mask) + heads[3, z] + j0 * mask_cs if mask.size else 0, mask_rs, mask_cs)
+                inputs = (use, head(q, heads[0, z]), head(out, heads[4, z]), head(dout, heads[5, z]), masks)
+                numbers = (address(lse) + z * T * size, z, j0, end - j0, place, (T, S, D, E), causal)
+                outputs = (to_q, kt, vt, k_panels, below(to_k, j0), below(to_v, j0))
+                call(block, (*inputs, *outputs, *numbers, scale, noise, kept))
+            g, j0 = g + 1, 0
+    size, zero = room.itemsize, number(0, scale)
+    for t in range(nt):
+        g, j0 = cuts[t, 0], cuts[t, 1]
+        if j0 > 0 and (g < cuts[t + 1, 0] or j0 < cuts[t + 1, 1]):
+            for x in range(starts[g], starts[g + 1]):
+                to_q, apart = head(dq, heads[6, order[x]]), address(room) + t * part + (x - starts[g]) * T * D * size
+                for i in range(j0 // QUERIES * QUERIES if causal else 0, T):
+                    _add(view(to_q[0] + i * to_q[1], D, zero), view(apart + i * D * size, D, zero))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -416,13 +539,45 @@ def backward(
 NO_MASK = {letter: np.zeros((0, 0), letter) for letter in "fd"}
 
 
+@helper
+def _room(keys, d, e, size):
+    """Elements of workspace of a thread, backward, beside the Q̄ that it keeps apart"""
+    width = LINE // size
+    wide_d, wide_e = (d + width - 1) // width * width, (e + width - 1) // width * width
+    panels = (keys + width - 1) // width * width * (d + e) + wide_d * keys
+    return panels + (2 * QUERIES + 4) * PITCH + QUERIES * (wide_d + wide_e + 1)
+
+
 def _matrix(x: Array) -> Array:
     """The first matrix of a batch"""
     return x[(0,) * (x.ndim - 2)] if x.ndim > 2 else x
 
 
-def _table(lead: tuple[int, ...], x: Array) -> Array:
-    return offsets(lead, x.shape[:-2], x.strides[:-2])
+@lru_cache(maxsize=1024)
+def _heads(lead: tuple[int, ...], places: tuple) -> Array:
+    """Where the heads of each array lie, from its first one on: a row of offsets for each (shape, strides)."""
+    return np.stack([offsets(lead, shape[:-2], strides[:-2]) for shape, strides in places])
+
+
+@lru_cache(maxsize=1024)
+def _cuts(heads: int, rows: int, others: int, causal: bool, by_keys: bool, nt: int) -> Array:
+    """(head, row) at which each thread begins, so that all have as many pairs of a query and a key.     (nt + 1, 2)
+
+    Rows are queries, or keys; they see all `others`, or, if causal, those up to (from) their own place on. Cuts fall on whole
+    blocks: between heads, where these are short.
+    """
+    block = (64 if rows > 256 else rows) if by_keys else QUERIES
+    pairs = np.full(rows, others)
+    if causal:
+        place = np.arange(rows)
+        pairs = np.maximum(others - place, 0) if by_keys else np.minimum(place + 1, others)
+    total = np.concatenate(([0], np.cumsum(pairs)))
+    cuts = [(heads, 0)] * (nt + 1)
+    for t in range(nt):
+        z, rest = divmod(t * heads * total[-1] / nt, max(total[-1], 1))
+        row = round(np.searchsorted(total, rest) / block) * block
+        cuts[t] = (int(z) + 1, 0) if row >= rows else (int(z), row)
+    return np.array(cuts, np.intp)
 
 
 def _lead(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[int, ...] | None:
@@ -453,30 +608,53 @@ def _like(x: Array, lead: tuple[int, ...], width: int) -> Array:
     return np.empty(shape, x.dtype)
 
 
+def _noise(p: float, seed: int, stream: int) -> tuple[tuple[int, int, int, int], float]:
+    """Of dropout: threshold, key, key and stream; what is kept is multiplied by 1/(1 − p)."""
+    low = 0xFFFFFFFF
+    return (round(p * 2**32), seed & low, seed >> 32 & low, stream & 0xFFFFFFFFFFFFFFFF), 1 / (1 - p)
+
+
 def attention(
-    q: Array, k: Array, v: Array, *, causal: bool = False, mask: Array | None = None, scale: float | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    mask: Array | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
 ) -> tuple[Array, Array]:
     """O = softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}.     (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1)"""
     lead = _lead(q, k, v, mask)
-    if lead is None:
-        return reference.attention(q, k, v, causal=causal, mask=mask, scale=scale)
-    letter, (rows, d), (keys, e) = q.dtype.char, q.shape[-2:], v.shape[-2:]
+    if lead is None or dropout_p >= 1:
+        return reference.attention(
+            q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=dropout_p, seed=seed, stream=stream
+        )
+    letter, (rows, d), (keys, e), size = q.dtype.char, q.shape[-2:], v.shape[-2:], q.itemsize
     out, lse = _like(q, lead, e), np.empty((*lead, rows, 1), letter)
     mask = NO_MASK[letter] if mask is None else mask
-    size = q.itemsize
-    few = rows <= FEW and q.strides[-1] == k.strides[-1] == v.strides[-1] == size and mask.strides[-1] in (0, size)
-    heads = lse.size // rows
-    nt = min(threads() if heads * rows * keys * (d + e) > 1 << 17 else 1, heads * -(-rows // QUERIES))
-    width = VECTORS * (BITS // 8) // size
-    up = lambda n: -(-n // width) * width  # noqa: E731
-    part = keys if few else up(keys) * d + up(e) * keys + QUERIES * (PITCH + 2)
-    nt = min(nt, heads) if few else nt
-    part = (part + 15) // 16 * 16
-    (decode if few else forward)[letter](
-        (*tools[letter], product["f"], 0 if few else forward_block[letter]), _matrix(q), _matrix(k), _matrix(v),
-        _matrix(mask), _matrix(out), lse.reshape(-1),
-        _table(lead, q), _table(lead, k), _table(lead, v), _table(lead, out), _table(lead, mask), causal,
-        d**-0.5 if scale is None else scale, scratch(letter, nt * part)[: nt * part], nt,
+    scale = d**-0.5 if scale is None else scale
+    number = lse.size // rows
+    nt = threads() if number * rows * keys * (d + e) > 1 << 17 else 1
+    arrays = q, k, v, mask, out
+    heads = _heads(lead, tuple([(x.shape, x.strides) for x in arrays]))
+    q, k, v, mask, o = map(_matrix, arrays)
+    contiguous = q.strides[-1] == k.strides[-1] == v.strides[-1] == size
+    if rows <= FEW and contiguous and mask.strides[-1] in (0, size) and not dropout_p:
+        nt = min(nt, number)
+        room = scratch(letter, nt * keys)[: nt * keys]
+        decode[letter](q, k, v, mask, o, lse.reshape(-1), heads, causal, scale, room, nt)
+        return out, lse
+    cuts = _cuts(number, rows, keys, causal, False, nt)
+    width = LINE // size
+    panels = -(-keys // width) * width * d + -(-e // width) * width * keys
+    part = (panels + (QUERIES + 4) * PITCH + 2 * QUERIES + 15) // 16 * 16
+    room = scratch(letter, nt * part)[: nt * part]
+    noise = _noise(dropout_p, seed, stream)
+    forward[letter](
+        tools[letter], forward_block[letter], q, k, v, mask, o, lse.reshape(-1), heads, cuts, causal, scale, *noise, room
     )  # fmt: skip
     return out, lse
 
@@ -503,28 +681,40 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
+    into: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Q̄, K̄, V̄ and, if asked for, M̄. Gradients of keys that several heads share are summed, to the shape of the keys."""
-    lead = None if mask_grad else _lead(q, k, v, mask)
-    letter = q.dtype.char
+    """Q̄, K̄, V̄ and, if asked for, M̄. Gradients of keys that several heads share are summed, to the shape of the keys.
+
+    `into`: arrays of these shapes to write Q̄, K̄, V̄ to, with contiguous rows, such as the parts of one packed buffer.
+    """
+    lead = None if mask_grad or dropout_p >= 1 else _lead(q, k, v, mask)
+    letter, size = q.dtype.char, q.itemsize
+    if into is not None and any(x.strides[-1] != size or x.dtype.char != letter for x in into):
+        lead = None
     if lead is None or not dout.dtype.char == out.dtype.char == lse.dtype.char == letter:
-        return reference.attention_backward(dout, q, k, v, out, lse, causal=causal, mask=mask, scale=scale,
-        mask_grad=mask_grad)
+        return reference.attention_backward(
+            dout, q, k, v, out, lse, causal=causal, mask=mask, scale=scale, mask_grad=mask_grad, dropout_p=dropout_p,
+            seed=seed, stream=stream, into=into,
+        )  # fmt: skip
     (rows, d), (keys, e) = q.shape[-2:], v.shape[-2:]
-    dq, dk, dv = _like(q, lead, d), _like(k, k.shape[:-2], d), _like(v, v.shape[:-2], e)
+    dq, dk, dv = into or (_like(q, lead, d), _like(k, k.shape[:-2], d), _like(v, v.shape[:-2], e))
     order, starts = _groups(lead, k.shape[:-2])
     mask = NO_MASK[letter] if mask is None else mask
-    groups, heads = len(starts) - 1, len(order)
-    nt = min(threads() if heads * rows * keys * (d + e) > 1 << 16 else 1, groups)
-    width = VECTORS * (BITS // 8) // q.itemsize
-    up = lambda n: -(-n // width) * width  # noqa: E731
-    part = up(keys) * (d + e) + up(d) * keys + 2 * QUERIES * PITCH + QUERIES * (up(d) + up(e) + 1)
-    part = (part + 15) // 16 * 16
+    number = len(starts) - 1
+    nt = threads() if len(order) * rows * keys * (d + e) > 1 << 16 else 1
+    cuts = _cuts(number, keys, rows, causal, True, nt)
+    arrays = q, k, v, mask, out, dout, dq, dk, dv
+    heads = _heads(lead, tuple([(x.shape, x.strides) for x in arrays]))
+    apart = len(order) // number * rows * d if cuts[:, 1].any() else 0
+    part = (apart + _room.py_func(keys, d, e, size) + 15) // 16 * 16
+    first = [_matrix(x) for x in arrays]
+    scale = d**-0.5 if scale is None else scale
+    room, noise = scratch(letter, nt * part)[: nt * part], _noise(dropout_p, seed, stream)
     backward[letter](
-        (*tools[letter], product["f"], backward_head[letter]), *map(_matrix, (q, k, v, mask, out, dout)),
-        plain(lse).reshape(-1),
-        *map(_matrix, (dq, dk, dv)), *[_table(lead, x) for x in (q, k, v, mask, out, dout, dq, dk, dv)], order, starts,
-        causal,
-        d**-0.5 if scale is None else scale, scratch(letter, nt * part)[: nt * part], nt,
+        tools[letter], backward_head[letter], *first[:6], plain(lse).reshape(-1), *first[6:], heads, order, starts, cuts,
+        causal, scale, *noise, room, keys,
     )  # fmt: skip
     return dq, dk, dv, None

@@ -578,7 +578,7 @@ def silu_backward(dy: Array, x: Array) -> Array:
 
 
 @helper
-def _philox(counter, stream, k0, k1):
+def philox(counter, stream, k0, k1):
     """The four random words of a counter"""
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     c0, c1, c2, c3 = np.uint64(counter) & low, np.uint64(counter) >> shift, stream & low, stream >> shift
@@ -597,13 +597,13 @@ def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
     x0, x1, x2, x3 = x[i0:], x[quarter + i0 :], x[2 * quarter + i0 :], x[3 * quarter + i0 :]
     y0, y1, y2, y3 = y[i0:], y[quarter + i0 :], y[2 * quarter + i0 :], y[3 * quarter + i0 :]
     for c in range(np.uintp(whole - i0)):
-        r0, r1, r2, r3 = _philox(c + np.uintp(i0), stream, key0, key1)
+        r0, r1, r2, r3 = philox(c + np.uintp(i0), stream, key0, key1)
         y0[c] = x0[c] * scale if r0 >= threshold else zero
         y1[c] = x1[c] * scale if r1 >= threshold else zero
         y2[c] = x2[c] * scale if r2 >= threshold else zero
         y3[c] = x3[c] * scale if r3 >= threshold else zero
     for c in range(whole, i1):
-        words = _philox(np.uintp(c), stream, key0, key1)
+        words = philox(np.uintp(c), stream, key0, key1)
         for w in range(4):
             place = w * quarter + c
             if place < x.size:
