@@ -23,6 +23,7 @@ __all__ = [
     "adamw",
     "attention",
     "attention_backward",
+    "attention_dropout",
     "batch_norm",
     "batch_norm_backward",
     "binary_cross_entropy",
@@ -59,7 +60,7 @@ __all__ = [
     "use",
 ]
 
-# Where each door leads in the second storey. The others, `erf` and `einsum`, are NumPy's and SciPy's everywhere.
+# Where each door leads in the second storey. The others, such as `erf`, are NumPy's and SciPy's everywhere.
 CPU = {
     "matmul": ("matmul",),
     "attention": ("attention", "attention_backward"),
@@ -74,7 +75,7 @@ CPU = {
     "optimizer": ("adam", "adamw", "sum_of_squares", "scale"),
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
-BASE = ("erf", "einsum")
+BASE = ("erf", "einsum", "attention_dropout")
 DEVICE = {**ROOM, "erf": "rows"}  # the rooms of `cuda/`; its other doors are the reference's, on device arrays
 
 storey = "reference"

@@ -27,6 +27,7 @@ from scratchgen.ops import (
     conv_transpose1d,
     conv_transpose2d,
     exp,
+    fused,
     gelu,
     layer_norm,
     linear,
@@ -101,6 +102,7 @@ __all__ = [
     "relu",
     "rms_norm",
     "scaled_dot_product_attention",
+    "self_attention",
     "selu",
     "sigmoid",
     "silu",
@@ -608,13 +610,16 @@ def scaled_dot_product_attention(
         )
     if attn_mask is not None and is_causal:
         raise ValueError("attention: expected attn_mask or is_causal, got both")
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"attention: expected dropout_p from 0 to 1, got {dropout_p}")
     if enable_gqa:
         if min(q.ndim, k.ndim, v.ndim) < 3 or k.shape[-3] != v.shape[-3] or q.shape[-3] % k.shape[-3]:
             raise ValueError(f"attention: expected query heads to be a multiple of the key heads, got {q.shape} and {k.shape}")
-        k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))  # (…, H, S, ·)
     mask = None if attn_mask is None else _additive(as_tensor(attn_mask), q.dtype)
+    if enable_gqa:  # the heads become (key head, one of those that share it)
+        heads, shared = k.shape[-3], q.shape[-3] // k.shape[-3]
+        q, k, v = q.reshape(*q.shape[:-3], heads, shared, *q.shape[-2:]), k.unsqueeze(-3), v.unsqueeze(-3)
+        if mask is not None and mask.ndim > 2:
+            split = (heads, shared) if mask.shape[-3] == heads * shared else (mask.shape[-3], 1)
+            mask = mask.reshape(*mask.shape[:-3], *split, *mask.shape[-2:])
     try:
         batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         pairs = batch + (q.shape[-2], k.shape[-2])
@@ -623,17 +628,37 @@ def scaled_dot_product_attention(
     except ValueError:
         given = f"{q.shape}, {k.shape}, {v.shape}" + ("" if mask is None else f" with a mask of shape {mask.shape}")
         raise ValueError(f"attention: expected shapes that broadcast, got {given}") from None
-    q, k, v = (t.expand(batch + t.shape[-2:]) for t in (q, k, v))
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
-    if not dropout_p:
-        return attention(q, k, v, mask, causal=is_causal, scale=scale)
-    scores = matmul(q, k.mT) * scale  # (…, T, S)
-    if mask is not None:
-        scores = scores + mask
-    if is_causal:
-        past = devices.beside(np.tri(*scores.shape[-2:], dtype=bool), scores.data)
-        scores = where(constant(past), scores, -math.inf)
-    return matmul(dropout(softmax(scores, -1), dropout_p, generator=generator), v)
+    noise = _noise(dropout_p, generator)
+    y = attention(q, k, v, mask, causal=is_causal, scale=scale, **noise)
+    return y.reshape(*y.shape[:-4], heads * shared, *y.shape[-2:]) if enable_gqa else y
+
+
+def self_attention(
+    qkv: Any,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    generator: np.random.Generator | None = None,
+) -> Tensor:
+    r"""softmax(Q Kᵀ / √D) V of the Q, K, V that one projection leaves side by side, heads side by side again.
+
+    qkv (…, T, 3, H, D) → (…, T, H, D): what `scaled_dot_product_attention` gives for its parts (…, H, T, D), but nothing is
+    transposed, and the gradient comes as one array. ValueError for another shape.
+    """
+    qkv = floating("self_attention", qkv)
+    if qkv.ndim < 4 or qkv.shape[-3] != 3:
+        raise ValueError(f"self_attention: expected Q, K and V as (…, T, 3, H, D), got {qkv.shape}")
+    scale = max(qkv.shape[-1], 1) ** -0.5 if scale is None else scale
+    return fused.self_attention(qkv, causal=is_causal, scale=scale, **_noise(dropout_p, generator))
+
+
+def _noise(dropout_p: float, generator: np.random.Generator | None) -> dict[str, Any]:
+    """A seed for the dropout of attention weights, if there is one."""
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"attention: expected dropout_p from 0 to 1, got {dropout_p}")
+    return {"dropout_p": dropout_p, "seed": int(random.generator(generator).integers(2**63))} if dropout_p else {}
 
 
 def _additive(mask: Tensor, dtype: np.dtype) -> Tensor:

@@ -131,8 +131,11 @@ def attention_cases(letter, normal):
             yield from passes(q, k, v, options)
     # few heads of many keys: threads share a head; cuts fall amid keys and queries; a scale that is not positive
     for q_lead, k_lead, t, s, d, e in [
-        ((1,), (1,), 300, 1100, 16, 16), ((3,), (3,), 700, 600, 8, 12), ((2, 3), (2, 1), 290, 330, 5, 64), ((1, 1), (1, 1), 1200, 300, 16, 32)
-    ]:  # fmt: skip
+        ((1,), (1,), 300, 1100, 16, 16),
+        ((3,), (3,), 700, 600, 8, 12),
+        ((2, 3), (2, 1), 290, 330, 5, 64),
+        ((1, 1), (1, 1), 1200, 300, 16, 32),
+    ]:
         for causal, scale, dropout_p in ((False, None, 0.0), (True, None, 0.3), (True, -0.5, 0.0), (False, 0.0, 0.5)):
             options = {"causal": causal, "scale": scale, "dropout_p": dropout_p, "seed": 12345678901, "stream": 7}
             yield from passes(normal(*q_lead, t, d), normal(*k_lead, s, d), normal(*k_lead, s, e), options)

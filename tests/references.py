@@ -1,4 +1,5 @@
-"""What each row of the catalog should compute, written a second time: NumPy, SciPy and loops, nothing of the library.
+"""What each row of the catalog should compute, written a second time: NumPy, SciPy and loops, nothing of the library but
+its generator of random words.
 
 REFERENCES[name] takes the arguments of the public function, as arrays; for "nn.X" and "models.X" the module comes first.
 """
@@ -8,6 +9,8 @@ from math import ceil, floor, log, pi, sqrt
 
 import numpy as np
 from scipy import special
+
+from kernels.reference import philox  # tested against published answers
 
 REFERENCES = {}
 
@@ -530,6 +533,17 @@ def embedding(i, w, padding_idx=None):
     return np.array([w[j] for j in i.ravel()]).reshape(*i.shape, w.shape[1])
 
 
+def dropped_weights(P, p, rng):
+    """Four rows share a counter of the generator of random words: see `test_reference.test_attention_dropout`."""
+    *lead, T, S = P.shape
+    seed, T4, P = int(rng.integers(2**63)), ceil(T / 4), P.copy()
+    for n, z in enumerate(product(*map(range, lead))):
+        words = philox(np.arange(n * T4 * S, (n + 1) * T4 * S), seed=seed).reshape(4, T4, S)
+        for i in range(T):
+            P[z][i] *= (words[i % 4, i // 4] >= round(p * 2**32)) / (1 - p) if p < 1 else 0
+    return P
+
+
 @reference("scaled_dot_product_attention")
 def attention_(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, rng=None):
     if enable_gqa:
@@ -552,8 +566,14 @@ def attention_(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, e
             s = (k[row[:-1]][kept] @ q[row]) * (q.shape[-1] ** -0.5 if scale is None else scale) + bias[row][kept]
             P[row][kept] = softmax(s, 0)
     if dropout_p:
-        P = dropped(P, dropout_p, rng or np.random.default_rng(0))
+        P = dropped_weights(P, dropout_p, rng or np.random.default_rng(0))
     return P @ v
+
+
+@reference()
+def self_attention(qkv, dropout_p=0.0, is_causal=False, scale=None):
+    q, k, v = np.moveaxis(qkv, (-3, -2), (0, -3))
+    return np.swapaxes(attention_(q, k, v, None, dropout_p, is_causal, scale), -2, -3)
 
 
 REFERENCES["attention"] = lambda q, k, v, mask, causal, scale: attention_(q, k, v, mask, 0.0, causal, scale)
@@ -850,7 +870,7 @@ def _multihead(m, q, k, v, padding=None, need_weights=True, attn_mask=None, aver
         scores = scores if padding is None else np.where(padding[n], -np.inf, scores)
         P[n, h] = softmax(scores, -1)
     if m.dropout:
-        P = dropped(P, m.dropout, np.random.default_rng(0))
+        P = (dropped if need_weights else dropped_weights)(P, m.dropout, np.random.default_rng(0))
     for n, h in product(range(N), range(H)):
         part = slice(h * E // H, (h + 1) * E // H)
         heads[n, :, part] = P[n, h] @ v[n, :, part]

@@ -375,6 +375,40 @@ def test_attention(causal, masked, scale):
         np.testing.assert_allclose(dmask.sum(0), wanted, rtol=1e-8, atol=1e-9)
 
 
+def test_attention_dropout():
+    """Word i mod 4 of counter (z ⌈T/4⌉ + ⌊i/4⌋) S + j decides on weight (z, i, j); its gradients by differences."""
+    q, k, v, dout = draw(2, 6, 3), draw(2, 5, 3), draw(2, 5, 4), draw(2, 6, 4)
+    noise = {"seed": 11, "stream": 5}
+    z = np.zeros((2, 6, 5))
+    for n, i, j in np.ndindex(z.shape):
+        word = reference.philox(np.array([(n * 2 + i // 4) * 5 + j], np.uint64), **noise)[i % 4, 0]
+        z[n, i, j] = 1 / (1 - 0.3) if word >= round(0.3 * 2**32) else 0
+    assert 0.1 < (z == 0).mean() < 0.5
+    np.testing.assert_array_equal(reference.attention_dropout(np.ones_like(z), p=0.3, **noise), z)
+    assert not reference.attention_dropout(np.ones_like(z), p=1.0, **noise).any()
+    out, lse = reference.attention(q, k, v, dropout_p=0.3, **noise)
+    p = reference.softmax(q @ k.swapaxes(1, 2) / math.sqrt(3))
+    close(out, (z * p) @ v)
+    close(lse, reference.attention(q, k, v)[1])
+    *grads, _ = reference.attention_backward(dout, q, k, v, out, lse, dropout_p=0.3, **noise)
+    are_the_gradients(grads, lambda q, k, v: reference.attention(q, k, v, dropout_p=0.3, **noise)[0], [q, k, v], dout)
+    into = [np.full_like(x, 7) for x in (q, k, v)]
+    given = reference.attention_backward(dout, q, k, v, out, lse, dropout_p=0.3, **noise, into=into)
+    for grad, here, there in zip(grads, into, given, strict=False):
+        assert here is there
+        np.testing.assert_array_equal(grad, here)
+
+
+def test_gradients_into_an_array_are_summed_to_its_shape():
+    q, k, v, dout = draw(2, 3, 4, 3), draw(2, 1, 5, 3), draw(2, 1, 5, 2), draw(2, 3, 4, 2)
+    out, lse = reference.attention(q, k, v)
+    dq, dk, dv, _ = reference.attention_backward(dout, q, k, v, out, lse)
+    into = [np.zeros_like(x) for x in (q, k, v)]
+    reference.attention_backward(dout, q, k, v, out, lse, into=into)
+    for grad, here in zip((dq, dk.sum(1, keepdims=True), dv.sum(1, keepdims=True)), into, strict=True):
+        close(here, grad)
+
+
 # ------------------------------------------------------------------------------------------------------ convolution
 
 CONVOLUTIONS = [  # image, kernels, stride, padding, dilation, groups

@@ -217,6 +217,14 @@ TABLES = [
         seeded=True,
     ),
     row(
+        "self_attention",
+        case(real(2, 3, 3, 2, 2)),
+        case(real(3, 3, 1, 4), is_causal=True, scale=0.3),
+        case(real(1, 5, 3, 2, 3), 0.4, True),
+        case(real(2, 0, 3, 2, 2)),
+        seeded=True,
+    ),
+    row(
         "interpolate",
         case(real(1, 2, 3), 5),
         case(real(1, 1, 2, 3), scale_factor=2),

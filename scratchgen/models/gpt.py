@@ -56,10 +56,9 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
+        y = F.self_attention(qkv, self.dropout if self.training else 0.0, is_causal=True)  # (B, T, H, D)
+        y = self.c_proj(y.reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
 

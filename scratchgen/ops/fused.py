@@ -155,18 +155,19 @@ class BatchNorm(Function):
 
 
 class Attention(Function):
-    r"""O = P V,   P = softmax(S),   S = τ Q Kᵀ + M          Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
+    r"""O = (Z ⊙ P) V,   P = softmax(S),   S = τ Q Kᵀ + M          Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
 
-    V̄ = Pᵀ Ō,    P̄ = Ō Vᵀ,    S̄ = P ⊙ (P̄ − Σ_j P̄_j P_j) = P ⊙ (P̄ − Ō · O),    Q̄ = τ S̄ K,    K̄ = τ S̄ᵀ Q,    M̄ = S̄
+    V̄ = (Z ⊙ P)ᵀ Ō,  P̄ = Z ⊙ Ō Vᵀ,  S̄ = P ⊙ (P̄ − Σ_j P̄_j P_j) = P ⊙ (P̄ − Ō · O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q,  M̄ = S̄
+    Z is 1, or that of dropout, 0 or 1/(1 − p), which `noise` (p, seed) makes again whenever it is wanted.
     A row of S that is −∞ throughout attends to nothing: O and all gradients are 0 there.
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; the form of S̄ is Dao et al. 2022, arXiv:2205.14135, §3.
     """
 
     keeps_outputs = True
 
-    def forward(self, q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float) -> Any:
-        self.causal, self.scale = causal, scale
-        out, self.lse = kernels.attention(q, k, v, causal=causal, mask=mask[0] if mask else None, scale=scale)
+    def forward(self, q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float, noise: dict) -> Any:
+        self.causal, self.scale, self.noise = causal, scale, noise
+        out, self.lse = kernels.attention(q, k, v, causal=causal, mask=mask[0] if mask else None, scale=scale, **noise)
         return out
 
     def backward(self, dout: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,17 +183,63 @@ class Attention(Function):
             mask=mask[0].data if mask else None,
             scale=self.scale,
             mask_grad=bool(mask) and self.needs_input_grad[3],
+            **self.noise,
         )
         return tuple([None if g is None else constant(g) for g in grads])[: 3 + len(mask)]
 
     def composed(self, q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-        scores = (q @ k.mT) * self.scale  # (…, T, S)
-        if mask:
-            scores = scores + mask[0]
-        if self.causal:
-            future = devices.beside(~np.tri(*scores.shape[-2:], dtype=bool), scores.data)
-            scores = where(constant(future), -math.inf, scores)
-        return softmax(scores, -1) @ v
+        return _composed_attention(q, k, v, *mask, causal=self.causal, scale=self.scale, noise=self.noise)
+
+
+class SelfAttention(Function):
+    r"""`Attention` of the Q, K, V that one projection leaves side by side: (…, T, 3, H, D) → (…, T, H, D)
+
+    They are read where they lie and their gradients written so, and heads of O are left side by side: nothing is transposed.
+    """
+
+    keeps_outputs = True
+
+    def forward(self, qkv: Any, *, causal: bool, scale: float, noise: dict) -> Any:
+        self.causal, self.scale, self.noise = causal, scale, noise
+        out, self.lse = kernels.attention(*_heads(qkv), causal=causal, scale=scale, **noise)  # (…, H, T, D)
+        return np.swapaxes(out, -2, -3)
+
+    def backward(self, dout: Tensor) -> Tensor:
+        qkv, dout, out = self.inputs[0].data, *(np.swapaxes(t.data, -2, -3) for t in (dout, self.outputs[0]))
+        options = {"causal": self.causal, "scale": self.scale, **self.noise}
+        if not devices.on_host(qkv):
+            grads = kernels.attention_backward(dout, *_heads(qkv), out, self.lse, **options)[:3]
+            return constant(np.stack([np.swapaxes(g, -2, -3) for g in grads], axis=-3))
+        dqkv = np.empty_like(qkv)
+        kernels.attention_backward(dout, *_heads(qkv), out, self.lse, **options, into=_heads(dqkv))
+        return constant(dqkv)
+
+    def composed(self, qkv: Tensor) -> Tensor:
+        return _composed_self_attention(qkv, causal=self.causal, scale=self.scale, noise=self.noise)
+
+
+def _heads(qkv: Any) -> tuple:
+    """Q, K, V of an array (…, T, 3, H, D): views (…, H, T, D)."""
+    return tuple([np.swapaxes(qkv[..., i, :, :], -2, -3) for i in range(3)])
+
+
+def _composed_self_attention(qkv: Tensor, **options: Any) -> Tensor:
+    q, k, v = (t.transpose(-2, -3) for t in qkv.unbind(-3))  # (…, H, T, D)
+    return _composed_attention(q, k, v, **options).transpose(-2, -3)
+
+
+def _composed_attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: bool, scale: float, noise: dict) -> Tensor:
+    scores = (q @ k.mT) * scale  # (…, T, S)
+    if mask:
+        scores = scores + mask[0]
+    if causal:
+        future = devices.beside(~np.tri(*scores.shape[-2:], dtype=bool), scores.data)
+        scores = where(constant(future), -math.inf, scores)
+    p = softmax(scores, -1)
+    if noise:
+        z = kernels.attention_dropout(np.ones(p.shape, p.dtype), p=noise["dropout_p"], seed=noise["seed"])
+        p = p * constant(devices.beside(z, p.data))
+    return p @ v
 
 
 def softmax(input: Any, dim: int) -> Tensor:
@@ -245,6 +292,28 @@ def batch_statistics_norm(input: Tensor, weight: Any, bias: Any, eps: float) -> 
     return y, *statistics
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, scale: float) -> Tensor:
-    """The node behind `functional.scaled_dot_product_attention`, for tensors that are already of one shape and dtype."""
-    return Attention.apply(query, key, value, *(() if mask is None else (mask,)), causal=causal, scale=scale)
+def _noise(dropout_p: float, seed: int) -> dict:
+    return {"dropout_p": dropout_p, "seed": seed} if dropout_p else {}
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """The node behind `functional.scaled_dot_product_attention`, for tensors whose shapes fit and that are of one dtype."""
+    inputs = query, key, value, *(() if mask is None else (mask,))
+    how = _composed_attention if dropout_p and not devices.on_host(query.data) else Attention.apply
+    return how(*inputs, causal=causal, scale=scale, noise=_noise(dropout_p, seed))
+
+
+def self_attention(qkv: Tensor, *, causal: bool, scale: float, dropout_p: float = 0.0, seed: int = 0) -> Tensor:
+    """The node behind `functional.self_attention`.     (…, T, 3, H, D) → (…, T, H, D)"""
+    how = _composed_self_attention if dropout_p and not devices.on_host(qkv.data) else SelfAttention.apply
+    return how(qkv, causal=causal, scale=scale, noise=_noise(dropout_p, seed))
