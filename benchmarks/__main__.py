@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.clock import Rivals, table
 
-NAMES = ["engine", "matmul", "attention", "rows", "convolution", "steps"]
+NAMES = ["engine", "matmul", "attention", "rows", "convolution", "steps", "startup"]
 
 
 def main(argv: list[str] | None = None) -> int:

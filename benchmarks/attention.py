@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -13,6 +15,21 @@ from benchmarks.clock import Goal
 from kernels import reference
 
 SHAPES = [(12, 6, t, 64) for t in (64, 128, 256, 512, 1024)] + [(12, 4, 64, 32)]  # B, H, T, D; the last of the small GPT
+LONG = (1, 6, 16384, 64)
+MEMORY = f"""
+import resource, numpy as np, kernels
+kernels.use("cpu")
+def step(*shape):
+    q, k, v, dout = (np.random.default_rng(0).random(shape, np.float32) for _ in range(4))
+    out, lse = kernels.attention(q, k, v)
+    grads = kernels.attention_backward(dout, q, k, v, out, lse)[:3]
+    return sum(x.nbytes for x in (q, k, v, dout, out, lse, *grads))
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(1, 1, 8, 64)
+before = peak()
+print(step(*{LONG}), peak() - before)
+"""  # bytes of inputs and outputs, and by how much memory grew in all
 CASES = {f"{kind}, {' × '.join(map(str, s))}": (kind == "causal", s) for kind in ("causal", "full") for s in SHAPES}
 
 
@@ -61,6 +78,11 @@ def run(quick: bool, only: str) -> list[dict]:
                 times = rivals.compare(case, 3 if quick else 7)
                 share = 100 * flops(causal, shape) / median(times["ours"]) / machine.peak()
                 rows.append({"B × H × T × D": case, **clock.summary(times), "% of peak": share})
+    if only in "memory" and not quick:
+        done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+        needed, grown = map(int, done.stdout.split())
+        case = f"memory, {' × '.join(map(str, LONG))}"
+        rows.append({"B × H × T × D": case, "inputs and outputs, MB": needed / 1e6, "all memory, MB": grown / 1e6})
     return rows
 
 
@@ -73,4 +95,9 @@ def goals(rows: list[dict]) -> list[Goal]:
             ours, worst = sum(row["ours ms"] for row in some), f", worst {min(found):.2f}" if found else ""
             name = f"{what} attention, forward + backward, B 12, H 6, D 64, median{worst}"
             table.append(Goal(name, f"{ours:.0f} ms", "PyTorch", median(found) if found else None, least, aim))
+    for row in rows:
+        if "all memory, MB" in row:
+            grown, needed = row["all memory, MB"], row["inputs and outputs, MB"]
+            what = f"attention at T = 16,384 (B 1, H 6, D 64), {row['B × H × T × D'].split(',')[0]} to its inputs and outputs"
+            table.append(Goal(what, f"{grown:.0f} MB", f"{needed:.0f} MB", grown / needed, 3, 1.5, below=True))
     return table
