@@ -693,7 +693,7 @@ def test_advice(f, inputs, words):
     text = "\n".join(rest)
     places = [text.find(wanted) for wanted in words]
     assert -1 not in places and places == sorted(places), str(report)
-    for kind in ("no term", "a term too many", "each is", "right one", "slopes"):
+    for kind in ("no term", "a term too many", "each is", "right one", "slopes", "a length"):
         assert text.count(kind) == sum(kind in wanted for wanted in words), str(report)
     assert all(line in str(report) for line in report.advice)
 
@@ -721,6 +721,80 @@ def test_the_slopes_of_the_worst_element_only():
     twice = lambda x: 2 * x - x.detach()  # noqa: E731
     report = verdict(lambda x: twice(x.sum()) * np.array([3.0, 0.1, -4.0]), normal(1), order=1, elements=2)
     assert "2 of 2 slopes" in str(report) and "output 0 at (2,): -8 by the chain rule, -4 by" in str(report)
+
+
+@pytest.mark.parametrize(
+    "f, inputs, traced",
+    [
+        (lambda a, b: (1.1 * a - (0.1 * a).detach(), b.relu()), [normal(2), np.array([0.0])], False),
+        (lambda a, b: (-a + (2 * a).detach(), b.relu()), [normal(2), np.array([0.0])], True),
+        (lambda a, b: (b.relu(), 1.1 * a - (0.1 * a).detach()), [normal(2), np.array([0.0])], False),
+        (lambda b, a: (b.relu(), 1.1 * a - (0.1 * a).detach()), [np.array([0.0]), normal(2)], False),
+        (lambda b, a: (b.relu(), -a + (2 * a).detach()), [np.array([0.0]), normal(2)], True),
+    ],
+    ids=["kink worse, second", "kink second", "kink worse, first output", "kink worse, first", "kink first"],
+)
+def test_slopes_are_shown_where_the_worst_element_is_not_on_a_kink(f, inputs, traced):
+    text = str(verdict(f, *inputs, order=1))
+    assert "on a kink" in text and ("slopes" in text) == traced
+
+
+def test_slopes_of_large_inputs_and_of_large_and_negative_outputs():
+    """Steps as large as the input, errors on the scale of the largest slope."""
+    text = str(verdict(lambda x: 1.5 * (x * 1e-9).sin() - 0.5 * (x * 1e-9).sin().detach(), np.array([-1e9, 2e9]), order=1))
+    assert "1 of 2 slopes" in text
+    text = str(verdict(lambda x: x.detach() - 2 * x, normal(3), order=1))
+    assert "1 of 3 slopes" in text and ": -2 by the chain rule, -1 by differences" in text
+    big = lambda x: 1e9 * x.sin()  # noqa: E731
+    text = str(verdict(lambda x: ops.cat([big(x), 1.5 * big(x) - 0.5 * big(x).detach()]), np.array([0.4]), order=1))
+    assert "1 of 2 slopes" in text and "output 0 at (1,)" in text
+
+
+def test_the_slope_that_is_named_is_the_worst():
+    text = str(verdict(lambda x: ops.cat([3 * x - (0.1 * x).detach(), (-x).detach() + 0 * x]), np.array([0.4]), order=1))
+    assert "2 of 2 slopes" in text and "output 0 at (1,): 0 by the chain rule, -1 by differences" in text
+
+
+def test_slopes_are_those_of_backward_not_of_its_composed_form():
+    class Half(Unlike):
+        def backward(self, dy):
+            (x,) = self.inputs
+            return constant(dy.data * 1.5 * x.data**2)
+
+        def composed(self, x):
+            return x**3
+
+    assert ": 6 by the chain rule, 12 by differences" in str(verdict(Half.apply, np.array([2.0]), order=1))
+
+
+def test_what_looks_like_a_pattern_but_is_none():
+    noise = np.array([[0.02, -0.03, 0.01], [0.01, 0.02, -0.02], [-0.01, 0.03, 0.02]])
+
+    class Nearly(Turned):
+        def backward(self, dy):
+            x, w = self.inputs
+            return dy @ w, x.mT @ dy * constant(1 + noise)
+
+    def text(f, *inputs):
+        return str(verdict(f, *inputs, order=1))
+
+    assert "right one" in text(Turned.apply, normal(5, 3), normal(3, 3, seed=1))
+    assert "right one" not in text(Nearly.apply, normal(5, 3), normal(3, 3, seed=1))
+    assert "each is off" not in text(lambda x: HalfSoftmax.apply(x) * constant(1 + noise[:2]) * 1.0, normal(2, 3))
+    for x in (np.array([0.0, 1.0, -2.0]), np.array([0.7]), 1e-6 * normal(3)):  # a zero; one element; little
+        assert "each is" not in text(Slipped.apply, x).replace("each is 1.00", "")
+        assert "right one" not in text(Silu.apply, x)
+        assert "too large" not in text(Silu.apply, x)
+    tiny = text(lambda x: Silu.apply(x) * 1e-7, normal(2, 3))
+    assert "slopes" in tiny and "right one" not in tiny and "each is" not in tiny
+
+
+def test_lengths_of_two_and_one():
+    """A sum for a mean of two is named; a factor of nearly 1 is no length of 1."""
+    assert "(2 is a length" in str(verdict(MeanOfRows.apply, normal(3, 2), order=1))
+    text = str(verdict(lambda x: 1.0005 * x - (0.0005 * x).detach(), normal(1, 3), order=1))
+    assert "each is" in text and "a length" not in text
+    assert "along dimension 1" in str(verdict(Uncentred.apply, normal(3, 2), order=1))
 
 
 def test_many_missing_terms_are_not_all_listed():

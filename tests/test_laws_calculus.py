@@ -81,7 +81,7 @@ def test_the_hessian_is_symmetric_and_hvp_is_its_product():
 
 
 def test_recomputing_is_storing():
-    r"""checkpoint(f, x) = f(x) and ∇ checkpoint(f, x) = ∇f, bit for bit; ∇² but for its order; dropout is replayed"""
+    r"""checkpoint(f, x) = f(x) and ∇ checkpoint(f, x) = ∇f, bit for bit; ∇² but for the order of sums; dropout is replayed"""
     w = draw(5, 5, seed=1)
     block = lambda x: F.dropout((x @ w).tanh(), 0.3) @ w  # noqa: E731
     found = []
