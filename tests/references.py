@@ -441,7 +441,7 @@ def cross_entropy(x, t, weight=None, ignore_index=-100, reduction="mean", label_
 def kl_div(x, t, reduction="mean", log_target=False):
     t = np.exp(t) if log_target else t
     loss = special.xlogy(t, t) - t * x
-    return loss.sum() / len(x) if reduction == "batchmean" else reduced(loss, reduction)
+    return loss.sum() / len(np.atleast_1d(x)) if reduction == "batchmean" else reduced(loss, reduction)
 
 
 def _gaussian(x, mu, s):

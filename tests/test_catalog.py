@@ -626,6 +626,93 @@ def test_gradcheck_command_draws_the_curve_and_stops_at_the_first_order(capsys, 
         assert "--curve draws one function" in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------------------------------- the table, by hypothesis
+
+
+def backwards(x):
+    """The same numbers, read from the end."""
+    return np.flip(x).copy()[(slice(None, None, -1),) * x.ndim]
+
+
+def repeated(x):
+    """Rows that lie in memory once, where they are equal."""
+    same = x.ndim > 0 and len(x) > 0 and (x == x[:1]).all()
+    return np.broadcast_to(x[:1].copy(), x.shape) if same else x.copy()
+
+
+LAYOUTS = [np.copy, transposed, strided, backwards, repeated]
+SMOOTH = [n for n in ROWS if ROWS[n].order and n not in CASTS and not n.startswith("models.")]  # (networks have kinks)
+
+
+@examples(150)
+@given(st.sampled_from(SMOOTH), seeds, st.data())
+def test_any_row_at_any_draw_in_any_layout(name, seed, data):
+    """⟨v, J u⟩ = ⟨Jᵀ v, u⟩ with J u by differences, wherever the row draws, however its arguments lie in memory."""
+    one = data.draw(st.sampled_from(ROWS[name].cases))
+    rng = np.random.default_rng(seed)
+    f, arrays = one.bound(ROWS[name].target, rng, ROWS[name].seeded), one.drawn(rng)
+    arrays = [data.draw(st.sampled_from(LAYOUTS))(x) for x in arrays]
+    run = swept(f, arrays, seed=rng, wrap=lambda x: constant(x[...]))
+    floats = [x for x in arrays if floating(x)]
+    us = [rng.uniform(-1, 1, x.shape) for x in floats]
+
+    def value(h):
+        moved = iter([x + h * u for x, u in zip(floats, us, strict=True)])
+        outputs = f(*(Tensor(next(moved) if floating(x) else x) for x in arrays))
+        ys = [y for y, before in zip(outputs, run.outputs, strict=True) if before.requires_grad]
+        return sum(np.vdot(v.data, y.data) for v, y in zip(run.vs, ys, strict=True))
+
+    pairs = list(zip(run.grads, us, strict=False))  # parameters of a layer stay where they are
+    expected = sum(np.vdot(g.data, u) for g, u in pairs if g is not None)
+    size = sum(np.linalg.norm(g.data) * np.linalg.norm(u) for g, u in pairs if g is not None)
+    if run.ys:
+        noise = 1e-11 * sum(np.abs(v.data * y.data).sum() for v, y in zip(run.vs, run.ys, strict=True))
+        assert abs(calculus._central(value, 1e-4) - expected) <= 1e-7 * size + noise + 1e-10, f"{name}{one}"
+
+
+def elementwise(name):
+    """Is it a function of one array that takes each element by itself?"""
+    whole = [one for one in ROWS[name].cases if len(one.args) == 1 and not one.options and one.settings is None]
+    for one in whole:
+        x, *others = one.drawn(np.random.default_rng(0)) or [np.zeros(())]
+        if not others and x.ndim == 2 and x.size and floating(x):
+            f = one.bound(ROWS[name].target, np.random.default_rng(0))
+            y, moved = f(Tensor(x))[0].data, f(Tensor(np.where(np.arange(x.size).reshape(x.shape), x.max(), x)))[0].data
+            if y.shape == x.shape and moved.flat[0] == y.flat[0]:
+                return one
+    return None
+
+
+ELEMENTWISE = {
+    name: one
+    for name in ops.__all__ + functional.__all__
+    if name in ROWS and name not in ("tril", "triu") and (one := elementwise(name))
+}
+
+
+def test_the_elementwise_rows_are_found():
+    assert {"exp", "tanh", "relu", "gelu", "elu", "mish", "logsigmoid", "sqrt", "erf"} <= set(ELEMENTWISE)
+    assert not {"sum", "normalize", "norm", "var"} & set(ELEMENTWISE)
+
+
+@examples(150)
+@given(st.sampled_from(sorted(ELEMENTWISE)), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3), seeds, st.data())
+def test_elementwise_rows_of_any_shape_are_one_element_at_a_time(name, shape, seed, data):
+    """0-d, empty, of size-1 axes, strided: value and gradient are those of each number by itself."""
+    one, rng = ELEMENTWISE[name], np.random.default_rng(seed)
+    n = int(np.prod(shape))
+    drawn = np.concatenate([np.zeros(0)] + [one.drawn(rng)[0].ravel() for _ in range(-(-n // 6))])[:n]
+    f = one.bound(ROWS[name].target, rng)
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    run = swept(f, [layout(drawn.reshape(shape))], seed=rng, wrap=lambda x: constant(x[...]))
+    each = [
+        swept(f, [np.array(x)], cotangents=[constant(np.array(v))]) for x, v in zip(drawn, run.vs[0].data.ravel(), strict=True)
+    ]
+    assert run.ys[0].shape == run.grads[0].shape == shape
+    close(run.ys[0].data.ravel(), np.array([e.ys[0].item() for e in each]), 1e-14)
+    close(run.grads[0].data.ravel(), np.array([e.grads[0].item() for e in each]), 1e-14)
+
+
 # ------------------------------------------------------------------------------------------------ shapes, by hypothesis
 
 
@@ -986,6 +1073,30 @@ def test_einsum_of_many_labels(letters):
     run = swept(lambda t: [ops.einsum(f"...{letters}->{letters}...", t)], [x.reshape(2, *(1,) * 25, 3)])
     assert run.ys[0].shape == (1,) * 25 + (3, 2)
     np.testing.assert_array_equal(run.grads[0].data.reshape(2, 3), run.vs[0].data.reshape(3, 2).T)
+
+
+def test_whole_numbers_held_between_fractions_become_floats():
+    y = ops.clamp(Tensor([1, 2, 3]), 1.5, 2.5)
+    assert y.dtype == np.float32 and y.data.tolist() == [1.5, 2.0, 2.5]
+    assert ops.clamp(Tensor([1, 2, 3]), 2).dtype == np.int64
+
+
+def test_attention_layer_that_drops_everything():
+    """p = 1 leaves the bias of the last projection, without a division by 1 − p = 0."""
+    layer = nn.MultiheadAttention(4, 2, dropout=1.0).double()
+    layer.out_proj.bias.copy_(normal(4, 0))
+    x = Tensor(normal((3, 1, 4), 1))
+    for need_weights in (False, True):
+        y, _ = layer(x, x, x, need_weights=need_weights)
+        np.testing.assert_array_equal(y.data, np.broadcast_to(normal(4, 0), (3, 1, 4)))
+
+
+def test_lstm_of_five_cells():
+    """4 · 5 gates are four pieces of five, not five of four."""
+    case, f, arrays = next(row("nn.LSTM", of(2, 5)(real(3, 1, 2))).drawn())
+    expected = list(flat(REFERENCES["nn.LSTM"](f.module, *arrays)))
+    for y, e in zip(f(*map(Tensor, arrays)), expected, strict=True):
+        close(y.data, e, 1e-12)
 
 
 def test_class_weights_of_pictures():

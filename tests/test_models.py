@@ -179,6 +179,13 @@ def test_training_steps_of_the_gpt_by_hand(config):
     assert max(norms) > 1.1, "clipping has something to do"
 
 
+@pytest.mark.parametrize("config", GANS, ids=ids)
+def test_a_discriminator_gives_one_logit_for_each_picture(config):
+    model = build(config)
+    x = model.generator(model.noise(5))
+    assert x.shape == (5, *SHAPE) and model.discriminator(x).shape == (5,)
+
+
 def test_the_generator_step_leaves_no_gradient_in_the_discriminator():
     model = build(GANS[0])
     fake = model.discriminator(model.generator(model.noise(4)))

@@ -18,7 +18,9 @@ ACTIVATIONS = [
         case(away(2, 3), real(3)),
         case(away(1, 2, 2), real(2)),
         case(away(), real()),
+        case(away(), real(1)),
         case(away(0, 2), real(2)),
+        case(away(1, 2, 3), real(2)),
     ),
     row("elu", *unary(away), case(away(4), 1.7)),
     row("celu", *unary(away), case(away(4), 0.6)),
@@ -103,6 +105,7 @@ LOSSES = [
         *(case(real(2, 3), unit(2, 3), reduction=r) for r in (*REDUCTION, "batchmean")),
         case(real(2, 3), real(2, 3), reduction="batchmean", log_target=True),
         case(real(3), fixed([0, 1, 0])),
+        case(real(), unit(), reduction="batchmean"),
     ),
     row(
         "gaussian_log_prob",
@@ -152,6 +155,7 @@ NORMS = [
         case(real(2, 2, 3)),
         case(real(1, 2, 2, 2), *_buffers(2), real(2), real(2), eps=0.1),
         case(real(2, 2, 3), real(2), positive(2), real(2), None, False),
+        case(real(2, 0, 3)),
         analytic=True,
     ),
     row(
@@ -177,6 +181,8 @@ NORMS = [
         case(loud(2, 3), loud(2, 3)),
         case(loud(3), loud(3), 0),
         case(loud(2, 1, 3), loud(2, 3), dim=-1),
+        case(loud(3), loud(2, 3)),
+        case(loud(2, 3), loud(3)),
         case(loud(2, 2), loud(2, 2), eps=50.0),
     ),
 ]
