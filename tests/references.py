@@ -237,7 +237,7 @@ REFERENCES |= {
 REFERENCES |= {
     "matmul": lambda a, b: np.dot(a, b) if min(a.ndim, b.ndim) < 2 else np.einsum("...ij,...jk->...ik", a, b),
     "linear": lambda x, w, b=0.0: np.tensordot(x, w, (-1, 1)) + b,
-    "einsum": lambda equation, *xs: np.einsum(equation, *xs, optimize=False),
+    "einsum": lambda equation, *xs: np.einsum(equation, *(xs[0] if isinstance(xs[0], list) else xs)),
 }
 
 

@@ -1079,6 +1079,8 @@ def test_whole_numbers_held_between_fractions_become_floats():
     y = ops.clamp(Tensor([1, 2, 3]), 1.5, 2.5)
     assert y.dtype == np.float32 and y.data.tolist() == [1.5, 2.0, 2.5]
     assert ops.clamp(Tensor([1, 2, 3]), 2).dtype == np.int64
+    root = Tensor([1, 4, 9]) ** 0.5
+    assert root.dtype == np.float32 and root.data.tolist() == [1, 2, 3]
 
 
 def test_attention_layer_that_drops_everything():

@@ -240,6 +240,7 @@ TABLES = [
         case(real(1, 1, 3, 2), (2, 5), mode="bilinear"),
         case(real(1, 1, 2, 3), scale_factor=(2, 1.5), mode="bilinear"),
         case(real(1, 1, 3, 2), (5, 1), mode="bilinear", align_corners=True),
+        case(real(1, 1, 3, 2), (2, 2), mode="bilinear", align_corners=True),
         analytic=True,
     ),
     row("pixel_shuffle", case(real(1, 4, 2, 1), 2), case(real(9, 1, 1), 3), analytic=True),

@@ -307,6 +307,8 @@ PRODUCTS = [
         case("ij->j", real(2, 3)),
         case("ij,ij->ij", real(2, 1), real(1, 3)),
         case("ij,jk", real(2, 0), real(0, 2)),
+        case("ij,jk->ik", [real(2, 1), real(3, 2)]),
+        case("i,ij->j", real(1), real(3, 2)),
         analytic=True,
     ),
 ]
@@ -356,6 +358,8 @@ CONVOLUTIONS = [
         case(apart(1, 2, 5), 3, 2, 1),
         case(apart(1, 6), 2, stride=1, dilation=2),
         case(apart(1, 1, 5), 2, ceil_mode=True, return_indices=True),
+        case(apart(2, 4), 2, return_indices=True),
+        case(apart(1, 1, 3), 1),
     ),
     row(
         "max_pool2d",
@@ -370,6 +374,7 @@ CONVOLUTIONS = [
         case(real(1, 2, 5), 3, 2, 1),
         case(real(1, 5), 3, 2, 1, True, False),
         case(real(1, 1, 6), 3, 2, ceil_mode=True),
+        case(real(2, 4), 1),
         analytic=True,
     ),
     row(
