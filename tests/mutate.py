@@ -349,6 +349,7 @@ def targets(root: Path) -> list[Target]:
 class Mutant:
     target: Target
     line: int
+    kind: str
     edit: str
     place: tuple[Any, str, int | None] | None  # parent, field, position in it
     new: Any
@@ -437,7 +438,7 @@ def refuses(node: Any) -> bool:
 
 def edits(target: Target) -> Iterator[Mutant]:
     seen: Counter[str] = Counter()
-    for line, old, new, place, node, statement in _edits(target):
+    for line, kind, old, new, place, node, statement in _edits(target):
         text = f"{old} → {new}"
         if len(old) < 14 and statement:
             text += f"  in  {statement}"
@@ -446,7 +447,7 @@ def edits(target: Target) -> Iterator[Mutant]:
         seen[text] += 1
         if seen[text] > 1:
             text += f" ({seen[text]})"
-        yield Mutant(target, line, text, place, node)
+        yield Mutant(target, line, kind, text, place, node)
 
 
 def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
@@ -469,11 +470,12 @@ def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
                     continue  # any negative length is the one to be worked out
                 where = (node, field, i)
                 text = ast.unparse(child).split("\n")[0] if isinstance(child, ast.stmt) else statement
-                for old, new in changes(child, node, field):
+                for kind, new in changes(child, node, field):
                     ast.fix_missing_locations(new)
                     shown = "nothing" if isinstance(new, ast.Pass) else ast.unparse(new).split("\n")[0]
                     line = getattr(child, "lineno", getattr(node, "lineno", 0))
-                    yield line, (old or ast.unparse(child)).split("\n")[0], shown, where, new, text
+                    old = f"if {ast.unparse(child.test)}" if isinstance(new, ast.If) else ast.unparse(child).split("\n")[0]
+                    yield line, kind, old, shown, where, new, text
                 if not refuses(child):
                     yield from visit(child, text)
 
@@ -487,94 +489,94 @@ def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
         if isinstance(node, ast.Constant):
             if 0 < abs(node.value) < float("inf"):  # a threshold of the checker is not off by a little: it is loosened
                 loosened = target.name.startswith("_Checker.") or target.name == "_pattern"
-                yield "", ast.Constant(node.value * (1000 if loosened else 1.01))
+                yield "factor", ast.Constant(node.value * (1000 if loosened else 1.01))
         elif isinstance(node, ast.UnaryOp):
             whole = isinstance(node.operand, ast.Constant) and type(node.operand.value) is int  # −1: becomes −2 below
             if isinstance(node.op, ast.USub | ast.Invert | ast.Not) and not whole:
-                yield "", node.operand
+                yield "sign", node.operand
         elif isinstance(node, ast.AugAssign):
             other = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}.get(type(node.op))
             if target.full:
-                yield "", ast.Pass()
+                yield "dropped term", ast.Pass()
                 if isinstance(node.target, ast.Subscript) and isinstance(node.op, ast.Add):
-                    yield "", ast.Assign([node.target], node.value)
+                    yield "= for +=, += for scatter", ast.Assign([node.target], node.value)
             if other:
-                yield "", ast.AugAssign(node.target, other(), node.value)
+                yield "sign", ast.AugAssign(node.target, other(), node.value)
         elif isinstance(node, ast.BinOp):
             a, b = node.left, node.right
             if isinstance(a, ast.Constant | ast.JoinedStr) and isinstance(getattr(a, "value", ""), str):
                 return
             if isinstance(node.op, ast.Add):
-                yield "", ast.BinOp(a, ast.Sub(), b)
-                yield "", a
-                yield "", b
+                yield "sign", ast.BinOp(a, ast.Sub(), b)
+                yield "dropped term", a
+                yield "dropped term", b
             elif isinstance(node.op, ast.Sub):
-                yield "", ast.BinOp(a, ast.Add(), b)
+                yield "sign", ast.BinOp(a, ast.Add(), b)
                 if not even(parent):
-                    yield "", ast.BinOp(b, ast.Sub(), a)
-                yield "", a
+                    yield "swapped operands", ast.BinOp(b, ast.Sub(), a)
+                yield "dropped term", a
             elif isinstance(node.op, ast.Mult):
-                yield "", a
-                yield "", b
+                yield "dropped factor", a
+                yield "dropped factor", b
             elif isinstance(node.op, ast.Div):
-                yield "", a
-                yield "", ast.BinOp(b, ast.Div(), a)
+                yield "dropped factor", a
+                yield "swapped operands", ast.BinOp(b, ast.Div(), a)
             elif isinstance(node.op, ast.MatMult):
-                yield "", ast.BinOp(b, ast.MatMult(), a)
+                yield "swapped operands", ast.BinOp(b, ast.MatMult(), a)
             elif isinstance(node.op, ast.Pow):
-                yield "", a
-                yield "", ast.BinOp(a, ast.Pow(), ast.BinOp(b, ast.Add(), ast.Constant(1)))
+                yield "dropped factor", a
+                yield "axis, index or count off by one", ast.BinOp(a, ast.Pow(), ast.BinOp(b, ast.Add(), ast.Constant(1)))
             elif isinstance(node.op, ast.FloorDiv | ast.Mod):
-                yield "", ast.BinOp(node, ast.Add(), ast.Constant(1))
+                yield "axis, index or count off by one", ast.BinOp(node, ast.Add(), ast.Constant(1))
             elif isinstance(node.op, ast.BitAnd):
-                yield "", ast.BinOp(a, ast.BitOr(), b)
+                yield "condition", ast.BinOp(a, ast.BitOr(), b)
             elif isinstance(node.op, ast.BitOr):
-                yield "", ast.BinOp(a, ast.BitAnd(), b)
+                yield "condition", ast.BinOp(a, ast.BitAnd(), b)
 
     def other(node: Any, parent: Any, field: str) -> Iterator[tuple[str, Any]]:
         if isinstance(node, ast.Constant):
             if type(node.value) is bool and getattr(parent, "arg", "") != "strict":  # of zip: a guard
-                yield "", ast.Constant(not node.value)
+                yield "condition", ast.Constant(not node.value)
             if type(node.value) is int:
-                yield "", ast.Constant(node.value + 1)
+                yield "axis, index or count off by one", ast.Constant(node.value + 1)
         elif isinstance(node, ast.Compare):
             if len(node.ops) == 1:
                 for op in COMPARED.get(type(node.ops[0]), []):
-                    yield "", ast.Compare(node.left, [op()], node.comparators)
+                    yield "condition", ast.Compare(node.left, [op()], node.comparators)
         elif isinstance(node, ast.BoolOp):
-            yield "", ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+            yield "condition", ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
             for i in range(len(node.values)):
                 rest = node.values[:i] + node.values[i + 1 :]
-                yield "", rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest)
+                yield "condition", rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest)
         elif isinstance(node, ast.IfExp):
             if "needs" not in ast.unparse(node.test):  # a gradient that nobody asked for only costs time
-                yield "", node.body
-            yield "", node.orelse
+                yield "branch", node.body
+            yield "branch", node.orelse
         elif isinstance(node, ast.If):
             if refuses(node):
                 if guards:
-                    yield "", ast.Pass()
+                    yield "guard", ast.Pass()
                 return
             for value in (True, False):
                 yield (
-                    f"if {ast.unparse(node.test)}",
+                    "branch",
                     ast.If(ast.Constant(value), node.body, node.orelse),
                 )
         elif isinstance(node, ast.Expr):
-            yield "", ast.Pass()
+            yield "statement", ast.Pass()
         elif isinstance(node, ast.Assign):
             if isinstance(node.targets[0], ast.Attribute | ast.Subscript) and len(node.targets) == 1:
-                yield "", ast.Pass()
+                yield "statement", ast.Pass()
                 if isinstance(node.targets[0], ast.Subscript) and not checker:
-                    yield "", ast.AugAssign(node.targets[0], ast.Add(), node.value)
+                    yield "= for +=, += for scatter", ast.AugAssign(node.targets[0], ast.Add(), node.value)
         elif isinstance(node, ast.Slice):
             if node.lower is not None and not isinstance(node.lower, ast.Constant):
-                yield "", ast.Slice(ast.BinOp(node.lower, ast.Add(), ast.Constant(1)), node.upper, node.step)
+                yield "slice off by one", ast.Slice(ast.BinOp(node.lower, ast.Add(), ast.Constant(1)), node.upper, node.step)
             if node.upper is not None and not isinstance(node.upper, ast.Constant):
-                yield "", ast.Slice(node.lower, ast.BinOp(node.upper, ast.Sub(), ast.Constant(1)), node.step)
+                yield "slice off by one", ast.Slice(node.lower, ast.BinOp(node.upper, ast.Sub(), ast.Constant(1)), node.step)
         elif isinstance(node, ast.Attribute):
             if node.attr in ("mT", "T"):
-                yield "", node.value
+                yield "dropped reduction, transpose or copy", node.value
         elif isinstance(node, ast.Return):
             if node.value is not None and gradient:
                 yield from returned(node)
@@ -592,13 +594,17 @@ def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
             for i, part in enumerate(parts):
                 if ast.unparse(part) == "None":
                     continue
-                for new in (scaled(part, 1.01), scaled(part, -1.0), ast.Constant(None)):
-                    yield "", ast.Return(ast.Tuple(parts[:i] + [new] + parts[i + 1 :], ast.Load()))
+                for kind, new in (
+                    ("factor", scaled(part, 1.01)),
+                    ("sign", scaled(part, -1.0)),
+                    ("dropped term", ast.Constant(None)),
+                ):
+                    yield kind, ast.Return(ast.Tuple(parts[:i] + [new] + parts[i + 1 :], ast.Load()))
             if len(parts) == 2:
-                yield "", ast.Return(ast.Tuple(parts[::-1], ast.Load()))
+                yield "swapped operands", ast.Return(ast.Tuple(parts[::-1], ast.Load()))
         elif not isinstance(node.value, ast.Constant | ast.ListComp) and not ast.unparse(node.value).startswith("tuple("):
-            yield "", ast.Return(scaled(node.value, 1.01))
-            yield "", ast.Return(scaled(node.value, -1.0))
+            yield "factor", ast.Return(scaled(node.value, 1.01))
+            yield "sign", ast.Return(scaled(node.value, -1.0))
 
     def called(node: ast.Call) -> Iterator[tuple[str, Any]]:
         function = ast.unparse(node.func)
@@ -610,28 +616,28 @@ def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
             added = ast.Call(
                 ast.Attribute(spot, "__iadd__", ast.Load()), [v], []
             )  # overwrites where repeats should add up, in effect
-            yield "", ast.Call(ast.Attribute(a, "__setitem__", ast.Load()), [i, added], [])
+            yield "= for +=, += for scatter", ast.Call(ast.Attribute(a, "__setitem__", ast.Load()), [i, added], [])
         elif function == "kernels.scatter_add":
             a, i, v = node.args
             added = ast.BinOp(ast.Subscript(a, i, ast.Load()), ast.Add(), v)
-            yield "", ast.Call(ast.Attribute(a, "__setitem__", ast.Load()), [i, added], [])
+            yield "= for +=, += for scatter", ast.Call(ast.Attribute(a, "__setitem__", ast.Load()), [i, added], [])
         elif function == "range":
             end = min(len(node.args) - 1, 1)
             args = list(node.args)
             args[end] = ast.BinOp(args[end], ast.Sub(), ast.Constant(1))
-            yield "", ast.Call(node.func, args, node.keywords)
+            yield "slice off by one", ast.Call(node.func, args, node.keywords)
         elif function in ("where", "np.where") and len(node.args) == 3:
             c, a, b = node.args
-            yield "", ast.Call(node.func, [c, b, a], [])
-            yield "", a
-            yield "", b
+            yield "swapped operands", ast.Call(node.func, [c, b, a], [])
+            yield "branch", a
+            yield "branch", b
         elif last in DROPPED and isinstance(node.func, ast.Attribute) and not library:
-            yield "", node.func.value
+            yield "dropped reduction, transpose or copy", node.func.value
         elif last in DROPPED and library and node.args:
-            yield "", node.args[0]
+            yield "dropped reduction, transpose or copy", node.args[0]
         elif (last == "apply" or last in ("matmul", "einsum", "_windows", "conv")) and len(node.args) >= 2:
             if not any(isinstance(a, ast.Starred) for a in node.args[:2]):
-                yield "", ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
+                yield "swapped operands", ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
 
     yield from visit(target.node, "")
 
@@ -650,7 +656,7 @@ def planted(found: list[Target]) -> Iterator[Mutant]:
             text = text.replace(old, new)
         node = ast.parse(text).body[0]
         ast.increment_lineno(node, target.node.lineno - 1)
-        yield Mutant(target, target.node.lineno, f"planted: {name}", None, node)
+        yield Mutant(target, target.node.lineno, "planted in a checker", f"planted: {name}", None, node)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -867,6 +873,8 @@ class Campaign:
                 mine = killers.setdefault(mutant.target.key, [])
                 if answer and killer in mine:
                     mine.remove(killer)
+                if mutant.key in EQUIVALENT:
+                    say(f"EQUIVALENT has a reason for {mutant.key}, but {killer} kills it")
                 if answer:
                     mine.insert(0, killer)
                     self.before[mutant.key] = killer
@@ -888,34 +896,28 @@ class Campaign:
 
     def write(self, seconds: float) -> None:
         self.keep()
-        text = summary(self.results, len(self.mutants), seconds)
+        text = summary(self.results, len(self.mutants), len(self.table), seconds, self.options.jobs)
         if self.options.out:
             Path(self.options.out).write_text(text)
         self.text = text
 
 
-def summary(results: list[tuple[Mutant, str, str, float]], planned: int, seconds: float) -> str:
+def summary(results: list[tuple[Mutant, str, str, float]], planned: int, tests: int, seconds: float, jobs: int) -> str:
     counts = Counter(outcome for _, outcome, _, _ in results)
     real = counts["killed"] + counts["survived"]
     lines = [
-        f"{len(results)} of {planned} mutants in {seconds / 60:.1f} minutes: {counts['killed']} killed, "
-        f"{counts['equivalent']} equivalent, {counts['survived']} survived, {counts['unreachable']} unreachable, "
-        f"{counts['not decided']} not decided",
-        f"score {100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent",
-        "",
-        f"{'file':34}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}",
+        f"{len(results)} of {planned} mutants against {tests} tests in {seconds / 60:.1f} minutes, {jobs} processes",
+        ", ".join(f"{counts[o]} {o}" for o in ("killed", "equivalent", "survived", "unreachable", "not decided")),
+        f"{100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent are killed; why some are: EQUIVALENT in mutate.py",
     ]
-    for path in sorted({m.target.path for m, *_ in results}):
-        c = Counter(outcome for m, outcome, _, _ in results if m.target.path == path)
-        lines.append(f"{path:34}{sum(c.values()):9}{c['killed']:9}{c['equivalent']:12}{c['survived']:10}")
-    for outcome in ("survived", "not decided", "unreachable", "equivalent"):
-        some = [m for m, o, _, _ in results if o == outcome]
-        if some:
-            lines += ["", outcome]
-        for m in sorted(some, key=lambda m: (m.target.path, m.line)):
-            lines.append(f"  {m.target.path}:{m.line}  {m.key}")
-            if outcome == "equivalent":
-                lines.append(f"      {EQUIVALENT[m.key]}")
+    for title, of in (("file", lambda m: m.target.path), ("edit", lambda m: m.kind)):
+        lines += ["", f"{title:40}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}"]
+        for name in sorted({of(m) for m, *_ in results}):
+            c = Counter(outcome for m, outcome, _, _ in results if of(m) == name)
+            lines.append(f"{name:40}{sum(c.values()):9}{c['killed']:9}{c['equivalent']:12}{c['survived']:10}")
+    for outcome in ("survived", "not decided", "unreachable"):
+        some = sorted((m for m, o, _, _ in results if o == outcome), key=lambda m: (m.target.path, m.line))
+        lines += ["", outcome, *(f"  {m.target.path}:{m.line}  {m.key}" for m in some)] if some else []
     return "\n".join(lines) + "\n"
 
 
@@ -955,6 +957,8 @@ def main(args: list[str]) -> int:
     try:
         found = targets(room)
         mutants = [m for t in found for m in edits(t)] + list(planted(found))
+        for key in sorted(set(EQUIVALENT) - {m.key for m in mutants}):
+            say(f"EQUIVALENT has a reason for an edit that is not made (any more): {key}")
         mutants = [m for m in mutants if not options.files or any(m.target.path.endswith(f) for f in options.files)]
         mutants = [m for m in mutants if options.only in m.key or options.only in m.target.key]
         if options.again:
