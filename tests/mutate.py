@@ -908,7 +908,7 @@ def summary(results: list[tuple[Mutant, str, str, float]], planned: int, tests: 
     lines = [
         f"{len(results)} of {planned} mutants against {tests} tests in {seconds / 60:.1f} minutes, {jobs} processes",
         ", ".join(f"{counts[o]} {o}" for o in ("killed", "equivalent", "survived", "unreachable", "not decided")),
-        f"{100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent are killed; why some are: EQUIVALENT in mutate.py",
+        f"{100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent are killed; why some are: EQUIVALENT",
     ]
     for title, of in (("file", lambda m: m.target.path), ("edit", lambda m: m.kind)):
         lines += ["", f"{title:40}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}"]

@@ -1382,6 +1382,30 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
 ]
 
 
+INNER = {"attention", "cast"}  # called by others with tensors that are already of one dtype
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if "." not in n and n not in INNER])
+def test_text_in_the_place_of_a_tensor_is_refused_with_a_sentence(name):
+    for _, f, arrays in cases(name):
+        if arrays:
+            with pytest.raises((TypeError, ValueError), match="expected"):
+                f("text", *map(Tensor, arrays[1:]))
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if n not in INNER | {"Tensor.to"}])
+def test_two_dtypes_at_once_are_refused_with_a_sentence(name):
+    """The first floating argument in float32, all others, or the parameters of a layer, in float64."""
+    for _, f, arrays in cases(name):
+        at = [i for i, x in enumerate(arrays) if floating(x)]
+        layer = isinstance(f, nn.Module) and bool(list(f.parameters()))
+        if not at or (len(at) < 2 and not layer) or name == "Tensor.__mod__":
+            continue
+        low = at if layer else at[:1]
+        with pytest.raises((TypeError, ValueError), match="expected.*got"):
+            f(*(Tensor(x.astype(np.float32) if i in low else x) for i, x in enumerate(arrays)))
+
+
 @pytest.mark.parametrize("name, call, exception, words", BAD_CALLS, ids=[b[0] for b in BAD_CALLS])
 def test_bad_calls_are_refused_with_a_sentence(name, call, exception, words):
     with pytest.raises(exception) as caught:
