@@ -242,7 +242,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoint.safetensors").exists() and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.3)
