@@ -78,7 +78,7 @@ def erf(x: Array) -> Array:
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
     if approximate == "tanh":
-        phi = x * x
+        phi = np.square(x, out=np.empty_like(x))  # an array even where x is 0-d
         phi *= 0.044715
         phi += 1
         phi *= x
@@ -95,8 +95,8 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
     """x̄ = ȳ (Φ + x Φ');  "tanh": with t = tanh u(x), Φ = ½ (1 + t), Φ' = ½ (1 − t²) u'(x)"""
     if approximate == "tanh":
-        x2 = x * x
-        t = x2 * 0.044715
+        x2 = np.square(x, out=np.empty_like(x))
+        t = np.multiply(x2, 0.044715, out=np.empty_like(x))
         t += 1
         t *= x
         t *= math.sqrt(2 / math.pi)
@@ -179,7 +179,7 @@ def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
 def _exp_rows(x: Array, axis: int) -> tuple[Array, Array, Array]:
     """e^{x − m} with m = max x, its sum, and m; m = 0 where a row is all −∞, so that its exponentials are 0, not NaN."""
     if x.shape[axis] == 0:
-        m = np.zeros(x.shape[:axis] + (1,) + x.shape[axis + 1 :], x.dtype)
+        m = np.zeros_like(x, shape=x.shape[:axis] + (1,) + x.shape[axis + 1 :])
     else:
         m = np.max(x, axis=axis, keepdims=True)
         m = np.where(m == -np.inf, 0, m).astype(x.dtype, copy=False)

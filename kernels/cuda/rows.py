@@ -1,0 +1,720 @@
+r"""Kernels that pass over rows or over single elements.
+
+A row is one block's: its 128 threads take every 128th element each, and join their sums over warps and shared memory. The
+order of every sum is fixed, so the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import boolean, cuda, float32, uint64
+
+from kernels import reference
+from kernels.cuda.build import (
+    F1,
+    F2,
+    F3,
+    FLOAT,
+    I1,
+    INT,
+    THREADS,
+    WARPS,
+    Array,
+    block_max,
+    block_sum,
+    cdiv,
+    check,
+    device,
+    empty,
+    is_float32,
+    kernel,
+    launch,
+    plain,
+    whole,
+)
+
+ROOM = 4 * WARPS  # bytes of shared memory that a sum over a block takes
+FLAT = 256  # threads of a block that computes single elements
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax and its relatives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@device
+def _peak_and_total(x, i, room):
+    """m = max x_i, 0 if that is −∞, and Σ e^{x_i − m}, for every thread of the block"""
+    m = float32(-np.inf)
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        m = m if m > x[i, j] or m != m else x[i, j]
+    m = block_max(m, room)
+    if m == float32(-np.inf):
+        m = float32(0.0)
+    total = float32(0.0)
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        total += math.exp(x[i, j] - m)
+    return m, block_sum(total, room)
+
+
+@kernel((F2, F2), threads=THREADS, registers=40, shared=ROOM)
+def softmax_rows(x, y):
+    room = cuda.shared.array(WARPS, float32)
+    i = cuda.blockIdx.x
+    m, total = _peak_and_total(x, i, room)
+    scale = float32(1.0) if total == float32(0.0) else float32(1.0) / total
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        y[i, j] = math.exp(x[i, j] - m) * scale
+
+
+@kernel((F2, F2), threads=THREADS, registers=40, shared=ROOM)
+def log_softmax_rows(x, y):
+    room = cuda.shared.array(WARPS, float32)
+    i = cuda.blockIdx.x
+    m, total = _peak_and_total(x, i, room)
+    shift = float32(0.0) if total == float32(0.0) else math.log(total)
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        y[i, j] = (x[i, j] - m) - shift
+
+
+@kernel((F2, I1, F1, F1, INT), threads=THREADS, registers=40, shared=ROOM)
+def cross_entropy_rows(x, target, loss, lse, ignored):
+    room = cuda.shared.array(WARPS, float32)
+    i = cuda.blockIdx.x
+    m, total = _peak_and_total(x, i, room)
+    if cuda.threadIdx.x == 0:
+        logarithm = float32(0.0) if total == float32(0.0) else math.log(total)
+        t = target[i]
+        lse[i] = m + logarithm
+        if t == ignored:
+            loss[i] = float32(0.0)
+        elif t < 0 or t >= x.shape[1]:
+            loss[i] = float32(np.nan)
+        else:
+            loss[i] = (m - x[i, t]) + logarithm
+
+
+@kernel((F1, F2, I1, F1, F2, INT), threads=THREADS, registers=40)
+def cross_entropy_rows_backward(dloss, x, target, lse, dx, ignored):
+    i = cuda.blockIdx.x
+    t = target[i]
+    d = dloss[i]
+    shift = lse[i]
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        if t == ignored:
+            dx[i, j] = float32(0.0)
+        else:
+            dx[i, j] = d * (math.exp(x[i, j] - shift) - (float32(1.0) if j == t else float32(0.0)))
+
+
+def _by_rows(x: Array, axis: int, fused: Any, name: str) -> Array:
+    if not is_float32(x) or not x.ndim or not x.size:
+        return getattr(reference, name)(x, axis)
+    if axis % x.ndim != x.ndim - 1:
+        return np.moveaxis(_by_rows(np.moveaxis(x, axis, -1), -1, fused, name), -1, axis)
+    x = plain(x)
+    y = empty(x, x.shape)
+    n = x.shape[-1]
+    launch(fused, x.size // n, x.reshape(-1, n), y.reshape(-1, n))
+    return y
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
+    return _by_rows(x, axis, softmax_rows, "softmax")
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
+    return _by_rows(x, axis, log_softmax_rows, "log_softmax")
+
+
+def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
+    """ℓ_n = lse_n − x_{n, t_n},  0 where t_n = ignore_index, NaN where it is no class; and lse.     (N, V), (N) → (N), (N)"""
+    check("cross_entropy", x, target)
+    if not is_float32(x):
+        return _classes(x, target, ignore_index)
+    loss, lse = empty(x, len(x)), empty(x, len(x))
+    launch(cross_entropy_rows, len(x), plain(x), whole(target), loss, lse, ignore_index)
+    return loss, lse
+
+
+def _classes(x: Array, target: Array, ignored: int) -> tuple[Array, Array]:
+    """The loss for other types, in steps that the library has."""
+    log_p = reference.log_softmax(x, 1)
+    hit = target[:, None] == np.arange(x.shape[1]) if isinstance(x, np.ndarray) else _one_hot(target, x)
+    loss = -np.where(hit, log_p, 0).sum(axis=1)
+    peak = x.max(axis=1)
+    peak = np.where(peak == -np.inf, 0, peak)
+    lse = np.log(np.exp(x - peak[:, None]).sum(axis=1)) + peak
+    return np.where(target == ignored, 0, loss).astype(x.dtype), lse.astype(x.dtype)
+
+
+def _one_hot(target: Array, x: Array) -> Array:
+    """[j = t_n], of x's shape"""
+    return target[:, None] == np.cumsum(np.ones_like(x, dtype=np.int64), axis=1) - 1
+
+
+def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
+    """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
+    check("cross_entropy_backward", dloss, x, target, lse)
+    if not is_float32(dloss, x, lse):
+        dx = (np.exp(x - lse[:, None]) - _one_hot(target, x)) * dloss[:, None]
+        return np.where((target == ignore_index)[:, None], 0, dx).astype(x.dtype)
+    dx = empty(x, x.shape)
+    if dx.size:
+        launch(cross_entropy_rows_backward, len(x), plain(dloss), plain(x), whole(target), plain(lse), dx, ignore_index)
+    return dx
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normalisation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel((F2, F1, F1, F2, F1, F1, FLOAT, boolean), threads=THREADS, registers=48, shared=ROOM)
+def normalised_rows(x, weight, bias, y, mean, rstd, eps, centred):
+    """y = (x − μ) ρ ⊙ w + b;  μ = 0 and no b unless `centred`"""
+    room = cuda.shared.array(WARPS, float32)
+    i = cuda.blockIdx.x
+    n = x.shape[1]
+    share = float32(1.0) / float32(n)
+    mu = float32(0.0)
+    if centred:
+        for j in range(cuda.threadIdx.x, n, THREADS):
+            mu += x[i, j]
+        mu = block_sum(mu, room) * share
+    var = float32(0.0)
+    for j in range(cuda.threadIdx.x, n, THREADS):
+        d = x[i, j] - mu
+        var += d * d
+    rho = float32(1.0) / math.sqrt(block_sum(var, room) * share + eps)
+    if cuda.threadIdx.x == 0:
+        mean[i] = mu
+        rstd[i] = rho
+    for j in range(cuda.threadIdx.x, n, THREADS):
+        value = (x[i, j] - mu) * rho * weight[j]
+        y[i, j] = value + bias[j] if centred else value
+
+
+@kernel((F2, F2, F1, F1, F1, F2, boolean), threads=THREADS, registers=48, shared=ROOM)
+def normalised_rows_backward(dy, x, weight, mean, rstd, dx, centred):
+    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂));  without mean(g) unless `centred`"""
+    room = cuda.shared.array(WARPS, float32)
+    i = cuda.blockIdx.x
+    n = x.shape[1]
+    share = float32(1.0) / float32(n)
+    mu, rho = mean[i], rstd[i]
+    across = float32(0.0)
+    along = float32(0.0)
+    for j in range(cuda.threadIdx.x, n, THREADS):
+        g = dy[i, j] * weight[j]
+        across += g
+        along += g * (x[i, j] - mu) * rho
+    across = block_sum(across, room) * share
+    along = block_sum(along, room) * share
+    if not centred:
+        across = float32(0.0)
+    for j in range(cuda.threadIdx.x, n, THREADS):
+        xhat = (x[i, j] - mu) * rho
+        dx[i, j] = rho * (dy[i, j] * weight[j] - across - xhat * along)
+
+
+STRIP = 64  # rows that one block adds up of each of its 32 columns
+
+
+@kernel((F2, F2, F1, F1, F2, F2), threads=256, registers=40, shared=2 * 8 * 32 * 4)
+def column_sums(dy, x, mean, rstd, dweight, dbias):
+    """Σ ȳ ⊙ x̂ and Σ ȳ over a strip of rows: 8 rows of 32 columns at a time, then these 8.     (strips, n) each"""
+    products = cuda.shared.array((8, 32), float32)
+    sums = cuda.shared.array((8, 32), float32)
+    across = (x.shape[1] + 31) // 32
+    strip = cuda.blockIdx.x // across
+    column = cuda.threadIdx.x % 32
+    part = cuda.threadIdx.x // 32
+    j = cuda.blockIdx.x % across * 32 + column
+    end = (strip + 1) * STRIP
+    if end > x.shape[0]:
+        end = x.shape[0]
+    dw = float32(0.0)
+    db = float32(0.0)
+    if j < x.shape[1]:
+        for i in range(strip * STRIP + part, end, 8):
+            g = dy[i, j]
+            dw += g * (x[i, j] - mean[i]) * rstd[i]
+            db += g
+    products[part, column] = dw
+    sums[part, column] = db
+    cuda.syncthreads()
+    if part == 0 and j < x.shape[1]:
+        for p in range(1, 8):
+            dw += products[p, column]
+            db += sums[p, column]
+        dweight[strip, j] = dw
+        dbias[strip, j] = db
+
+
+def _normalised(x: Array, weight: Array, bias: Array, eps: float, centred: bool) -> tuple[Array, Array, Array]:
+    x = plain(x)
+    y, mean, rstd = empty(x, x.shape), empty(x, len(x)), empty(x, len(x))
+    launch(normalised_rows, len(x), x, plain(weight), plain(bias), y, mean, rstd, np.float32(eps), centred)
+    return y, mean[:, None], rstd[:, None]
+
+
+def _normalised_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array, centred: bool) -> tuple[Array, ...]:
+    dy, x, mean, rstd = plain(dy), plain(x), plain(mean).reshape(-1), plain(rstd).reshape(-1)
+    dx = empty(x, x.shape)
+    launch(normalised_rows_backward, len(x), dy, x, plain(weight), mean, rstd, dx, centred)
+    strips = cdiv(len(x), STRIP)
+    dweight, dbias = empty(x, (strips, x.shape[1])), empty(x, (strips, x.shape[1]))
+    launch(column_sums, strips * cdiv(x.shape[1], 32), dy, x, mean, rstd, dweight, dbias)
+    return dx, dweight.sum(axis=0), dbias.sum(axis=0)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
+    check("layer_norm", x, weight, bias)
+    if not is_float32(x, weight, bias) or not x.size:
+        return reference.layer_norm(x, weight, bias, eps=eps)
+    return _normalised(x, weight, bias, eps, True)
+
+
+def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
+    check("layer_norm_backward", dy, x, weight, mean, rstd)
+    if not is_float32(dy, x, weight, mean, rstd) or not x.size:
+        return reference.layer_norm_backward(dy, x, weight, mean, rstd)
+    return _normalised_backward(dy, x, weight, mean, rstd, True)
+
+
+def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
+    """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
+    check("rms_norm", x, weight)
+    if not is_float32(x, weight) or not x.size:
+        return reference.rms_norm(x, weight, eps=eps)
+    y, _, rstd = _normalised(x, weight, weight, eps, False)
+    return y, rstd
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
+    check("rms_norm_backward", dy, x, weight, rstd)
+    if not is_float32(dy, x, weight, rstd) or not x.size:
+        return reference.rms_norm_backward(dy, x, weight, rstd)
+    return _normalised_backward(dy, x, weight, np.zeros_like(rstd), rstd, False)[:2]
+
+
+@kernel((F3, F1, F1, F3, F1, F1, FLOAT), threads=THREADS, registers=48, shared=ROOM)
+def channel_norm(x, weight, bias, y, mean, rstd, eps):
+    """y = (x − μ_c) ρ_c w_c + b_c: a block for each channel.     (N, C, places)"""
+    room = cuda.shared.array(WARPS, float32)
+    c = cuda.blockIdx.x
+    places = x.shape[2]
+    count = x.shape[0] * places
+    share = float32(1.0) / float32(count)
+    mu = float32(0.0)
+    for e in range(cuda.threadIdx.x, count, THREADS):
+        mu += x[e // places, c, e % places]
+    mu = block_sum(mu, room) * share
+    var = float32(0.0)
+    for e in range(cuda.threadIdx.x, count, THREADS):
+        d = x[e // places, c, e % places] - mu
+        var += d * d
+    rho = float32(1.0) / math.sqrt(block_sum(var, room) * share + eps)
+    if cuda.threadIdx.x == 0:
+        mean[c] = mu
+        rstd[c] = rho
+    scale = rho * weight[c]
+    for e in range(cuda.threadIdx.x, count, THREADS):
+        y[e // places, c, e % places] = (x[e // places, c, e % places] - mu) * scale + bias[c]
+
+
+@kernel((F3, F3, F1, F1, F1, F3, F1, F1), threads=THREADS, registers=56, shared=ROOM)
+def channel_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias):
+    room = cuda.shared.array(WARPS, float32)
+    c = cuda.blockIdx.x
+    places = x.shape[2]
+    count = x.shape[0] * places
+    share = float32(1.0) / float32(count)
+    mu, rho = mean[c], rstd[c]
+    dw = float32(0.0)
+    db = float32(0.0)
+    for e in range(cuda.threadIdx.x, count, THREADS):
+        g = dy[e // places, c, e % places]
+        dw += g * (x[e // places, c, e % places] - mu) * rho
+        db += g
+    dw = block_sum(dw, room)
+    db = block_sum(db, room)
+    if cuda.threadIdx.x == 0:
+        dweight[c] = dw
+        dbias[c] = db
+    scale = rho * weight[c]
+    for e in range(cuda.threadIdx.x, count, THREADS):
+        xhat = (x[e // places, c, e % places] - mu) * rho
+        dx[e // places, c, e % places] = scale * (dy[e // places, c, e % places] - db * share - xhat * (dw * share))
+
+
+def _channels(x: Array) -> Array:
+    return plain(x).reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+
+
+def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
+    check("batch_norm", x, weight, bias)
+    if not is_float32(x, weight, bias) or not x.size:
+        return reference.batch_norm(x, weight, bias, eps=eps)
+    y, mean, rstd = empty(x, x.shape), empty(x, x.shape[1]), empty(x, x.shape[1])
+    launch(channel_norm, x.shape[1], _channels(x), plain(weight), plain(bias), _channels(y), mean, rstd, np.float32(eps))
+    return y, mean, rstd
+
+
+def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
+    check("batch_norm_backward", dy, x, weight, mean, rstd)
+    if not is_float32(dy, x, weight, mean, rstd) or not x.size:
+        return reference.batch_norm_backward(dy, x, weight, mean, rstd)
+    dx, dweight, dbias = empty(x, x.shape), empty(x, x.shape[1]), empty(x, x.shape[1])
+    arrays = _channels(dy), _channels(x), plain(weight), plain(mean), plain(rstd), _channels(dx), dweight, dbias
+    launch(channel_norm_backward, x.shape[1], *arrays)
+    return dx, dweight, dbias
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Element by element
+# ---------------------------------------------------------------------------------------------------------------------
+
+ROOT_HALF, ROOT_TWO_OVER_PI, CUBIC = float(np.sqrt(0.5)), float(np.sqrt(2 / np.pi)), 0.044715
+ONE_OVER_ROOT_TWO_PI = float(1 / np.sqrt(2 * np.pi))
+
+
+@device
+def _gelu(x):
+    return float32(0.5) * x * (float32(1.0) + math.erf(x * float32(ROOT_HALF)))
+
+
+@device
+def _gelu_slope(x):
+    phi = float32(0.5) * (float32(1.0) + math.erf(x * float32(ROOT_HALF)))
+    return phi + x * math.exp(float32(-0.5) * x * x) * float32(ONE_OVER_ROOT_TWO_PI)
+
+
+@device
+def _gelu_tanh(x):
+    t = math.tanh(float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(CUBIC) * x * x))
+    return float32(0.5) * x * (float32(1.0) + t)
+
+
+@device
+def _gelu_tanh_slope(x):
+    t = math.tanh(float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(CUBIC) * x * x))
+    slope = float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(3.0 * CUBIC) * x * x)  # x u'(x)
+    return float32(0.5) * (float32(1.0) + t) * ((float32(1.0) - t) * slope + float32(1.0))
+
+
+@device
+def _silu(x):
+    return x / (float32(1.0) + math.exp(-x))
+
+
+@device
+def _silu_slope(x):
+    s = float32(1.0) / (float32(1.0) + math.exp(-x))
+    return s * (float32(1.0) + x * (float32(1.0) - s))
+
+
+@device
+def _erf(x):
+    return math.erf(x)
+
+
+@device
+def _relu(x):
+    return x if x > float32(0.0) or x != x else float32(0.0)
+
+
+def _map(name: str, function: Any) -> Any:
+    @kernel((F1, F1), threads=FLAT, registers=40, name=name)
+    def each(x, y):
+        i = cuda.grid(1)
+        if i < x.size:
+            y[i] = function(x[i])
+
+    return each
+
+
+def _map_backward(name: str, slope: Any) -> Any:
+    @kernel((F1, F1, F1), threads=FLAT, registers=40, name=name)
+    def each(dy, x, dx):
+        i = cuda.grid(1)
+        if i < x.size:
+            dx[i] = dy[i] * slope(x[i])
+
+    return each
+
+
+def _finish(name: str, function: Any) -> Any:
+    @kernel((F2, F1), threads=FLAT, registers=40, name=name)
+    def each(c, bias):
+        """c = f(c + bias), without a bias where that is empty"""
+        at = cuda.grid(1)
+        if at < c.size:
+            i = at // c.shape[1]
+            j = at % c.shape[1]
+            c[i, j] = function(c[i, j] + bias[j]) if bias.size else function(c[i, j])
+
+    return each
+
+
+@device
+def _same(x):
+    return x
+
+
+MAPS = {
+    "gelu": _map("gelu", _gelu),
+    "gelu_tanh": _map("gelu_tanh", _gelu_tanh),
+    "silu": _map("silu", _silu),
+    "erf": _map("erf", _erf),
+}
+SLOPES = {
+    "gelu": _map_backward("gelu_backward", _gelu_slope),
+    "gelu_tanh": _map_backward("gelu_tanh_backward", _gelu_tanh_slope),
+    "silu": _map_backward("silu_backward", _silu_slope),
+}
+FINISH = {
+    None: _finish("add_bias", _same),
+    "relu": _finish("finish_relu", _relu),
+    "gelu": _finish("finish_gelu", _gelu),
+    "gelu_tanh": _finish("finish_gelu_tanh", _gelu_tanh),
+}
+
+
+def finish(c: Array, bias: Array | None, activation: str | None) -> None:
+    """c ← f(c + bias), in place.     (…, n), (n)"""
+    if activation not in FINISH:
+        raise ValueError(f"matmul: expected activation None, 'relu', 'gelu' or 'gelu_tanh', got {activation!r}")
+    if c.size:
+        flat = c.reshape(-1, c.shape[-1])
+        launch(FINISH[activation], cdiv(c.size, FLAT), flat, empty(c, 0) if bias is None else plain(bias))
+
+
+def _each(x: Array, name: str, otherwise: Any) -> Array:
+    if not is_float32(x) or not x.size:
+        return otherwise(x)
+    x = plain(x)
+    y = empty(x, x.shape)
+    launch(MAPS[name], cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1))
+    return y
+
+
+def _each_backward(dy: Array, x: Array, name: str, otherwise: Any) -> Array:
+    check(f"{name}_backward", dy, x)
+    if not is_float32(dy, x) or not x.size or dy.shape != x.shape:
+        return otherwise(dy, x)
+    dy, x = plain(dy), plain(x)
+    dx = empty(x, x.shape)
+    launch(SLOPES[name], cdiv(x.size, FLAT), dy.reshape(-1), x.reshape(-1), dx.reshape(-1))
+    return dx
+
+
+def erf(x: Array) -> Array:
+    """2/√π ∫₀ˣ e^{−t²} dt, of other types through float32"""
+    return _each(x, "erf", lambda x: erf(x.astype(np.float32)).astype(x.dtype) if x.size else x.copy())
+
+
+def _kind(approximate: str) -> str:
+    return "gelu_tanh" if approximate == "tanh" else "gelu"
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
+
+    def composed(x: Array) -> Array:
+        if approximate == "tanh":
+            return reference.gelu(x, approximate=approximate)
+        return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+    return _each(x, _kind(approximate), composed)
+
+
+def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
+    """x̄ = ȳ (Φ + x Φ')"""
+
+    def composed(dy: Array, x: Array) -> Array:
+        if approximate == "tanh":
+            return reference.gelu_backward(dy, x, approximate=approximate)
+        phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
+        return dy * (phi + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
+
+    return _each_backward(dy, x, _kind(approximate), composed)
+
+
+def silu(x: Array) -> Array:
+    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
+    return _each(x, "silu", reference.silu)
+
+
+def silu_backward(dy: Array, x: Array) -> Array:
+    """x̄ = ȳ σ (1 + x (1 − σ))"""
+    return _each_backward(dy, x, "silu", reference.silu_backward)
+
+
+LOW = 0xFFFFFFFF
+
+
+@device
+def _philox(counter, stream, seed, word):
+    """Word `word` of the block cipher of `reference.philox`, in which every number is of 32 bits, held in 64."""
+    low = uint64(LOW)
+    shift = uint64(32)
+    c0, c1 = counter & low, counter >> shift
+    c2, c3 = stream & low, stream >> shift
+    k0, k1 = seed & low, seed >> shift
+    for _ in range(10):
+        p0 = c0 * uint64(0xD2511F53)
+        p1 = c2 * uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
+        k0 = (k0 + uint64(0x9E3779B9)) & low
+        k1 = (k1 + uint64(0xBB67AE85)) & low
+    if word == 0:
+        return c0
+    if word == 1:
+        return c1
+    return c2 if word == 2 else c3
+
+
+@kernel((F1, F1, INT, INT, INT, INT, FLOAT), threads=FLAT, registers=48)
+def dropout_each(x, y, quarter, seed, stream, limit, scale):
+    """Word w of counter c decides on element w Q + c."""
+    i = cuda.grid(1)
+    if i < x.size:
+        word = _philox(uint64(i % quarter), uint64(stream), uint64(seed), i // quarter)
+        y[i] = x[i] * scale if word >= uint64(limit) else float32(0.0)
+
+
+def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
+    """y_i = x_i / (1 − p) with probability 1 − p, else 0: the reference's elements for the same seed and stream."""
+    if p >= 1 or not x.size:
+        return np.zeros_like(x)
+    if not is_float32(x):
+        kept = dropout(np.ones_like(x, dtype=np.float32), p=p, seed=seed, stream=stream) != 0
+        return np.where(kept, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype)
+    x = plain(x)
+    y = empty(x, x.shape)
+    numbers = [_signed(seed), _signed(stream), round(p * 2**32)]
+    launch(dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), cdiv(x.size, 4), *numbers, np.float32(1 / (1 - p)))
+    return y
+
+
+def _signed(word: int) -> int:
+    """The 64 bits of a number as those of a signed one, the type that a Python number has in a kernel."""
+    word &= 2**64 - 1
+    return word - 2**64 if word >= 2**63 else word
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and optimiser
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel((F2, I1, F2), threads=FLAT, registers=40)
+def embedding_rows(table, index, y):
+    at = cuda.grid(1)
+    n = y.shape[1]
+    if at < y.size:
+        row = index[at // n]
+        if row < 0:
+            row += table.shape[0]
+        y[at // n, at % n] = table[row, at % n] if row >= 0 and row < table.shape[0] else float32(np.nan)
+
+
+def embedding(table: Array, index: Array) -> Array:
+    """y_i = table[index_i], NaN for an index out of range (to refuse it the host would wait).  (V, n), (…) → (…, n)"""
+    check("embedding", table, index)
+    shape = index.shape + table.shape[1:]
+    if not is_float32(table) or not math.prod(shape):
+        return table[index]
+    y = empty(table, shape)
+    rows = plain(table).reshape(len(table), -1)
+    launch(embedding_rows, cdiv(y.size, FLAT), rows, whole(index).reshape(-1), y.reshape(-1, rows.shape[1]))
+    return y
+
+
+@kernel((F2, I1, I1, F2), threads=FLAT, registers=48)
+def scatter_rows(out, order, index, source):
+    """out[index_i] += source_i: where a new index begins in the order, one thread a column adds up all of its rows."""
+    at = cuda.grid(1)
+    n = source.shape[1]
+    p = at // n
+    j = at % n
+    if p < order.size:
+        row = index[order[p]]
+        if p == 0 or index[order[p - 1]] != row:
+            total = float32(0.0)
+            while p < order.size and index[order[p]] == row:
+                total += source[order[p], j]
+                p += 1
+            if row >= 0 and row < out.shape[0]:
+                out[row, j] += total
+
+
+def scatter_add(out: Array, index: Array, source: Array) -> None:
+    """out[index_i] += source_i, in place; repeats add up, in order.     (V, …), any shape, (*index.shape, …)"""
+    check("scatter_add", out, index, source)
+    if not source.size or not index.size:
+        return
+    index = whole(index).reshape(-1)
+    index = np.where(index < 0, index + len(out), index)
+    if not (is_float32(out, source) and out.flags.c_contiguous):
+        total = np.zeros_like(out, dtype=np.float32, order="C")
+        scatter_add(total, index, source.reshape(index.shape + out.shape[1:]).astype(np.float32))
+        out += total.astype(out.dtype)
+        return
+    rows = plain(source).reshape(index.size, -1)
+    launch(scatter_rows, cdiv(rows.size, FLAT), out.reshape(len(out), -1), np.argsort(index, kind="stable"), index, rows)
+
+
+@kernel((F1, F1, F1, F1, *[FLOAT] * 9), threads=FLAT, registers=40)
+def adam_each(p, g, m, v, keep, penalty, beta1, gain1, beta2, gain2, rate, root, eps):
+    """m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  p ← keep p − rate m / (√v / root + ε), g with its penalty"""
+    i = cuda.grid(1)
+    if i < p.size:
+        d = g[i] + penalty * p[i]
+        mi = beta1 * m[i] + gain1 * d
+        vi = beta2 * v[i] + gain2 * d * d
+        m[i] = mi
+        v[i] = vi
+        p[i] = keep * p[i] - rate * mi / (math.sqrt(vi) / root + eps)
+
+
+def _adam(p: Array, g: Array, m: Array, v: Array, keep: float, penalty: float, o: dict[str, Any]) -> bool:
+    """One step where the arrays are as the kernel takes them; the others are changed in place too."""
+    check("adam", p, g, m, v)
+    if not is_float32(p, g, m, v) or not all(x.flags.c_contiguous for x in (p, m, v)):
+        return False
+    beta1, beta2, step = o["beta1"], o["beta2"], o["step"]
+    rate, root = o["lr"] / (1 - beta1**step), math.sqrt(1 - beta2**step)
+    numbers = [np.float32(s) for s in (keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, o["eps"])]
+    if p.size:
+        launch(adam_each, cdiv(p.size, FLAT), *[x.reshape(-1) for x in (p, plain(g), m, v)], *numbers)
+    return True
+
+
+def adamw(
+    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """One step of AdamW, in place on p, m and v."""
+    o = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+    if not _adam(p, g, m, v, 1 - lr * weight_decay, 0.0, o):
+        reference.adamw(p, g, m, v, **o, weight_decay=weight_decay)
+
+
+def adam(
+    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """One step of Adam, in place on p, m and v: the decay is part of the gradient."""
+    o = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+    if not _adam(p, g, m, v, 1.0, weight_decay, o):
+        reference.adam(p, g, m, v, **o, weight_decay=weight_decay)

@@ -1,0 +1,564 @@
+"""Every door of `kernels.cuda` against the reference: in the emulator, where the order of the threads is chosen, and, with
+`pytest -m gpu`, on a GPU.
+
+Cases are small and odd: the emulator is Python. What it runs is the source that a GPU runs, statement by statement.
+"""
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels import reference
+from scratchgen import device
+from tests import standin
+
+pytest.importorskip("greenlet", reason="the emulator needs greenlet: pip install 'scratchgen[cuda-check]'")
+pytest.importorskip("numba.cuda")
+
+import kernels as doors
+from kernels.cuda import attention, build, convolution, matmul, rows
+from tests import cuda_emulator as emulator
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {"matmul": matmul, "attention": attention, "rows": rows, "convolution": convolution}
+ORDERS = ("forward", "reverse", "shuffled")
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table: door, arguments, options
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def matmul_cases():
+    for m, k, n in ((1, 1, 1), (5, 7, 3), (0, 2, 3), (3, 0, 2), (66, 17, 5), (64, 16, 64), (8, 20, 68)):
+        for turned_a, turned_b in itertools.product((False, True), repeat=2):
+            a = normal(k, m).T if turned_a else normal(m, k)
+            b = normal(n, k).T if turned_b else normal(k, n)
+            yield (a, b), {}
+    for a, b in (((2,), (2,)), ((1,), (3,)), ((), (2,)), ((2, 1), (3,)), ((2, 3), (3,))):
+        yield (normal(*a, 3, 5), normal(*b, 5, 4)), {}
+    yield (normal(6, 10)[::2, ::2], np.broadcast_to(normal(5, 1), (5, 4))), {}
+    yield (normal(3, 1100), normal(1100, 2)), {}  # few elements of a long sum: it is cut into parts
+    for activation, bias in itertools.product((None, "relu", "gelu", "gelu_tanh"), (None, normal(4), normal(3, 1))):
+        yield (normal(3, 5), normal(5, 4)), {"bias": bias, "activation": activation}
+    yield (normal(3, 5), normal(5, 4)), {"out": normal(3, 4), "accumulate": True, "bias": normal(4)}
+    yield (normal(3, 5), normal(5, 4)), {"out": normal(4, 3).T}
+    yield (normal(3, 5).astype(np.float64), normal(5, 4).astype(np.float64)), {"bias": normal(4).astype(np.float64)}
+    yield (np.arange(6).reshape(2, 3), np.arange(6).reshape(3, 2)), {}
+
+
+def attention_cases():
+    def dead(t, s):
+        mask = np.where(normal(t, s) < 0, -np.inf, 0).astype(np.float32)
+        mask[:2] = -np.inf  # rows that may attend to nothing
+        return mask
+
+    for q_lead, k_lead, t, s, d, e, causal, mask in (
+        ((), (), 1, 1, 1, 1, True, None),
+        ((2,), (2,), 1, 9, 32, 32, False, normal(2, 1, 9)),  # one query
+        ((), (), 1, 6, 64, 60, False, dead(1, 6)),
+        ((1,), (1,), 35, 40, 8, 5, False, None),  # two tiles of keys
+        ((1,), (1,), 66, 34, 32, 32, True, None),  # two tiles of queries as well
+        ((2,), (), 3, 4, 6, 6, False, dead(3, 4)),
+        ((2, 2), (2, 2), 3, 5, 4, 4, False, normal(2, 1, 1, 5)),
+        ((2, 2), (2, 2), 3, 5, 4, 4, True, normal(1, 2, 3, 1)),
+        ((1,), (1,), 3, 4, 64, 64, True, None),
+        ((1,), (1,), 3, 4, 128, 100, False, None),
+        ((1,), (1,), 3, 5, 130, 4, True, dead(3, 5)),  # no kernel is so wide
+        ((1,), (1,), 0, 5, 4, 4, False, None),
+        ((1,), (1,), 4, 0, 4, 4, False, None),
+    ):
+        arrays = normal(*q_lead, t, d), normal(*k_lead, s, d), normal(*k_lead, s, e)
+        yield arrays, {"causal": causal, "mask": mask, "scale": None if t > 3 else 0.5}
+    yield tuple(np.moveaxis(normal(1, 5, 2, 8), 1, 2) for _ in range(3)), {"causal": True}
+
+
+def attention_backward_cases():
+    for (q, k, v), options in attention_cases():
+        if q.shape[-2] > 60:
+            continue
+        out, lse = reference.attention(q, k, v, **options)
+        yield (normal(*out.shape), q, k, v, out, lse), options
+    q, k, v, mask = normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4), normal(2, 3, 5)
+    yield (normal(2, 3, 4), q, k, v, *reference.attention(q, k, v, mask=mask)), {"mask": mask, "mask_grad": True}
+
+
+def images():
+    """x, w, geometry"""
+    for n, c, size, o, kernel, stride, padding, dilation, groups in (
+        (2, 3, (5, 6), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+        (2, 4, (6, 5), 6, (3, 2), (2, 1), (1, 1), (1, 1), 2),
+        (1, 2, (9, 8), 2, (2, 3), (3, 2), (2, 0), (2, 1), 1),
+        (2, 3, (7, 7), 3, (2, 2), (3, 3), (0, 0), (1, 1), 3),  # pixels that no window meets
+        (3, 1, (4, 4), 2, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+        (2, 3, (9,), 4, (3,), (2,), (1,), (1,), 1),
+        (0, 3, (5, 6), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ):
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        yield normal(n, c, *size), normal(o, c // groups, *kernel), geometry
+
+
+def conv_cases():
+    for x, w, geometry in images():
+        yield (x, w), geometry
+
+
+def conv_input_grad_cases():
+    for x, w, geometry in images():
+        yield (normal(*reference.conv(x, w, **geometry).shape), w, x.shape[2:]), geometry
+
+
+def conv_weight_grad_cases():
+    for x, w, geometry in images():
+        yield (x, normal(*reference.conv(x, w, **geometry).shape), w.shape[2:]), geometry
+
+
+def row_inputs():
+    for n, width in ((1, 1), (3, 5), (2, 130), (0, 4)):
+        yield normal(n, width)
+    special = 3 * normal(4, 6)
+    special[1], special[2, 3] = -np.inf, -np.inf
+    yield special
+    yield normal(4, 10)[:, ::2]
+
+
+def softmax_cases():
+    for x in row_inputs():
+        yield (x,), {"axis": -1}
+        yield (x,), {"axis": 0}
+    yield (normal(2, 3, 4),), {"axis": 1}
+    yield (normal(3, 4).astype(np.float64),), {}
+
+
+def cross_entropy_cases():
+    for x in row_inputs():
+        target = np.arange(len(x)) % x.shape[1]
+        target[1::3] = -100
+        yield (x, target), {}
+    yield (normal(3, 4), np.array([1, 0, 3], np.int32)), {"ignore_index": 0}
+
+
+def cross_entropy_backward_cases():
+    for (x, target), options in cross_entropy_cases():
+        yield (normal(len(x)), x, target, reference.cross_entropy(x, target, **options)[1]), options
+
+
+def norm_inputs():
+    for n, width in ((1, 1), (3, 5), (2, 130), (70, 33)):
+        yield normal(n, width), normal(width), normal(width)
+    yield normal(5, 4)[:, ::2], normal(2), normal(2)
+    yield normal(3, 4).astype(np.float64), normal(4).astype(np.float64), normal(4).astype(np.float64)
+
+
+def layer_norm_cases():
+    for arguments in norm_inputs():
+        yield arguments, {"eps": 1e-5}
+
+
+def layer_norm_backward_cases():
+    for x, w, b in norm_inputs():
+        yield (normal(*x.shape).astype(x.dtype), x, w, *reference.layer_norm(x, w, b)[1:]), {}
+
+
+def rms_norm_cases():
+    for x, w, _ in norm_inputs():
+        yield (x, w), {"eps": 1e-6}
+
+
+def rms_norm_backward_cases():
+    for x, w, _ in norm_inputs():
+        yield (normal(*x.shape).astype(x.dtype), x, w, reference.rms_norm(x, w)[1]), {}
+
+
+def batch_norm_cases():
+    for shape in ((3, 2), (2, 3, 5), (2, 3, 4, 5), (70, 1, 3)):
+        yield (normal(*shape), normal(shape[1]), normal(shape[1])), {}
+
+
+def batch_norm_backward_cases():
+    for (x, w, b), _ in batch_norm_cases():
+        yield (normal(*x.shape), x, w, *reference.batch_norm(x, w, b)[1:]), {}
+
+
+def each():
+    yield normal(7)
+    yield 4 * normal(3, 200)
+    yield np.array([-100.0, 100.0, 0.0, -0.0], np.float32)
+    yield normal(4, 6)[:, ::2]
+    yield normal(0, 3)
+    yield np.asarray(normal(1)[0])
+    yield normal(3).astype(np.float64)
+
+
+def map_cases(*options):
+    def cases():
+        for x, chosen in itertools.product(each(), options or ({},)):
+            yield (x,), chosen
+
+    return cases
+
+
+def map_backward_cases(*options):
+    def cases():
+        for x, chosen in itertools.product(each(), options or ({},)):
+            yield (np.asarray(normal(*x.shape)).astype(x.dtype), x), chosen
+
+    return cases
+
+
+def dropout_cases():
+    for x, p in itertools.product(each(), (0.0, 0.3, 1.0)):
+        yield (x,), {"p": p, "seed": 12345678901, "stream": 7}
+    yield (normal(9),), {"p": 0.5, "seed": 2**64 - 5, "stream": 2**63 + 1}
+
+
+def embedding_cases():
+    index = np.array([[0, 3, -1], [2, 2, 0]])
+    for shape in ((4, 3), (4, 2, 2)):
+        yield (normal(*shape), index), {}
+    yield (normal(4, 3), index.astype(np.int32)), {}
+    yield (normal(4, 3), np.zeros((0,), np.int64)), {}
+    yield (np.arange(12).reshape(4, 3), index), {}
+
+
+def scatter_add_cases():
+    index = np.array([[0, 3, -1], [2, 2, 0], [0, 0, 3]])
+    for shape in ((5, 3), (5,), (5, 2, 2)):
+        yield (normal(*shape), index, normal(3, 3, *shape[1:])), {}
+    yield (normal(5, 3), np.zeros(0, np.int64), normal(0, 3)), {}
+    yield (normal(3, 5).T, index, normal(3, 3, 3)), {}
+    yield (normal(5, 3).astype(np.float64), index, normal(3, 3, 3).astype(np.float64)), {}
+
+
+def adam_cases():
+    for n, decay in itertools.product((1, 300, 0), (0.0, 0.1)):
+        options = {"step": 3, "lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": decay}
+        yield (normal(n), normal(n), normal(n), abs(normal(n))), options
+    yield (normal(2, 3), normal(3, 2).T, normal(2, 3), abs(normal(2, 3))), options
+
+
+GELUS = {"approximate": "none"}, {"approximate": "tanh"}
+CASES = {
+    "matmul": matmul_cases,
+    "attention": attention_cases,
+    "attention_backward": attention_backward_cases,
+    "conv": conv_cases,
+    "conv_input_grad": conv_input_grad_cases,
+    "conv_weight_grad": conv_weight_grad_cases,
+    "softmax": softmax_cases,
+    "log_softmax": softmax_cases,
+    "cross_entropy": cross_entropy_cases,
+    "cross_entropy_backward": cross_entropy_backward_cases,
+    "layer_norm": layer_norm_cases,
+    "layer_norm_backward": layer_norm_backward_cases,
+    "rms_norm": rms_norm_cases,
+    "rms_norm_backward": rms_norm_backward_cases,
+    "batch_norm": batch_norm_cases,
+    "batch_norm_backward": batch_norm_backward_cases,
+    "gelu": map_cases(*GELUS),
+    "gelu_backward": map_backward_cases(*GELUS),
+    "silu": map_cases(),
+    "silu_backward": map_backward_cases(),
+    "erf": map_cases(),
+    "dropout": dropout_cases,
+    "embedding": embedding_cases,
+    "scatter_add": scatter_add_cases,
+    "adam": adam_cases,
+    "adamw": adam_cases,
+}
+IN_PLACE = {"scatter_add": (0,), "adam": (0, 2, 3), "adamw": (0, 2, 3)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The comparison
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """Where the kernels run: arrays go there and come back."""
+
+    def __init__(self, there, back, capability=9):
+        self.there, self.back, self.capability = there, back, capability
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The stand-in's arrays and the emulator; memory that a door allocates begins as NaN."""
+    state = {"order": 0}
+
+    def run(kernel, blocks, arguments):
+        state["order"] += 1
+        emulator.launch(kernel, blocks, arguments, ORDERS[state["order"] % 3], seed=state["order"])
+
+    def poisoned(like, shape):
+        made = np.empty_like(like, shape=shape, dtype=np.float32, order="C")
+        made.fill(np.nan)
+        return made
+
+    monkeypatch.setattr(build, "run", run)
+    for module in MODULES.values():
+        monkeypatch.setattr(module, "empty", poisoned)
+    return Place(lambda x: standin.wrapped(x.copy(order="K")), lambda x: x.host)
+
+
+@pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def place(request):
+    if request.param == "emulator":
+        return request.getfixturevalue("emulated")
+    if device.obstacle():
+        pytest.skip(device.obstacle())
+    library = device.library()
+    return Place(library.asarray, library.asnumpy, library.cuda.runtime.getDeviceProperties(0)["major"])
+
+
+def room(door):
+    return MODULES[doors.DEVICE[door]]
+
+
+def wrong(place, module, door, arguments, options, tolerance=2e-5):
+    """What is wrong with one case, or None."""
+    expected = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
+    wanted_options = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    wanted = getattr(reference, door)(*expected, **wanted_options)
+    given = [place.there(x) if isinstance(x, np.ndarray) else x for x in arguments]
+    found_options = {k: place.there(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    found = getattr(module, door)(*given, **found_options)
+    changed = IN_PLACE.get(door, ())
+    for i, (x, y) in enumerate(zip(given, expected, strict=True)):
+        if isinstance(y, np.ndarray) and (problem := difference(place.back(x), y, tolerance if i in changed else 0)):
+            return f"argument {i}: {problem}"
+    if "out" in options and found is not found_options["out"]:
+        return "out= was not returned"
+    for i, (x, y) in enumerate(zip(listed(found), listed(wanted), strict=True)):
+        if (x is None) != (y is None):
+            return f"result {i}: expected {y}, got {x}"
+        if y is not None and (problem := difference(place.back(x), np.asarray(y), tolerance)):
+            return f"result {i}: {problem}"
+    return None
+
+
+def listed(x):
+    return () if x is None else x if isinstance(x, tuple) else (x,)
+
+
+def difference(x, y, tolerance):
+    while y.ndim > x.ndim:  # keys that products share
+        y = y.sum(axis=0)
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return f"expected {y.dtype} {y.shape}, got {x.dtype} {x.shape}"
+    scale = np.max(np.abs(y), initial=1, where=np.isfinite(y))
+    if not np.allclose(x, y, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        return f"off by {np.max(np.abs(x - y)):.2g}"
+    return None
+
+
+@pytest.mark.parametrize("door", CASES)
+def test_every_door_is_the_reference(place, door):
+    with np.errstate(all="ignore"):
+        for i, (arguments, options) in enumerate(CASES[door]()):
+            problem = wrong(place, room(door), door, arguments, options)
+            shapes = [x.shape if isinstance(x, np.ndarray) else x for x in arguments]
+            assert problem is None, f"case {i}, {shapes} {options}: {problem}"
+
+
+def test_every_door_has_cases():
+    assert set(CASES) == set(doors.DEVICE)
+
+
+@pytest.mark.parametrize("step", ["naive", "tiled", "blocked"])
+def test_each_step_of_the_ladder_is_a_product(place, step):
+    for m, k, n in ((1, 1, 1), (17, 19, 18), (130, 9, 3)):
+        a, b = normal(1, m, k), normal(1, k, n)
+        c = place.there(np.full((1, m, n), np.nan, np.float32))
+        kernel = getattr(matmul, step)
+        tile = {"naive": 0, "tiled": 16, "blocked": 128}[step]
+        blocks = -(-m // tile) * -(-n // tile) if tile else -(-m * n // 256)
+        build.launch(kernel, blocks, place.there(a), place.there(b), c)
+        assert difference(place.back(c), a @ b, 1e-5) is None
+
+
+FORMS = [("NN", True), ("TT", False)]
+MORE = [(form, vector) for form in ("NN", "TN", "NT", "TT") for vector in (True, False) if (form, vector) not in FORMS]
+
+
+@pytest.mark.parametrize("form, vector", FORMS + [pytest.param(*more, marks=pytest.mark.deep) for more in MORE])
+@pytest.mark.parametrize("wide", [128, "tensor"])
+def test_the_wide_tiles(place, form, vector, wide):
+    """Two tiles, one of them at an edge, with a rest of k; TF32 as the product of rounded factors."""
+    if wide == "tensor" and place.capability < 8:
+        pytest.skip("TF32 needs compute capability 8.0")
+    m, k, n = 132, 20, 128
+    a, b = normal(m, k), normal(k, n)
+    if wide == "tensor":
+        kernel, expected = matmul.tensor(form, vector), rounded(a) @ rounded(b)
+    else:
+        kernel, expected = matmul.sgemm(form, vector, wide), a @ b
+    a, b = a.T.copy() if form[0] == "T" else a, b.T.copy() if form[1] == "T" else b
+    c = place.there(np.full(m * n, np.nan, np.float32))
+    build.launch(kernel, 2, place.there(a.reshape(-1)), place.there(b.reshape(-1)), c, m, n, k, 1, 1, 32, 1)
+    assert difference(place.back(c).reshape(m, n), expected, 1e-5) is None
+
+
+def rounded(x):
+    """To 10 bits of mantissa, to nearest, ties away from 0."""
+    return ((x.view(np.uint32).astype(np.uint64) + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+def test_arrays_of_two_places_are_refused(emulated):
+    with pytest.raises(TypeError, match="matmul: expected arrays on one device, got numpy.ndarray and tests.DeviceArray"):
+        matmul.matmul(normal(2, 2), emulated.there(normal(2, 2)))
+
+
+def test_an_index_out_of_range_is_nan(place):
+    y = place.back(rows.embedding(place.there(normal(3, 2)), place.there(np.array([0, 3, -4]))))
+    assert np.isfinite(y[0]).all() and np.isnan(y[1:]).all()
+    loss, _ = rows.cross_entropy(place.there(normal(2, 3)), place.there(np.array([3, 1])))
+    assert np.isnan(place.back(loss)).tolist() == [True, False]
+
+
+def test_attention_needs_no_matrix(emulated, monkeypatch):
+    """What the doors allocate for 40 times the length is 40 times as much, not 1600 times."""
+    sizes = []
+
+    def counted(like, shape):
+        made = np.empty_like(like, shape=shape, dtype=np.float32, order="C")
+        sizes.append(made.size)
+        return made
+
+    monkeypatch.setattr(attention, "empty", counted)
+    monkeypatch.setattr(build, "run", lambda *_: None)
+    totals = []
+    for t in (50, 2000):
+        sizes.clear()
+        q = emulated.there(np.zeros((1, t, 32), np.float32))
+        out, lse = attention.attention(q, q, q, causal=True)
+        attention.attention_backward(q, q, q, q, out, lse, causal=True)
+        totals.append(sum(sizes))
+    assert totals[1] <= 40 * totals[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tests are tested
+# ---------------------------------------------------------------------------------------------------------------------
+
+GUARD = "if j >= S or i >= T or (causal and j > i):\n                        s[m, n]"
+FAULTS = {  # module, door, the line as it is, and as it must not be
+    "no barrier before the tiles are read": (
+        "matmul",
+        "matmul",
+        "            cuda.syncthreads()\n            for k in range(deep):",
+        "            for k in range(deep):",
+    ),
+    "a swapped index in a product": ("matmul", "matmul", "a[p, k, y * micro + m]", "a[p, y * micro + m, k]"),
+    "no guard at the edge of a product": ("matmul", "matmul", "if i < M and j + uint32(n) < N:", "if j + uint32(n) < N:"),
+    "k not cut at its end": ("matmul", "matmul", "and k + uint32(q) < end else", "else"),
+    "no barrier between keys and values": (
+        "attention",
+        "attention",
+        "            cuda.syncthreads()\n            load_k(kv, V",
+        "            load_k(kv, V",
+    ),
+    "no present among the past": ("attention", "attention", GUARD, GUARD.replace("j > i", "j >= i")),
+    "keys beyond the end": ("attention", "attention", GUARD, GUARD.replace("j >= S or ", "")),
+    "the running sum not shrunk": ("attention", "attention", "total[m] * shrink + part", "total[m] + part"),
+    "rows and columns swapped in a gradient": (
+        "attention",
+        "attention_backward",
+        "w[uint32(i), y + uint32(m * 8)]",
+        "w[y + uint32(m * 8), uint32(i)]",
+    ),
+    "no barrier before the column sums": (
+        "rows",
+        "layer_norm_backward",
+        "    sums[part, column] = db\n    cuda.syncthreads()",
+        "    sums[part, column] = db",
+    ),
+    "an ignored target counts": (
+        "rows",
+        "cross_entropy",
+        "if t == ignored:\n            loss[i]",
+        "if False:\n            loss[i]",
+    ),
+    "one element too many": ("rows", "gelu", "if i < x.size:\n            y[i]", "if i <= x.size:\n            y[i]"),
+    "a swapped window": ("convolution", "conv", "i = window // ow * sh", "i = window % ow * sh"),
+    "padding forgotten on the way back": ("convolution", "conv_input_grad", "y = i + ph - a * dh", "y = i - a * dh"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(emulated, monkeypatch, tmp_path, fault):
+    """The same comparison, with one line of the kernels changed: some case must not come out right."""
+    name, door, line, instead = FAULTS[fault]
+    source = Path(MODULES[name].__file__).read_text()
+    assert line in source, "the line to change is no longer there"
+    path = tmp_path / f"faulty_{name}.py"
+    path.write_text(source.replace(line, instead, 1))
+    monkeypatch.setattr(build, "KERNELS", {})
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    faulty = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faulty)
+    monkeypatch.setattr(faulty, "empty", MODULES[name].empty)
+    with np.errstate(all="ignore"):
+        for arguments, options in CASES[door]():
+            try:
+                if wrong(emulated, faulty, door, arguments, options):
+                    return
+            except (IndexError, AssertionError, emulator.BarrierError):
+                return
+    pytest.fail("no case was wrong")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A second opinion
+# ---------------------------------------------------------------------------------------------------------------------
+
+SIMULATED = """
+import numpy as np
+from kernels import reference
+from kernels.cuda import build, matmul, rows, convolution
+assert build.config.ENABLE_CUDASIM
+build.run = lambda kernel, blocks, arguments: kernel.jitted[blocks, kernel.threads](*arguments)
+rng = np.random.default_rng(0)
+normal = lambda *shape: rng.standard_normal(shape).astype("f")
+a, b = normal(1, 17, 5), normal(1, 5, 18)
+c = np.full((1, 17, 18), np.nan, "f")
+build.launch(matmul.tiled, 4, a, b, c)
+np.testing.assert_allclose(c, a @ b, rtol=1e-5, atol=1e-5)
+c[...] = np.nan
+build.launch(matmul.blocked, 1, a, b, c)
+np.testing.assert_allclose(c, a @ b, rtol=1e-5, atol=1e-5)
+c = matmul.multiply(a, normal(1, 3, 5).swapaxes(1, 2))
+x = normal(3, 7)
+np.testing.assert_allclose(rows.gelu(x), reference.gelu(x), rtol=1e-5, atol=1e-6)
+np.testing.assert_array_equal(rows.dropout(x, p=0.5, seed=3), reference.dropout(x, p=0.5, seed=3))
+arguments = [normal(20), normal(20), normal(20), abs(normal(20))]
+others = [x.copy() for x in arguments]
+options = dict(step=2, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+rows.adamw(*arguments, **options)
+reference.adamw(*others, **options)
+np.testing.assert_allclose(arguments, others, rtol=1e-5)
+x, w = normal(1, 2, 4, 5), normal(3, 2, 2, 2)
+geometry = dict(stride=(1, 2), padding=(1, 0), dilation=(1, 1))
+y = reference.conv(x, w, **geometry)
+np.testing.assert_allclose(convolution.conv_input_grad(y, w, (4, 5), **geometry),
+                           reference.conv_input_grad(y, w, (4, 5), **geometry), rtol=1e-4, atol=1e-4)
+print("the simulator agrees")
+"""
+
+
+def test_the_simulator_agrees():
+    """Numba's own simulator of CUDA, in a process of its own: it is chosen when Numba is imported."""
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run([sys.executable, "-c", SIMULATED], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout == "the simulator agrees\n", done.stderr
