@@ -76,7 +76,8 @@ CPU = {
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "einsum", "attention_dropout")
-DEVICE = {**ROOM, "erf": "rows"}  # the rooms of `cuda/`; its other doors are the reference's, on device arrays
+# The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
+DEVICE = {**ROOM, "erf": "rows", "attention_dropout": "rows"}
 
 storey = "reference"
 _why = "the default"

@@ -1,8 +1,13 @@
-"""Compile a kernel for a GPU that is not there, and read what it would cost: registers, spills, memory, float64."""
+"""Compile kernels for a GPU that is not there, and read what they would cost: registers, spills, memory, float64.
+
+Run as a program, `python tests/cuda_ptx.py 80 NAME …`, in a process of its own: which compiler Numba finds is settled when
+it is imported. Prints a line of JSON for each kernel; the first line says why nothing can be compiled, if so.
+"""
 
 import contextlib
 import functools
 import glob
+import json
 import os
 import re
 import shutil
@@ -12,12 +17,35 @@ import tempfile
 import types
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def in_wheels(pattern):
+    """Files of NVIDIA's wheels."""
+    return [path for folder in sys.path for path in sorted(glob.glob(os.path.join(folder, "nvidia", "*", pattern)))]
+
 
 @functools.cache
 def ptxas():
-    """The assembler: from a wheel of NVIDIA's, or the system's toolkit."""
-    wheels = [path for folder in sys.path for path in glob.glob(os.path.join(folder, "nvidia", "*", "bin", "ptxas"))]
-    return next(iter(wheels), None) or shutil.which("ptxas") or next(iter(glob.glob("/usr/local/cuda*/bin/ptxas")), None)
+    """The assembler: from a wheel, or the system's toolkit."""
+    elsewhere = [shutil.which("ptxas"), *sorted(glob.glob("/usr/local/cuda*/bin/ptxas"))]
+    return next(iter([*in_wheels("bin/ptxas"), *filter(None, elsewhere)]), None)
+
+
+@contextlib.contextmanager
+def compiler():
+    """Show Numba's own CUDA target the compiler of a wheel, which lies elsewhere than in a toolkit."""
+    library, device = in_wheels("lib*/libnvvm.so*") + in_wheels("nvvm/lib*/libnvvm.so*"), in_wheels("nvvm/libdevice")
+    with tempfile.TemporaryDirectory() as home:
+        if library and device and "CUDA_HOME" not in os.environ:
+            places = Path(home, "nvvm", "lib64"), Path(home, "nvvm", "lib")
+            for place in places:
+                place.mkdir(parents=True)
+                (place / "libnvvm.so").symlink_to(library[0])
+                (place / Path(library[0]).name).exists() or (place / Path(library[0]).name).symlink_to(library[0])
+            Path(home, "nvvm", "libdevice").symlink_to(device[0])
+            os.environ["CUDA_HOME"] = home
+        yield
 
 
 @functools.cache
@@ -81,3 +109,36 @@ def costs(kernel, arch):
         "mma": len(re.findall(r"mma\.sync", text)),
         "wide": len(re.findall(r"ld\.global(?:\.\w+)*\.v4|st\.global(?:\.\w+)*\.v4", text)),
     }
+
+
+def variants():
+    """Every kernel there is, by name: those of a family are declared when they are first wanted."""
+    from kernels.cuda import attention, convolution, images, matmul, optimizer, rows  # noqa: F401
+    from kernels.cuda.build import KERNELS
+
+    for form in ("NN", "TN", "NT", "TT"):
+        for vector in (True, False):
+            matmul.tensor(form, vector)
+            for wide in (64, 128):
+                matmul.sgemm(form, vector, wide)
+    for width in attention.WIDTHS:
+        for masked in (False, True):
+            for family in (attention.forward, attention.one_query, attention.backward_keys, attention.backward_queries):
+                family(width, masked)
+    return KERNELS
+
+
+def main(arch, names):
+    with compiler():
+        why = obstacle()
+        print(json.dumps(why), flush=True)
+        if why is None:
+            found = variants()
+            for name in names or list(found):
+                if found[name].least <= arch:
+                    budget = {"registers": found[name].registers, "shared": found[name].shared}
+                    print(json.dumps([name, costs(found[name], arch), budget]), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

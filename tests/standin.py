@@ -111,7 +111,7 @@ class DeviceArray(NDArrayOperatorsMixin):
 
 METHODS = set(
     """all any argmax argmin astype clip copy cumsum dot fill max mean min prod ravel repeat reshape squeeze sum
-    swapaxes tolist transpose var std view""".split()
+    swapaxes take tolist transpose var std view""".split()
 )
 
 

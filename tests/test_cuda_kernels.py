@@ -22,11 +22,18 @@ pytest.importorskip("greenlet", reason="the emulator needs greenlet: pip install
 pytest.importorskip("numba.cuda")
 
 import kernels as doors
-from kernels.cuda import attention, build, convolution, matmul, rows
+from kernels.cuda import attention, build, convolution, images, matmul, optimizer, rows
 from tests import cuda_emulator as emulator
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"matmul": matmul, "attention": attention, "rows": rows, "convolution": convolution}
+MODULES = {
+    "matmul": matmul,
+    "attention": attention,
+    "rows": rows,
+    "convolution": convolution,
+    "images": images,
+    "optimizer": optimizer,
+}
 ORDERS = ("forward", "reverse", "shuffled")
 rng = np.random.default_rng(0)
 
@@ -82,6 +89,7 @@ def attention_cases():
         arrays = normal(*q_lead, t, d), normal(*k_lead, s, d), normal(*k_lead, s, e)
         yield arrays, {"causal": causal, "mask": mask, "scale": None if t > 3 else 0.5}
     yield tuple(np.moveaxis(normal(1, 5, 2, 8), 1, 2) for _ in range(3)), {"causal": True}
+    yield tuple(normal(2, 5, 4) for _ in range(3)), {"dropout_p": 0.4, "seed": 9, "stream": 1, "causal": True}
 
 
 def attention_backward_cases():
@@ -90,6 +98,11 @@ def attention_backward_cases():
             continue
         out, lse = reference.attention(q, k, v, **options)
         yield (normal(*out.shape), q, k, v, out, lse), options
+    q, k, v = normal(2, 3, 4), normal(1, 5, 4), normal(5, 4)
+    into = [np.empty_like(x) for x in (q, k, v)]
+    noise = {"dropout_p": 0.4, "seed": 9}
+    yield (normal(2, 3, 4), q, k, v, *reference.attention(q, k, v)), {"into": into}
+    yield (normal(2, 3, 4), q, k, v, *reference.attention(q, k, v, **noise)), noise
     q, k, v, mask = normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4), normal(2, 3, 5)
     yield (normal(2, 3, 4), q, k, v, *reference.attention(q, k, v, mask=mask)), {"mask": mask, "mask_grad": True}
 
@@ -242,10 +255,60 @@ def scatter_add_cases():
 
 
 def adam_cases():
-    for n, decay in itertools.product((1, 300, 0), (0.0, 0.1)):
+    for decay in (0.0, 0.1):
         options = {"step": 3, "lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": decay}
-        yield (normal(n), normal(n), normal(n), abs(normal(n))), options
-    yield (normal(2, 3), normal(3, 2).T, normal(2, 3), abs(normal(2, 3))), options
+        shapes = (1,), (300,), (0,), (), (2, 3)
+        *arrays, squares = ([np.asarray(normal(*shape)) for shape in shapes] for _ in range(4))
+        yield (*arrays, [np.abs(v, out=v) for v in squares]), options
+    turned = [normal(3, 2).T], [normal(2, 3)], [normal(2, 3)], [abs(normal(2, 3))]
+    yield turned, {**options, "step": 1}
+    yield tuple([x.astype(np.float64) for x in xs] for xs in turned), options
+
+
+def sum_of_squares_cases():
+    yield ([normal(3), normal(20, 500), normal(0), normal(6, 5)[:, ::2]],), {}
+    yield ([normal(3).astype(np.float64)],), {}
+
+
+def scale_cases():
+    yield ([normal(3), normal(2, 5)], 0.3), {}
+
+
+def leaky_relu_cases():
+    for x, slope in itertools.product(each(), (0.0, 0.2)):
+        yield (x, slope), {}
+    yield (np.array([-np.inf, np.inf, np.nan, 0.0], np.float32), 0.0), {}
+
+
+def leaky_relu_backward_cases():
+    for (x, slope), _ in leaky_relu_cases():
+        yield (np.asarray(normal(*x.shape)).astype(x.dtype), reference.leaky_relu(x, slope), slope), {}
+
+
+def binary_cross_entropy_cases():
+    for x in each():
+        yield (x, np.asarray(abs(normal(*x.shape))).astype(x.dtype)), {}
+
+
+def binary_cross_entropy_backward_cases():
+    for (x, t), _ in binary_cross_entropy_cases():
+        yield (np.asarray(normal(*x.shape)).astype(x.dtype), x, t), {}
+
+
+def nearest_cases():
+    yield (normal(2, 3, 4, 5), np.arange(8) // 2, np.arange(10) // 2), {}
+    yield (normal(1, 2, 4, 5)[..., ::2], np.array([0, 3, 3]), np.array([1, 2])), {}
+    yield (normal(0, 2, 4, 5), np.array([0, 3]), np.array([1, 2])), {}
+
+
+def nearest_backward_cases():
+    for (x, i, j), _ in nearest_cases():
+        yield (normal(*reference.nearest(x, i, j).shape), i, j, x.shape[-2:]), {}
+
+
+def attention_dropout_cases():
+    for shape, p in (((2, 3, 5, 4), 0.3), ((7, 3), 0.5), ((1, 2), 1.0)):
+        yield (normal(*shape),), {"p": p, "seed": 2**40 + 3, "stream": 2}
 
 
 GELUS = {"approximate": "none"}, {"approximate": "tanh"}
@@ -276,8 +339,17 @@ CASES = {
     "scatter_add": scatter_add_cases,
     "adam": adam_cases,
     "adamw": adam_cases,
+    "sum_of_squares": sum_of_squares_cases,
+    "scale": scale_cases,
+    "leaky_relu": leaky_relu_cases,
+    "leaky_relu_backward": leaky_relu_backward_cases,
+    "binary_cross_entropy": binary_cross_entropy_cases,
+    "binary_cross_entropy_backward": binary_cross_entropy_backward_cases,
+    "nearest": nearest_cases,
+    "nearest_backward": nearest_backward_cases,
+    "attention_dropout": attention_dropout_cases,
 }
-IN_PLACE = {"scatter_add": (0,), "adam": (0, 2, 3), "adamw": (0, 2, 3)}
+IN_PLACE = {"scatter_add": (0,), "adam": (0, 2, 3), "adamw": (0, 2, 3), "scale": (0,)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,24 +398,30 @@ def room(door):
     return MODULES[doors.DEVICE[door]]
 
 
+def mapped(change, x):
+    """x with every array in it, also in lists, changed."""
+    return [mapped(change, y) for y in x] if isinstance(x, list) else change(x) if isinstance(x, np.ndarray) else x
+
+
 def wrong(place, module, door, arguments, options, tolerance=2e-5):
     """What is wrong with one case, or None."""
-    expected = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
-    wanted_options = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    wanted = getattr(reference, door)(*expected, **wanted_options)
-    given = [place.there(x) if isinstance(x, np.ndarray) else x for x in arguments]
-    found_options = {k: place.there(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    expected = mapped(np.copy, list(arguments))
+    wanted = getattr(reference, door)(*expected, **{k: mapped(np.copy, v) for k, v in options.items()})
+    given, found_options = mapped(place.there, list(arguments)), {k: mapped(place.there, v) for k, v in options.items()}
     found = getattr(module, door)(*given, **found_options)
     changed = IN_PLACE.get(door, ())
     for i, (x, y) in enumerate(zip(given, expected, strict=True)):
-        if isinstance(y, np.ndarray) and (problem := difference(place.back(x), y, tolerance if i in changed else 0)):
-            return f"argument {i}: {problem}"
+        for mine, theirs in zip(x, y, strict=True) if isinstance(y, list) else [(x, y)]:
+            exactly = tolerance if i in changed else 0
+            if isinstance(theirs, np.ndarray) and (problem := difference(place.back(mine), theirs, exactly)):
+                return f"argument {i}: {problem}"
     if "out" in options and found is not found_options["out"]:
         return "out= was not returned"
     for i, (x, y) in enumerate(zip(listed(found), listed(wanted), strict=True)):
         if (x is None) != (y is None):
             return f"result {i}: expected {y}, got {x}"
-        if y is not None and (problem := difference(place.back(x), np.asarray(y), tolerance)):
+        x = np.asarray(x) if isinstance(x, float) else x if x is None else place.back(x)
+        if y is not None and (problem := difference(x, np.asarray(y), tolerance)):
             return f"result {i}: {problem}"
     return None
 
@@ -368,7 +446,7 @@ def test_every_door_is_the_reference(place, door):
     with np.errstate(all="ignore"):
         for i, (arguments, options) in enumerate(CASES[door]()):
             problem = wrong(place, room(door), door, arguments, options)
-            shapes = [x.shape if isinstance(x, np.ndarray) else x for x in arguments]
+            shapes = mapped(np.shape, list(arguments))
             assert problem is None, f"case {i}, {shapes} {options}: {problem}"
 
 
@@ -457,8 +535,8 @@ FAULTS = {  # module, door, the line as it is, and as it must not be
     "no barrier before the tiles are read": (
         "matmul",
         "matmul",
-        "            cuda.syncthreads()\n            for k in range(deep):",
-        "            for k in range(deep):",
+        "            cuda.syncthreads()\n            for e in range(deep):",
+        "            for e in range(deep):",
     ),
     "a swapped index in a product": ("matmul", "matmul", "a[p, k, y * micro + m]", "a[p, y * micro + m, k]"),
     "no guard at the edge of a product": ("matmul", "matmul", "if i < M and j + uint32(n) < N:", "if j + uint32(n) < N:"),
@@ -526,7 +604,7 @@ def test_a_planted_fault_is_found(emulated, monkeypatch, tmp_path, fault):
 SIMULATED = """
 import numpy as np
 from kernels import reference
-from kernels.cuda import build, matmul, rows, convolution
+from kernels.cuda import build, convolution, matmul, optimizer, rows
 assert build.config.ENABLE_CUDASIM
 build.run = lambda kernel, blocks, arguments: kernel.jitted[blocks, kernel.threads](*arguments)
 rng = np.random.default_rng(0)
@@ -545,8 +623,8 @@ np.testing.assert_array_equal(rows.dropout(x, p=0.5, seed=3), reference.dropout(
 arguments = [normal(20), normal(20), normal(20), abs(normal(20))]
 others = [x.copy() for x in arguments]
 options = dict(step=2, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
-rows.adamw(*arguments, **options)
-reference.adamw(*others, **options)
+optimizer.adamw(*[[x] for x in arguments], **options)
+reference.adamw(*[[x] for x in others], **options)
 np.testing.assert_allclose(arguments, others, rtol=1e-5)
 x, w = normal(1, 2, 4, 5), normal(3, 2, 2, 2)
 geometry = dict(stride=(1, 2), padding=(1, 0), dilation=(1, 1))

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numba import boolean, cuda, float32, uint32
 
+from kernels import reference
 from kernels.cuda import matmul as products
 from kernels.cuda import rows
 from kernels.cuda.build import (
@@ -554,19 +555,28 @@ def _composed(q: Array, k: Array, causal: bool, mask: Array | None, scale: float
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, causal: bool = False, mask: Array | None = None, scale: float | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    mask: Array | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
 ) -> tuple[Array, Array]:
-    """O = softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
+    """O = Z ⊙ softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
 
     (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1). A row that may attend to nothing gives zeros, lse 0.
-    Heads wider than 128, and types other than float32, are composed of products and a softmax: T × S numbers for each.
+    Heads wider than 128, dropout, and types other than float32 are composed of products and a softmax: T × S numbers.
     """
     check("attention", q, k, v, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     t, s, e = q.shape[-2], k.shape[-2], v.shape[-1]
-    width = _width(q.shape[-1], e)
-    if width is None or not is_float32(q, k, v, mask) or not math.prod(lead) * t * s * q.shape[-1] * e:
+    width, size = _width(q.shape[-1], e), math.prod(lead) * t * s * q.shape[-1] * e
+    if width is None or dropout_p or not is_float32(q, k, v, mask) or not size:
         scores = _composed(q, k, causal, mask, scale)
         if not s:
             return np.zeros_like(q, shape=lead + (t, e)), np.zeros_like(q, shape=lead + (t, 1))
@@ -574,7 +584,10 @@ def attention(
         top = np.where(top == -np.inf, q.dtype.type(0), top)
         total = np.exp(scores - top).sum(axis=-1, keepdims=True)
         lse = np.where(total == 0, q.dtype.type(0), top + np.log(np.where(total == 0, q.dtype.type(1), total)))
-        return products.matmul(rows.softmax(scores, -1), v), lse
+        p = rows.softmax(scores, -1)
+        if dropout_p:
+            p = rows.attention_dropout(p, p=dropout_p, seed=seed, stream=stream)
+        return products.matmul(p, v), lse
     stack, count = (_filled(x, lead, width) for x in (q, k, v)), math.prod(lead)
     out, lse = empty(q, (count, t, width)), empty(q, (count, t))
     m, across, every = _mask(mask, lead, q)
@@ -599,29 +612,58 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
+    into: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """With P = e^{S − lse}:  V̄ = Pᵀ Ō,  S̄ = P ⊙ (Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for"""
+    """With P = e^{S − lse}:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
+
+    `into`: where to write Q̄, K̄, V̄, summed where they were repeated.
+    """
     check("attention_backward", dout, q, k, v, out, lse, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    options = {"causal": causal, "mask": mask, "scale": scale}
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    t, s, d, e = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
-    width = _width(d, e)
-    if width is None or mask_grad or not is_float32(dout, q, k, v, out, lse, mask) or not math.prod(lead) * t * s * d * e:
-        p = np.exp(_composed(q, k, causal, mask, scale) - lse)
-        dv = products.matmul(p.swapaxes(-1, -2), dout)
-        ds = (products.matmul(dout, v.swapaxes(-1, -2)) - (dout * out).sum(axis=-1, keepdims=True)) * p
-        dq = products.matmul(ds, k) * q.dtype.type(scale)
-        dk = products.matmul(ds.swapaxes(-1, -2), q) * q.dtype.type(scale)
-        return dq, dk, dv, ds if mask_grad else None
-    count = math.prod(lead)
+    width = _width(q.shape[-1], v.shape[-1])
+    size = math.prod(lead) * q.shape[-2] * k.shape[-2] * q.shape[-1] * v.shape[-1]
+    ds = None
+    if width is None or mask_grad or dropout_p or not is_float32(dout, q, k, v, out, lse, mask) or not size:
+        noise = {"p": dropout_p, "seed": seed, "stream": stream}
+        *grads, ds = _composed_backward(dout, q, k, v, out, lse, noise, **options)
+    else:
+        grads = _fused_backward(dout, q, k, v, out, lse, lead, width, **options)
+    if into is not None:
+        for given, grad in zip(into, grads, strict=True):
+            given[...] = reference._summed_to(grad, given.shape)
+        grads = into
+    return *grads, ds if mask_grad else None
+
+
+def _composed_backward(
+    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, noise: dict[str, Any], **options: Any
+) -> tuple[Array, ...]:
+    p = np.exp(_composed(q, k, **options) - lse)
+    z = rows.attention_dropout if noise["p"] else lambda x, **_: x
+    dv = products.matmul(z(p, **noise).swapaxes(-1, -2), dout)
+    ds = (z(products.matmul(dout, v.swapaxes(-1, -2)), **noise) - (dout * out).sum(axis=-1, keepdims=True)) * p
+    dq = products.matmul(ds, k) * q.dtype.type(options["scale"])
+    dk = products.matmul(ds.swapaxes(-1, -2), q) * q.dtype.type(options["scale"])
+    return dq, dk, dv, ds
+
+
+def _fused_backward(
+    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, lead: tuple[int, ...], width: int, **options: Any
+) -> tuple[Array, ...]:
+    t, s, d, e, count = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], math.prod(lead)
     q, k, v, out, dout = (_filled(x, lead, width) for x in (q, k, v, out, dout))
     lse = plain(np.broadcast_to(lse, lead + (t, 1)).reshape(count, t))
+    mask = options["mask"]
     m, across, every = _mask(mask, lead, q)
     row = empty(q, (count, t))
     launch(row_products, cdiv(count * t, 4), out, dout, row)
     dq, dk, dv = empty(q, q.shape), empty(q, k.shape), empty(q, v.shape)
-    side, options = _backward_tile(width)[0], (np.float32(scale), bool(causal), across, every)
-    launch(backward_keys(width, mask is not None), count * cdiv(s, side), q, k, v, m, dout, lse, row, dk, dv, *options)
-    launch(backward_queries(width, mask is not None), count * cdiv(t, side), q, k, v, m, dout, lse, row, dq, *options)
-    dq, dk, dv = (x[..., :n].reshape(lead + (-1, n)) for x, n in ((dq, d), (dk, d), (dv, e)))
-    return dq, dk, dv, None
+    side, numbers = _backward_tile(width)[0], (np.float32(options["scale"]), bool(options["causal"]), across, every)
+    launch(backward_keys(width, mask is not None), count * cdiv(s, side), q, k, v, m, dout, lse, row, dk, dv, *numbers)
+    launch(backward_queries(width, mask is not None), count * cdiv(t, side), q, k, v, m, dout, lse, row, dq, *numbers)
+    return tuple([x[..., :n].reshape(lead + (-1, n)) for x, n in ((dq, d), (dk, d), (dv, e))])

@@ -265,48 +265,53 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
         for m in range(micro):
             for n in range(micro):
                 acc[m, n] = float32(0.0)
-        if in_a and in_b and k0 + uint32(deep) <= end:  # nothing here looks for an edge
+        left = uint32(0)  # whole tiles, in which nothing looks for an edge
+        if in_a and in_b and end > k0:
+            left = (end - k0) // uint32(deep)
+        k = k0 + left * uint32(deep)
+        rest_a = at_a + uint64(left) * uint64(step_a)
+        rest_b = at_b + uint64(left) * uint64(step_b)
+        while k < end:  # first what such tiles leave of k, and all of it at the edges of C
+            edge_a(A, rest_a, i0, k, M, end, fa)
+            edge_b(B, rest_b, j0, k, N, end, fb)
+            put_a(a, uint32(0), fa)
+            put_b(b, uint32(0), fb)
+            cuda.syncthreads()
+            for e in range(deep):
+                step(a, b, uint32(0), uint32(e), y, x, ra, rb, acc)
+            cuda.syncthreads()
+            k += uint32(deep)
+            rest_a += uint64(step_a)
+            rest_b += uint64(step_b)
+        if left > uint32(0):
             fetch_a(A, at_a, fa)
             fetch_b(B, at_b, fb)
             put_a(a, uint32(0), fa)
             put_b(b, uint32(0), fb)
             cuda.syncthreads()
             p = uint32(0)
-            while k0 + uint32(deep) <= end:
-                k0 += uint32(deep)
+            while left > uint32(0):
+                left -= uint32(1)
                 at_a += uint64(step_a)
                 at_b += uint64(step_b)
-                more = k0 + uint32(deep) <= end
-                if more:  # the next tile is on its way while this one is multiplied
+                if left > uint32(0):  # the next tile is on its way while this one is multiplied
                     fetch_a(A, at_a, fa)
                     fetch_b(B, at_b, fb)
                 for half in range(deep // 8):
-                    k = uint32(8 * half)
-                    step(a, b, p, k, y, x, ra, rb, acc)  # written out: NVVM would leave this loop a loop
-                    step(a, b, p, k + uint32(1), y, x, ra, rb, acc)
-                    step(a, b, p, k + uint32(2), y, x, ra, rb, acc)
-                    step(a, b, p, k + uint32(3), y, x, ra, rb, acc)
-                    step(a, b, p, k + uint32(4), y, x, ra, rb, acc)
-                    step(a, b, p, k + uint32(5), y, x, ra, rb, acc)
-                    step(a, b, p, k + uint32(6), y, x, ra, rb, acc)
-                    step(a, b, p, k + uint32(7), y, x, ra, rb, acc)
-                if more:
+                    e = uint32(8 * half)
+                    step(a, b, p, e, y, x, ra, rb, acc)  # written out: NVVM would leave this loop a loop
+                    step(a, b, p, e + uint32(1), y, x, ra, rb, acc)
+                    step(a, b, p, e + uint32(2), y, x, ra, rb, acc)
+                    step(a, b, p, e + uint32(3), y, x, ra, rb, acc)
+                    step(a, b, p, e + uint32(4), y, x, ra, rb, acc)
+                    step(a, b, p, e + uint32(5), y, x, ra, rb, acc)
+                    step(a, b, p, e + uint32(6), y, x, ra, rb, acc)
+                    step(a, b, p, e + uint32(7), y, x, ra, rb, acc)
+                if left > uint32(0):
                     p = uint32(1) - p
                     put_a(a, p, fa)
                     put_b(b, p, fb)
                 cuda.syncthreads()
-        while k0 < end:  # what is left of k, and all of it at the edges of C
-            edge_a(A, at_a, i0, k0, M, end, fa)
-            edge_b(B, at_b, j0, k0, N, end, fb)
-            put_a(a, uint32(0), fa)
-            put_b(b, uint32(0), fb)
-            cuda.syncthreads()
-            for k in range(deep):
-                step(a, b, uint32(0), uint32(k), y, x, ra, rb, acc)
-            cuda.syncthreads()
-            k0 += uint32(deep)
-            at_a += uint64(step_a)
-            at_b += uint64(step_b)
         for m in range(micro):
             i = i0 + y * uint32(micro) + uint32(m)
             row = (uint64(zc) * uint64(M) + uint64(i)) * uint64(N)
@@ -402,38 +407,43 @@ def tensor(form: str, vector: bool) -> Kernel:
         for e in range(16):
             for h in range(4):
                 acc[e, h] = float32(0.0)
-        if in_a and in_b and k0 + uint32(deep) <= end:
+        left = uint32(0)  # whole tiles, in which nothing looks for an edge
+        if in_a and in_b and end > k0:
+            left = (end - k0) // uint32(deep)
+        k = k0 + left * uint32(deep)
+        rest_a = at_a + uint64(left) * uint64(step_a)
+        rest_b = at_b + uint64(left) * uint64(step_b)
+        while k < end:  # first what such tiles leave of k, and all of it at the edges of C
+            edge_a(A, rest_a, i0, k, M, end, fa)
+            edge_b(B, rest_b, j0, k, N, end, fb)
+            put_a(a, uint32(0), fa)
+            put_b(b, uint32(0), fb)
+            cuda.syncthreads()
+            multiply_add(a, b, uint32(0), q, g, line, column, wa, acc)
+            cuda.syncthreads()
+            k += uint32(deep)
+            rest_a += uint64(step_a)
+            rest_b += uint64(step_b)
+        if left > uint32(0):
             fetch_a(A, at_a, fa)
             fetch_b(B, at_b, fb)
             put_a(a, uint32(0), fa)
             put_b(b, uint32(0), fb)
             cuda.syncthreads()
             p = uint32(0)
-            while k0 + uint32(deep) <= end:
-                k0 += uint32(deep)
+            while left > uint32(0):
+                left -= uint32(1)
                 at_a += uint64(step_a)
                 at_b += uint64(step_b)
-                more = k0 + uint32(deep) <= end
-                if more:
+                if left > uint32(0):  # the next tile is on its way while this one is multiplied
                     fetch_a(A, at_a, fa)
                     fetch_b(B, at_b, fb)
                 multiply_add(a, b, p, q, g, line, column, wa, acc)
-                if more:
+                if left > uint32(0):
                     p = uint32(1) - p
                     put_a(a, p, fa)
                     put_b(b, p, fb)
                 cuda.syncthreads()
-        while k0 < end:
-            edge_a(A, at_a, i0, k0, M, end, fa)
-            edge_b(B, at_b, j0, k0, N, end, fb)
-            put_a(a, uint32(0), fa)
-            put_b(b, uint32(0), fb)
-            cuda.syncthreads()
-            multiply_add(a, b, uint32(0), q, g, line, column, wa, acc)
-            cuda.syncthreads()
-            k0 += uint32(deep)
-            at_a += uint64(step_a)
-            at_b += uint64(step_b)
         for e in range(16):
             i = i0 + line + uint32(16 * (e // 4))
             j = j0 + column + uint32(8 * (e % 4)) + q * uint32(2)
@@ -516,6 +526,9 @@ def matmul(
             return _finished(product, bias, activation)
         out[...] = out + product if accumulate else product
         return _finished(out, bias, activation)
+    if a.ndim > 2 and b.ndim == 2 and out is None:  # one product, not a stack of small ones
+        c = matmul(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b, bias=bias, activation=activation)
+        return c.reshape(a.shape[:-1] + b.shape[-1:])
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*lead, a.shape[-2], b.shape[-1])
     stack = (math.prod(lead), *shape[-2:])

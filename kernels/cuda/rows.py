@@ -225,7 +225,7 @@ def normalised_rows_backward(dy, x, weight, mean, rstd, dx, centred):
 STRIP = 64  # rows that one block adds up of each of its 32 columns
 
 
-@kernel((F2, F2, F1, F1, F2, F2), threads=256, registers=40, shared=2 * 8 * 32 * 4)
+@kernel((F2, F2, F1, F1, F2, F2), threads=256, registers=48, shared=2 * 8 * 32 * 4)
 def column_sums(dy, x, mean, rstd, dweight, dbias):
     """Σ ȳ ⊙ x̂ and Σ ȳ over a strip of rows: 8 rows of 32 columns at a time, then these 8.     (strips, n) each"""
     products = cuda.shared.array((8, 32), float32)
@@ -561,6 +561,42 @@ def silu_backward(dy: Array, x: Array) -> Array:
     return _each_backward(dy, x, "silu", reference.silu_backward)
 
 
+@kernel((F1, F1, F1), threads=FLAT, registers=40)
+def binary_cross_entropy_each(x, t, loss):
+    i = cuda.grid(1)
+    if i < x.size:
+        loss[i] = math.log1p(math.exp(-abs(x[i]))) + _relu(x[i]) - t[i] * x[i]
+
+
+@kernel((F1, F1, F1, F1), threads=FLAT, registers=40)
+def binary_cross_entropy_each_backward(dloss, x, t, dx):
+    i = cuda.grid(1)
+    if i < x.size:
+        dx[i] = dloss[i] * (float32(1.0) / (float32(1.0) + math.exp(-x[i])) - t[i])
+
+
+def binary_cross_entropy(x: Array, t: Array) -> Array:
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+    check("binary_cross_entropy", x, t)
+    if not is_float32(x, t) or x.shape != t.shape or not x.size:
+        return reference.binary_cross_entropy(x, t)
+    x, t = plain(x), plain(t)
+    loss = empty(x, x.shape)
+    launch(binary_cross_entropy_each, cdiv(x.size, FLAT), *[y.reshape(-1) for y in (x, t, loss)])
+    return loss
+
+
+def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
+    """x̄ = ℓ̄ (σ(x) − t)"""
+    check("binary_cross_entropy_backward", dloss, x, t)
+    if not is_float32(dloss, x, t) or not dloss.shape == x.shape == t.shape or not x.size:
+        return reference.binary_cross_entropy_backward(dloss, x, t)
+    dloss, x, t = plain(dloss), plain(x), plain(t)
+    dx = empty(x, x.shape)
+    launch(binary_cross_entropy_each_backward, cdiv(x.size, FLAT), *[y.reshape(-1) for y in (dloss, x, t, dx)])
+    return dx
+
+
 LOW = 0xFFFFFFFF
 
 
@@ -608,6 +644,33 @@ def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
     return y
 
 
+@kernel((F1, F1, INT, INT, INT, INT, INT, FLOAT), threads=FLAT, registers=48)
+def attention_dropout_each(x, y, height, width, seed, stream, limit, scale):
+    """Word i mod 4 of counter (z ⌈T/4⌉ + ⌊i/4⌋) S + j decides on element j of row i of head z."""
+    at = cuda.grid(1)
+    if at < x.size:
+        j = at % width
+        i = at // width % height
+        z = at // width // height
+        counter = (z * ((height + 3) // 4) + i // 4) * width + j
+        word = _philox(uint64(counter), uint64(stream), uint64(seed), i % 4)
+        y[at] = x[at] * scale if word >= uint64(limit) else float32(0.0)
+
+
+def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
+    """Z ⊙ X, Z_ij = 1/(1 − p) with probability 1 − p, else 0: the reference's for the same seed and stream.     (…, T, S)"""
+    if p >= 1 or not x.size:
+        return np.zeros_like(x)
+    if not is_float32(x):
+        z = attention_dropout(np.ones_like(x, dtype=np.float32), p=p, seed=seed, stream=stream) != 0
+        return np.where(z, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype)
+    x = plain(x)
+    y = empty(x, x.shape)
+    numbers = [*x.shape[-2:], _signed(seed), _signed(stream), round(p * 2**32), np.float32(1 / (1 - p))]
+    launch(attention_dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), *numbers)
+    return y
+
+
 def _signed(word: int) -> int:
     """The 64 bits of a number as those of a signed one, the type that a Python number has in a kernel."""
     word &= 2**64 - 1
@@ -615,7 +678,7 @@ def _signed(word: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tables and optimiser
+# Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -674,47 +737,3 @@ def scatter_add(out: Array, index: Array, source: Array) -> None:
         return
     rows = plain(source).reshape(index.size, -1)
     launch(scatter_rows, cdiv(rows.size, FLAT), out.reshape(len(out), -1), np.argsort(index, kind="stable"), index, rows)
-
-
-@kernel((F1, F1, F1, F1, *[FLOAT] * 9), threads=FLAT, registers=40)
-def adam_each(p, g, m, v, keep, penalty, beta1, gain1, beta2, gain2, rate, root, eps):
-    """m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  p ← keep p − rate m / (√v / root + ε), g with its penalty"""
-    i = cuda.grid(1)
-    if i < p.size:
-        d = g[i] + penalty * p[i]
-        mi = beta1 * m[i] + gain1 * d
-        vi = beta2 * v[i] + gain2 * d * d
-        m[i] = mi
-        v[i] = vi
-        p[i] = keep * p[i] - rate * mi / (math.sqrt(vi) / root + eps)
-
-
-def _adam(p: Array, g: Array, m: Array, v: Array, keep: float, penalty: float, o: dict[str, Any]) -> bool:
-    """One step where the arrays are as the kernel takes them; the others are changed in place too."""
-    check("adam", p, g, m, v)
-    if not is_float32(p, g, m, v) or not all(x.flags.c_contiguous for x in (p, m, v)):
-        return False
-    beta1, beta2, step = o["beta1"], o["beta2"], o["step"]
-    rate, root = o["lr"] / (1 - beta1**step), math.sqrt(1 - beta2**step)
-    numbers = [np.float32(s) for s in (keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, o["eps"])]
-    if p.size:
-        launch(adam_each, cdiv(p.size, FLAT), *[x.reshape(-1) for x in (p, plain(g), m, v)], *numbers)
-    return True
-
-
-def adamw(
-    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
-) -> None:
-    """One step of AdamW, in place on p, m and v."""
-    o = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
-    if not _adam(p, g, m, v, 1 - lr * weight_decay, 0.0, o):
-        reference.adamw(p, g, m, v, **o, weight_decay=weight_decay)
-
-
-def adam(
-    p: Array, g: Array, m: Array, v: Array, *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
-) -> None:
-    """One step of Adam, in place on p, m and v: the decay is part of the gradient."""
-    o = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
-    if not _adam(p, g, m, v, 1.0, weight_decay, o):
-        reference.adam(p, g, m, v, **o, weight_decay=weight_decay)

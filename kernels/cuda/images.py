@@ -1,0 +1,114 @@
+r"""What images go through besides convolutions: rectifiers, and the copying of pixels to a finer or coarser grid."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cuda, float32
+
+from kernels import reference
+from kernels.cuda.build import F1, F3, FLOAT, I1, Array, cdiv, check, empty, is_float32, kernel, launch, plain, whole
+from kernels.cuda.rows import FLAT
+
+
+@kernel((F1, F1, FLOAT), threads=FLAT, registers=40)
+def leaky_relu_each(x, y, slope):
+    i = cuda.grid(1)
+    if i < x.size:
+        lower = float32(0.0) if slope == float32(0.0) else x[i] * slope
+        y[i] = lower if x[i] <= float32(0.0) else x[i]
+
+
+@kernel((F1, F1, F1, FLOAT), threads=FLAT, registers=40)
+def leaky_relu_each_backward(dy, y, dx, slope):
+    i = cuda.grid(1)
+    if i < y.size:
+        dx[i] = dy[i] * slope if y[i] <= float32(0.0) else dy[i]
+
+
+def leaky_relu(x: Array, slope: float) -> Array:
+    """y = x for x > 0, else slope · x;  slope 0 is ReLU, of −∞ too"""
+    if not is_float32(x) or not x.size:
+        return reference.leaky_relu(x, slope)
+    x = plain(x)
+    y = empty(x, x.shape)
+    launch(leaky_relu_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), np.float32(slope))
+    return y
+
+
+def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
+    """x̄ = ȳ for y > 0, else slope · ȳ:  for slope ≥ 0, y has the sign of x"""
+    check("leaky_relu_backward", dy, y)
+    if not is_float32(dy, y) or dy.shape != y.shape or not y.size:
+        return reference.leaky_relu_backward(dy, y, slope)
+    dy, y = plain(dy), plain(y)
+    dx = empty(y, y.shape)
+    launch(leaky_relu_each_backward, cdiv(y.size, FLAT), dy.reshape(-1), y.reshape(-1), dx.reshape(-1), np.float32(slope))
+    return dx
+
+
+@kernel((F3, I1, I1, F3), threads=FLAT, registers=40)
+def nearest_each(x, rows, columns, y):
+    at = cuda.grid(1)
+    if at < y.size:
+        j = at % y.shape[2]
+        i = at // y.shape[2] % y.shape[1]
+        z = at // y.shape[2] // y.shape[1]
+        y[z, i, j] = x[z, rows[i], columns[j]]
+
+
+@kernel((F3, I1, I1, F3), threads=FLAT, registers=48)
+def nearest_each_backward(dy, rows, columns, dx):
+    """A pixel collects from those that were made of it: the places do not fall, so the first is found by halving."""
+    at = cuda.grid(1)
+    if at < dx.size:
+        w = at % dx.shape[2]
+        h = at // dx.shape[2] % dx.shape[1]
+        z = at // dx.shape[2] // dx.shape[1]
+        first, end = 0, rows.size
+        while first < end:
+            middle = (first + end) // 2
+            if rows[middle] < h:
+                first = middle + 1
+            else:
+                end = middle
+        start, end = 0, columns.size
+        while start < end:
+            middle = (start + end) // 2
+            if columns[middle] < w:
+                start = middle + 1
+            else:
+                end = middle
+        total = float32(0.0)
+        i = first
+        while i < rows.size and rows[i] == h:
+            j = start
+            while j < columns.size and columns[j] == w:
+                total += dy[z, i, j]
+                j += 1
+            i += 1
+        dx[z, h, w] = total
+
+
+def nearest(x: Array, rows: Array, columns: Array) -> Array:
+    """y[…, i, j] = x[…, rows_i, columns_j].     (N, C, H, W), (P), (Q) → (N, C, P, Q)"""
+    check("nearest", x, rows, columns)
+    if not is_float32(x) or not x.size:
+        return reference.nearest(x, rows, columns)
+    x = plain(x)
+    y = empty(x, x.shape[:-2] + (rows.size, columns.size))
+    flat = x.reshape((-1,) + x.shape[-2:]), whole(rows), whole(columns), y.reshape((-1,) + y.shape[-2:])
+    launch(nearest_each, cdiv(y.size, FLAT), *flat)
+    return y
+
+
+def nearest_backward(dy: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
+    """x̄[…, h, w] = Σ_{i: rows_i = h} Σ_{j: columns_j = w} ȳ[…, i, j], for indices that do not fall, to an image of `size`."""
+    check("nearest_backward", dy, rows, columns)
+    if not is_float32(dy):
+        return nearest_backward(dy.astype(np.float32), rows, columns, size).astype(dy.dtype)
+    dy = plain(dy)
+    dx = np.zeros_like(dy, shape=dy.shape[:-2] + tuple(size), order="C")
+    if dx.size and dy.size:
+        flat = dy.reshape((-1,) + dy.shape[-2:]), whole(rows), whole(columns), dx.reshape((-1,) + dx.shape[-2:])
+        launch(nearest_each_backward, cdiv(dx.size, FLAT), *flat)
+    return dx
