@@ -8,8 +8,9 @@ r"""Does the suite notice? Every piece of code that computes a gradient is edite
 An edit changes the syntax tree of one function: a sign, a factor 1.01, operands swapped, a term or a factor dropped, a
 reduction or a transpose or a copy dropped, an index off by one, `=` or `+=` where repeats have to add up, a comparison
 loosened, a branch never or always taken, a statement or a guard left out. `FAULTS` are edits that take more than one
-place, planted in the checkers. A mutant that no test notices is a survivor; those in `EQUIVALENT` compute the same
-gradients as the original, for the reason given there. Exit status: 0 if all others are killed.
+place, planted in the checkers. A mutant that no test notices is a survivor; those listed in `equivalent.txt` compute
+the same gradients as the original, for the reason given there. Exit status: 0 if all others are killed. The last full
+run is recorded in `mutants.txt` (`--out tests/mutants.txt`).
 
 Nothing in the tree is changed. A copy of it is imported and its tests collected once; one run of them tells which test
 enters which function; then, for each mutant, a forked process swaps the function's code and runs the tests that enter
@@ -56,151 +57,19 @@ STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
 NOT_HERE = {"Report.draw", "one_hot"}  # a picture; whole numbers
 
 
-# Survivors that compute the same gradients. "function: edit" -> the reason.
-EQUIVALENT: dict[str, str] = {
-    "_sweep: if wanted is not None and source not in wanted → if False": "gradients that nobody asked for only cost time",
-    "_leading_to: if node not in boundary → if True": "what lies behind the goals leads to none of them",
-    "_leading_to: if node not in boundary → if True (2)": "what lies behind the goals leads to none of them",
-    "adamw: if weight_decay → if True:": "without decay the factor is 1 − lr · 0 = 1",
-    "checkpoint: node.number < start → node.number <= start": "no node has the number that `start` took",
-    "jvp: np.zeros_like(y.data) → y.data": "Jᵀ w is linear in w: its derivative is the same at every w",
-    "_gradients: if not pairs → if False:  in  if not pairs:": "a sweep from no outputs finds no gradients: zeros as well",
-    "_Checker._direction: math.sqrt(math.fsum((float(np.sum(u * u)) for u in us))) or 1.0 → math.sqrt(math.fsum((float…": (
-        "0 only where there is no element, and then 0 is compared with 0"
-    ),
-    "_Checker._direction: largest * max(1.0, size) → largest": (
-        "a floor for rounding noise: lower, the check is stricter, and no right function comes near it"
-    ),
-    "_Checker._judge: abs(analytic) → analytic  in  scale = max(abs(analytic), abs(numeric), 0.001 * largest, 1e-06 * …": (
-        "where |analytic| is the larger by more than the tolerance, the comparison fails with either scale"
-    ),
-    "_Checker._advise: f.analytic / f.numeric → f.analytic (2)": "differs only where the ratio overflows",
-    "_Checker._advise: max(abs(left), abs(right), 1e-06) → abs(left)": "the sides of a kink differ by more than 1 % of either",
-    "_Checker._advise: 0.001 * abs(ratios.mean()) → 0.001": "ratios that are one number agree to rounding",
-    "gradcheck: isinstance(array, np.ndarray) and (not isinstance(x, Tensor)) → isinstance(array, np.ndarray)": (
-        "a tensor of whole numbers is copied once more"
-    ),
-    "Relu.backward: (y.data != 0).astype(dy.dtype) → y.data != 0": "the product converts booleans to the dtype beside them",
-    "Clamp.backward: inside.astype(dy.dtype) → inside": "the product converts booleans to the dtype beside them",
-    "Step.backward: return dy * 0 → return dy * 0 * -1.0  in  return dy * 0": "0 times anything is 0",
-    "Step.backward: return dy * 0 → return dy * 0 * 1.01  in  return dy * 0": "0 times anything is 0",
-    "_windows: 2 → 3  in  return y if y.shape[2:] == shape[2:] else y[slice(None), slice(None), *[slice(n) for n in sh… (2)": (
-        "the windows are cut to a shape that they have already"
-    ),
-    "Add.backward: return (dy, dy) → return (dy, dy)": "both gradients are the cotangent",
-    "Mul.backward: Mul.apply(dy, b) → Mul.apply(b, dy)": "a product commutes",
-    "Mul.backward: Mul.apply(dy, a) → Mul.apply(a, dy)": "a product commutes",
-    "Pow.backward: if self.needs_input_grad[0] → if True:": "a gradient that nobody asked for only costs time",
-    "Pow.backward: if self.needs_input_grad[1] → if True:": "a gradient that nobody asked for only costs time",
-    "Pow.backward: 1.0 → 1.01  in  lower = where((a == 0).logical_and(b == 0), 1.0, b - 1)": (
-        "the power is multiplied by b = 0 there"
-    ),
-    "Power.backward: return dy * 0.0 if self.p == 0 else dy * (x ** (self.p - 1) * float(self.p)) → return dy * 0.0 * …": (
-        "0 times anything is 0"
-    ),
-    "Softplus.backward: where(constant(linear), 1.0, slope) if linear.any() else slope → where(constant(linear), 1.0, …": (
-        "a choice of nothing leaves the slope"
-    ),
-    "CrossEntropy.composed: 0 → 1  in  target = np.where(kept.data, self.target, 0)": (
-        "an ignored row's class is looked up, and then left out"
-    ),
-    "Attention.backward: bool(mask) and self.needs_input_grad[3] → bool(mask)": (
-        "a gradient that nobody asked for only costs time"
-    ),
-    "Einsum.backward: if not self.needs_input_grad[k] → if False:": "a gradient that nobody asked for only costs time",
-    "Linear.backward: dy.sum(0) → dy  in  return (dx, dw, dy.sum(0) if needs[2] else None) if bias else (dx, dw)": (
-        "the engine sums over the rows, as for any operand that was broadcast"
-    ),
-    "dims_of: -x.ndim → x.ndim  in  if type(dim) is int and -x.ndim <= dim < x.ndim:": "the general way below gives the same",
-    "Prod.composed: x.squeeze(-1) if n else x.sum(-1) + 1 → x.sum(-1) + 1": (
-        "of a composed form only the gradient is used, and + 1 has none"
-    ),
-    "Prod.composed: x.sum(-1) + 1 → x.sum(-1)  in  return x.squeeze(-1) if n else x.sum(-1) + 1": (
-        "of a composed form only the gradient is used, and the product of nothing has no input"
-    ),
-    "Prod.composed: x.sum(-1) + 1 → x.sum(-1) - 1  in  return x.squeeze(-1) if n else x.sum(-1) + 1": (
-        "of a composed form only the gradient is used, and the product of nothing has no input"
-    ),
-    "Prod.composed: 1 → 2  in  return x.squeeze(-1) if n else x.sum(-1) + 1 (3)": (
-        "of a composed form only the gradient is used, and the product of nothing has no input"
-    ),
-    "var: x - mean(x, dim, keepdim=True) → mean(x, dim, keepdim=True) - x": "it is squared",
-    "Norm.backward: 1.0 → 1.01  in  y = where(constant(y.data == 0), 1.0, y)": "0 is divided by it",
-    "norm: 1.0 → 1.01  in  total = sum(where(zero, 0.0 if p > 0 else math.inf, where(zero, 1.0, x.abs()) ** p), dims, …": (
-        "chosen where the power of it is not"
-    ),
-    "IndexAdd.forward: 1 → 2  in  np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1)) (2)": (
-        "NumPy takes any negative length for the one to be worked out"
-    ),
-    "IndexAdd.forward: 1 → 2  in  np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1))": (
-        "NumPy takes any negative length for the one to be worked out"
-    ),
-    "ScatterAdd.forward: 1 → 2  in  np.add.at(y.reshape(-1), places.reshape(-1), source.reshape(-1)) (3)": (
-        "NumPy takes any negative length for the one to be worked out"
-    ),
-    "ScatterAdd.forward: 1 → 2  in  np.add.at(y.reshape(-1), places.reshape(-1), source.reshape(-1))": (
-        "NumPy takes any negative length for the one to be worked out"
-    ),
-    "l1_loss: x - t → t - x  in  return _reduced('l1_loss', (x - t).abs(), reduction)": (
-        "its absolute value is taken, and at 0 the gradient is 0"
-    ),
-    "_resized: n - 1 → n + 1  in  return x.index_select(dim, at.clip(0, n - 1))": (
-        "no cell lies beyond the last: a bound against rounding"
-    ),
-    "_windows: 2 → 3  in  return y if y.shape[2:] == shape[2:] else y[slice(None), slice(None), *[slice(n) for n in sh…": (
-        "the windows are cut to a shape that they have already"
-    ),
-    "_Checker._advise: left - right → right - left  in  if abs(left - right) > 0.01 * max(abs(left), abs(right), 1e-06…": (
-        "its absolute value is taken"
-    ),
-    "_Checker._advise: abs(left) → left  in  if abs(left - right) > 0.01 * max(abs(left), abs(right), 1e-06):": (
-        "the sides of a kink differ by more than 1 % of either"
-    ),
-    "_Checker._advise: np.ptp(values) > 0.001 * np.abs(values).max() → np.ptp(values) >= 0.001 * np.abs(values).max()": (
-        "equal for no numbers that were computed"
-    ),
-    "RMSprop.update: state.get('step', 0) + 1 → state.get('step', 0) - 1": (
-        "the steps are counted for the state that is saved; the update does not use them"
-    ),
-    "RMSprop.update: state.get('step', 0) + 1 → state.get('step', 0)": (
-        "the steps are counted for the state that is saved; the update does not use them"
-    ),
-    "roll: shift % n → shift % n + 1  in  if n and shift % n:": "shifted by 0, the two pieces are nothing and everything",
-    "einsum: len(operands) > 1 → len(operands) >= 1": "the order of summation is NumPy's choice: the same sum",
-    "einsum: len(operands) > 1 → len(operands) < 1": "the order of summation is NumPy's choice: the same sum",
-    "einsum: 1 → 2  in  return np.einsum(equation, *operands, optimize=len(operands) > 1)": (
-        "the order of summation is NumPy's choice: the same sum"
-    ),
-    "matmul: np.ascontiguousarray(x) if 0 in x.strides[-2:] else x → np.ascontiguousarray(x)": "a copy for speed",
-    "matmul: np.ascontiguousarray(x) if 0 in x.strides[-2:] else x → x": "a copy for speed",
-    "matmul: 0 → 1  in  a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))": "a copy for speed",
-    "matmul: -2: → -2 + 1:  in  a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))": (
-        "a copy for speed"
-    ),
-    "Function.apply: node.forward(*arrays, **params) if params else node.forward(*arrays) → node.forward(*arrays, **pa…": (
-        "the same call, a little slower"
-    ),
-    "Function.apply: if record → if True:  in  if record:": "a node that no tensor refers to is numbered in vain",
-    "Function._several: if record → if True:  in  if record:": "a node that no tensor refers to is numbered in vain",
-    "_sweep: create_graph or id(g) in ours → create_graph": "a copy more than needed",
-    "_sweep: ours += (id(dy),) → nothing": "a copy more than needed",
-    "_sweep: if create_graph → if True:": "with recording off, the tensors' sum is that of the arrays",
-    "_sweep: if total._stamp is _OURS → if False:": "a new array for each sum",
-    "_sweep: total._stamp = _OURS → nothing": "a new array for each sum",
-    "_sweep: not retain and node is not None and (getrefcount(node) > 2) → not retain and node is not None": (
-        "what would go by itself is emptied first"
-    ),
-    "_sweep: getrefcount(node) > 2 → getrefcount(node) >= 2": "what would go by itself is emptied first",
-    "_sweep: if goals → if True:  in  if goals:": "without goals nothing is among them",
-    "_sweep: dy is not None and (node, i) in goals → dy is not None": "gradients that nobody asked for are kept",
-    "_leading_to: if edge is not None and edge[0] in wanted → if True:": "gradients that nobody asked for only cost time",
-    "_leading_to: edge is not None and edge[0] in wanted → edge is not None": "gradients that nobody asked for only cost time",
-    "_unbroadcast: n == 1 and g.shape[added + i] != 1 → n == 1": "a sum over one element",
-    "_unbroadcast: max(added, 0) → added  in  dims = tuple(range(max(added, 0))) + tuple(stretched)": (
-        "a range to a negative number is empty"
-    ),
-    "_own_stamp: 0 → 1  in  x._stamp = [0]": "the first tick is 1: every op that can be recorded comes after it",
-}
+def listed(path: Path) -> dict[str, str]:
+    """Survivors that compute the same gradients: "function: edit" -> the reason, under which it stands in the file."""
+    found: dict[str, str] = {}
+    reason = ""
+    for line in path.read_text().splitlines():
+        if line.startswith("    "):
+            found[line[4:]] = reason
+        else:
+            reason = line
+    return found
+
+
+EQUIVALENT = listed(Path(__file__).with_name("equivalent.txt"))
 
 
 # Faults of more than one edit, or that no operator makes: name, file, function, [(text, instead)].
@@ -874,7 +743,7 @@ class Campaign:
                 if answer and killer in mine:
                     mine.remove(killer)
                 if mutant.key in EQUIVALENT:
-                    say(f"EQUIVALENT has a reason for {mutant.key}, but {killer} kills it")
+                    say(f"equivalent.txt has a reason for {mutant.key}, but {killer} kills it")
                 if answer:
                     mine.insert(0, killer)
                     self.before[mutant.key] = killer
@@ -908,7 +777,7 @@ def summary(results: list[tuple[Mutant, str, str, float]], planned: int, tests: 
     lines = [
         f"{len(results)} of {planned} mutants against {tests} tests in {seconds / 60:.1f} minutes, {jobs} processes",
         ", ".join(f"{counts[o]} {o}" for o in ("killed", "equivalent", "survived", "unreachable", "not decided")),
-        f"{100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent are killed; why some are: EQUIVALENT",
+        f"{100 * counts['killed'] / max(real, 1):.2f} % of those not equivalent are killed; why some are: equivalent.txt",
     ]
     for title, of in (("file", lambda m: m.target.path), ("edit", lambda m: m.kind)):
         lines += ["", f"{title:40}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}"]
@@ -958,7 +827,7 @@ def main(args: list[str]) -> int:
         found = targets(room)
         mutants = [m for t in found for m in edits(t)] + list(planted(found))
         for key in sorted(set(EQUIVALENT) - {m.key for m in mutants}):
-            say(f"EQUIVALENT has a reason for an edit that is not made (any more): {key}")
+            say(f"equivalent.txt has a reason for an edit that is not made (any more): {key}")
         mutants = [m for m in mutants if not options.files or any(m.target.path.endswith(f) for f in options.files)]
         mutants = [m for m in mutants if options.only in m.key or options.only in m.target.key]
         if options.again:

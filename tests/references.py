@@ -160,7 +160,7 @@ REFERENCES |= {
     "repeat": lambda x, *sizes: np.tile(x, _shape(sizes)),
     "repeat_interleave": lambda x, n, dim=None: np.repeat(x, n, dim),
     "reshape": lambda x, *shape: np.ravel(x).reshape(_shape(shape)),
-    "roll": lambda x, shift, dim: np.roll(x, shift, dim),
+    "roll": lambda x, shift, dim=None: np.roll(x, shift, dim),
     "split": _pieces,
     "squeeze": lambda x, dim=None: np.squeeze(
         x, None if dim is None else tuple(d for d in np.atleast_1d(dim) if x.shape[d] == 1)
@@ -563,7 +563,7 @@ def attention_(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, e
     for row in product(*map(range, (*lead, T))):
         kept = np.flatnonzero(allowed[row])
         if kept.size:
-            s = (k[row[:-1]][kept] @ q[row]) * (q.shape[-1] ** -0.5 if scale is None else scale) + bias[row][kept]
+            s = (k[row[:-1]][kept] @ q[row]) * (max(q.shape[-1], 1) ** -0.5 if scale is None else scale) + bias[row][kept]
             P[row][kept] = softmax(s, 0)
     if dropout_p:
         P = dropped_weights(P, dropout_p, rng or np.random.default_rng(0))

@@ -1030,6 +1030,7 @@ KINKS = [  # name, function, x, the gradient of its sum, by decision
     ("narrow from the end", lambda x: x.narrow(0, -2, 1) * 3, [1.0, 2.0, 3.0], [0.0, 3.0, 0.0]),
     ("pad, replicate and cut", lambda x: F.pad(x, (2, -1), "replicate"), [1.0, 2.0, 3.0], [3.0, 1.0, 0.0]),
     ("pad, cut and replicate", lambda x: F.pad(x, (-1, 2), "replicate"), [1.0, 2.0, 3.0], [0.0, 1.0, 3.0]),
+    ("pad, replicate cut alone", lambda x: F.pad(x, (0, -1), "replicate"), [1.0, 2.0, 3.0], [1.0, 1.0, 0.0]),
     ("logaddexp of −∞", lambda x: ops.logaddexp(x, Tensor(np.array([-np.inf]))), [-np.inf], [0.5]),
     ("kl_div, t = 0", lambda t: F.kl_div(Tensor(np.array([-1.0, -2.0])), t, reduction="sum"), [0.0, 1.0], [0.0, 3.0]),
 ]
@@ -1081,6 +1082,77 @@ def test_whole_numbers_held_between_fractions_become_floats():
     assert ops.clamp(Tensor([1, 2, 3]), 2).dtype == np.int64
     root = Tensor([1, 4, 9]) ** 0.5
     assert root.dtype == np.float32 and root.data.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
+def test_classes_that_change_after_the_loss_do_not_change_its_gradient(loss):
+    x, t = Tensor(normal((2, 3), 0), requires_grad=True), Tensor([0, 2])
+    expected = grad(loss(x, Tensor([0, 2])), x)[0].data
+    y = loss(x, t)
+    t.copy_(np.array([1, 1]))
+    np.testing.assert_array_equal(grad(y, x)[0].data, expected)
+
+
+@pytest.mark.parametrize("p", [3, 0.5, -1, 0, 1, np.inf, -np.inf])
+def test_norms_of_rows_with_zeros(p):
+    """(Σ |x|^p)^{1/p}; the gradient is that of the others, and 0 at a zero and in a row of zeros."""
+    x = np.array([[2.0, 0.0, -3.0], [0.0, 0.0, 0.0], [1.5, -1.25, 0.75]])
+    run = swept(lambda t: [ops.norm(t, p, 1)], [x])
+    size = np.abs(x)
+    with np.errstate(divide="ignore"):
+        value = {0: (size > 0).sum(1), np.inf: size.max(1), -np.inf: size.min(1)}.get(p)
+        value = (size**p).sum(1) ** (1 / p) if value is None else value
+    close(run.outputs[0].data, value, 1e-13)
+    if p in (3, 0.5, 1):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = np.where(size > 0, np.sign(x) * size ** (p - 1) * value[:, None] ** (1 - p), 0)
+        close(run.grads[0].data, np.nan_to_num(slope) * run.vs[0].data[:, None], 1e-12)
+    if p == -1:
+        np.testing.assert_array_equal(run.grads[0].data[:2], 0)
+
+
+def test_a_norm_of_negative_numbers_alone_of_extreme_scale():
+    run = swept(lambda t: [ops.norm(t)], [np.array([-3e200, -4e200])])
+    close(run.ys[0].data / 1e200, 5.0, 1e-14)
+    close(run.grads[0].data, np.array([-0.6, -0.8]) * run.vs[0].data, 1e-14)
+
+
+def test_copies_are_copies():
+    x = Tensor(normal((2, 3), 0))
+    for y in (ops.clone(x), x.T.contiguous()):
+        assert y.data.flags.c_contiguous and not np.may_share_memory(x.data, y.data)
+    assert np.may_share_memory(x.contiguous().data, x.data)
+    assert ops.repeat_interleave(x, 0, 1).shape == (2, 0)
+    with pytest.raises(ValueError, match="repeat_interleave: expected"):
+        ops.repeat_interleave(x, -1, 1)
+
+
+def test_an_index_that_changes_afterwards_does_not_change_the_gradient():
+    x, index = Tensor(normal(3, 0), requires_grad=True), Tensor([0, 2])
+    for pick in (lambda i: x[i], lambda i: x.index_select(0, i), lambda i: x.gather(0, i)):
+        index.copy_(np.array([0, 2]))
+        y = pick(index)
+        index.copy_(np.array([1, 1]))
+        assert grad(y.sum(), x)[0].data.tolist() == [1, 0, 1]
+
+
+def test_numbers_and_whole_numbers_take_the_dtype_that_fits():
+    """Of two numbers the wider; a fraction beside whole numbers gives float32, a whole number beside booleans int64."""
+    whole, flags = Tensor([1, 2]), Tensor([True, False])
+    assert ops.add(1, 0.5).dtype == ops.add(0.5, 1).dtype == np.float32
+    assert ops.add(1, 2).dtype.kind == "i" and ops.add(True, 2).dtype.kind == "i"
+    assert (whole + 0.5).dtype == np.float32 and (whole + 1).dtype == np.int64
+    assert (flags + 1).dtype == np.int64 and (flags + True).dtype == np.bool_
+    assert ops.sum(Tensor(np.array([200, 100], np.uint8))).item() == 300
+    assert ops.sum(Tensor(np.array([200, 100], np.uint8))).dtype == np.int64
+    assert ops.div(whole, Tensor([2, 4])).dtype == np.float32 and ops.div(whole, Tensor([2, 4])).data.tolist() == [0.5, 0.5]
+    assert ops.exp(whole).dtype == np.float32 and ops.floor_divide(whole, 2).dtype == np.int64
+
+
+def test_leaky_relu_of_a_negative_slope():
+    run = swept(lambda t: [F.leaky_relu(t, -0.5)], [np.array([2.0, -3.0, 0.0, 0.5])])
+    np.testing.assert_array_equal(run.ys[0].data, [2, 1.5, 0, 0.5])
+    np.testing.assert_array_equal(run.grads[0].data, run.vs[0].data * [1, -0.5, -0.5, 1])
 
 
 def test_attention_layer_that_drops_everything():
@@ -1220,6 +1292,13 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
         ValueError,
         "pad: expected at most 1 cells for mode 'circular'",
     ),
+    (
+        "pad, circular after cuts",
+        lambda: F.pad(x3, (3, -1), "circular"),
+        ValueError,
+        "pad: expected at most 2 cells for mode 'circular'",
+    ),
+    ("pad, cut too much", lambda: F.pad(x3, (-2, -2)), ValueError, "pad: expected to cut at most 3 cells"),
     ("matmul, inner", lambda: x23 @ x23, ValueError, "matmul: expected inner lengths that agree, got shapes (2, 3) and (2, 3)"),
     ("matmul, scalar", lambda: ops.matmul(x3.sum(), x3), ValueError, "matmul: expected tensors of at least one dimension"),
     (

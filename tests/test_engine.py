@@ -777,3 +777,77 @@ def test_a_forward_gives_arrays():
 
     with pytest.raises(TypeError, match="forward: expected an array, or a tuple of arrays, got list"):
         Listed.apply(sg.tensor([1.0]))
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x[1:], lambda x: x[1:][:2], lambda x: x.split(2)[0], lambda x: x.unbind(0)[1]], ids=list("abcd")
+)
+def test_a_view_made_without_recording_changes_with_what_it_views(view):
+    """Of x, of a view of x, one of several: an op that saved it refuses to be swept once x was written to."""
+    x, w = sg.tensor(np.arange(4.0)), sg.tensor(np.array(2.0), requires_grad=True)
+    with sg.no_grad():
+        part = view(x)
+    assert np.may_share_memory(part.data, x.data)
+    y, again = (part * w).sum(), (part * w).sum()
+    assert sg.grad(again, w)[0].item() == part.data.sum()
+    x.copy_(np.ones(4))
+    with pytest.raises(RuntimeError, match="was changed in place after the forward pass"):
+        sg.grad(y, w)
+
+
+def test_gradients_that_were_added_up_are_frozen_like_any_other():
+    x = sg.tensor(np.ones(3), requires_grad=True)
+    (x * 2 + x * 3 + x * x).sum().backward()
+    (g,) = sg.grad((x * 2 + x * 3 + x * x).sum(), x)
+    for array in (x.grad.data, g.data):
+        with pytest.raises(ValueError, match="read-only"):
+            array += 1
+
+
+def test_a_function_takes_arrays_and_tensors_side_by_side():
+    x = sg.tensor(np.ones(2), requires_grad=True)
+
+    class Product(sg.Function):
+        def forward(self, a, b):
+            return a * b
+
+        def backward(self, dy):
+            a, b = self.inputs
+            return dy * b, dy * a
+
+    for y in (Product.apply(x, np.array([2.0, 3.0])), Product.apply(np.array([2.0, 3.0]), x)):
+        assert y.grad is None and y.requires_grad
+        assert sg.grad(y.sum(), x)[0].data.tolist() == [2, 3]
+    assert not Product.apply(np.ones(2), np.ones(2)).requires_grad
+
+
+def test_an_op_of_several_results_of_which_one_is_whole_numbers():
+    x = sg.tensor([3.0, 1.0], requires_grad=True)
+
+    class Sorted(sg.Function):
+        def forward(self, x):
+            self.order = np.argsort(x)
+            return x[self.order], self.order.copy()
+
+        def backward(self, dy, _):
+            return dy[np.argsort(self.order)]
+
+    y, order = Sorted.apply(x)
+    assert y.requires_grad and not order.requires_grad and order.is_leaf
+    assert sg.grad((y * sg.tensor([1.0, 5.0])).sum(), x)[0].data.tolist() == [5, 1]
+
+
+def test_anomalies_of_an_op_with_several_results():
+    x = sg.tensor(np.array([1.0, 0.0]), requires_grad=True)
+
+    class Halves(sg.Function):
+        def forward(self, x):
+            with np.errstate(all="ignore"):
+                return x[:1] / 1, x[:1] / x[1:]
+
+        def backward(self, a, b):
+            return sg.ops.cat([a, b])
+
+    with sg.detect_anomaly(), pytest.raises(ArithmeticError, match="Halves"):
+        Halves.apply(x)
+    Halves.apply(x)

@@ -784,6 +784,9 @@ def test_slopes_of_large_inputs_and_of_large_and_negative_outputs():
     """Steps as large as the input, errors on the scale of the largest slope."""
     text = str(verdict(lambda x: 1.5 * (x * 1e-9).sin() - 0.5 * (x * 1e-9).sin().detach(), np.array([-1e9, 2e9]), order=1))
     assert "1 of 2 slopes" in text
+    for x in (1e9, -1e9):  # 3e-4 more would be rounded away
+        text = str(verdict(lambda x: ops.cat([x * 1e-9, 1.5e-9 * x - 0.5e-9 * x.detach()]), np.array([x]), order=1))
+        assert "1 of 2 slopes" in text
     text = str(verdict(lambda x: x.detach() - 2 * x, normal(3), order=1))
     assert "1 of 3 slopes" in text and ": -2 by the chain rule, -1 by differences" in text
     big = lambda x: 1e9 * x.sin()  # noqa: E731

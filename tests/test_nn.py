@@ -1007,3 +1007,14 @@ def test_every_name_is_there():
     for name in nn.__all__:
         thing = getattr(nn, name)
         assert not isinstance(thing, type) or (thing.__doc__ and thing.__doc__ is not Module.__doc__) or thing is Module
+
+
+def test_clipping_gradients_that_were_recorded_themselves():
+    """After backward(create_graph=True): replaced by their clipped values, whether one of them was or all."""
+    for both in (True, False):
+        x, y = (tensor(np.array(v), requires_grad=True) for v in ([3.0, 0.0], [4.0]))
+        (x.square() / 2).sum().backward(create_graph=True)
+        (y.square() / 2).sum().backward(create_graph=both)
+        assert nn.utils.clip_grad_norm_([x, y], 1.0).item() == 5
+        np.testing.assert_allclose(x.grad.data, [0.6, 0.0], rtol=1e-6)
+        np.testing.assert_allclose(y.grad.data, [0.8], rtol=1e-6)

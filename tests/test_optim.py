@@ -298,6 +298,7 @@ P = Parameter(np.ones(2))
         "expected last_epoch and 1 base_lrs",
     ),
     (lambda: optim.warmup_cosine(0, warmup=5, steps=4), "0 ≤ warmup ≤ steps"),
+    (lambda: optim.warmup_cosine(0, warmup=1, steps=4, final=1.5), "0 ≤ final ≤ 1"),
     (lambda: optim.EMA(nn.Linear(1, 1), 1.0), "decay to be a number of at least 0 and below 1, got 1.0"),
 ])  # fmt: skip
 def test_refusals(call, said):

@@ -91,6 +91,7 @@ LOSSES = [
         case(real(2, 3), simplex(2, 3), positive(3), label_smoothing=0.3),
         case(real(3), simplex(3)),
         case(real(0, 3), whole(3, 0), reduction="sum"),
+        case(real(2, 1), fixed([0, -100]), real(1)),
     ),
     row(
         "nll_loss",
@@ -98,6 +99,8 @@ LOSSES = [
         case(real(2, 3, 2), whole(3, 2, 2), reduction="none"),
         case(real(3), fixed(2)),
         case(real(0, 3), whole(3, 0), reduction="sum"),
+        case(real(3, 2), fixed([0, -100, 1])),
+        case(real(2, 1), fixed([0, -100]), real(1)),
         analytic=True,
     ),
     row(
@@ -140,6 +143,7 @@ NORMS = [
         case(real(3, 2), real(2), positive(2), real(2), real(2)),
         case(real(1, 2, 2), real(2), positive(2)),
         case(real(0, 2), real(2), positive(2), real(2)),
+        case(real(2, 0, 3), None, None, training=True),
         analytic=True,
     ),
     row(
@@ -211,6 +215,8 @@ TABLES = [
         "scaled_dot_product_attention",
         case(*_QKV),
         case(real(1, 3, 2), real(1, 3, 2), real(1, 3, 2), is_causal=True),
+        case(real(2, 1), real(3, 1), real(3, 2), dropout_p=0.3, is_causal=True),
+        case(real(2, 0), real(3, 0), real(3, 2)),
         case(real(2, 3, 2), real(4, 2), real(1, 4, 3), scale=0.3),
         case(*_QKV, real(3, 4)),
         case(*_QKV, real(2, 1, 4)),

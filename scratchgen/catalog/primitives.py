@@ -205,7 +205,15 @@ SHAPES = [
     row("clone", case(real(2, 3)), case(real()), analytic=True),
     row("concatenate", case([real(2, 1), real(2, 2)], dim=1), analytic=True),
     row("contiguous", case(real(2, 3)), analytic=True),
-    row("diagonal", case(real(3, 4)), case(real(2, 3, 3), 1, -1, 1), case(real(3, 2), -1), case(real(2, 2), 5), analytic=True),
+    row(
+        "diagonal",
+        case(real(3, 4)),
+        case(real(2, 3, 3), 1, -1, 1),
+        case(real(3, 2), -1),
+        case(real(2, 2), 5),
+        case(real(4, 2), 1),
+        analytic=True,
+    ),
     row("expand", case(real(2, 1), 3, -1, 2), case(real(), (2,)), case(real(1, 2), 0, 2), analytic=True),
     row("flatten", case(real(2, 3)), case(real(2, 1, 2), 1), case(real(2, 3, 2), 0, 1), case(real()), analytic=True),
     row("flip", case(real(3), 0), case(real(2, 3), (0, -1)), case(real(0, 2), 1), analytic=True),
@@ -249,7 +257,7 @@ SHAPES = [
     row(
         "reshape", case(real(2, 3), 3, 2), case(real(2, 3), (-1,)), case(real(), (1, 1)), case(real(0, 2), 2, 0), analytic=True
     ),
-    row("roll", case(real(4), 1, 0), case(real(2, 3), -4, 1), case(real(2, 0), 1, 1), analytic=True),
+    row("roll", case(real(4), 1, 0), case(real(2, 3), 2), case(real(2, 3), -4, 1), case(real(2, 0), 1, 1), analytic=True),
     row(
         "scatter_add",
         case(real(3), 0, whole(3, 5), real(5)),
@@ -367,6 +375,7 @@ CONVOLUTIONS = [
         case(apart(1, 1, 4, 3), (2, 3), (1, 2), (1, 1)),
         case(apart(1, 5, 5), 3, 2, 1, ceil_mode=True),
         case(apart(1, 1, 5, 3), 2, 1, dilation=(2, 1)),
+        case(apart(2, 2, 3), (1, 2), return_indices=True),
     ),
     row(
         "avg_pool1d",
