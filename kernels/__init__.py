@@ -2,7 +2,7 @@
 
 `reference.py` says what each kernel means, in NumPy; `cpu/` says it again, compiled with Numba. `use("reference")` or
 `use("cpu")` chooses, for all threads or, as a context manager, for a block; SCRATCHGEN_KERNELS sets the first choice, which
-is the reference without it.
+is "cpu" without it, and the reference where Numba cannot compile.
 The third storey, `cuda/`, is not chosen: arrays in a GPU's memory are computed there, once `open_device` has opened it.
 Nothing is compiled, nor Numba imported, before a compiled kernel is called for the first time. What the compiled kernels
 do not cover (integers, complex numbers, empty arrays) they hand to the reference themselves.
@@ -62,7 +62,7 @@ __all__ = [
 
 # Where each door leads in the second storey. The others, such as `erf`, are NumPy's and SciPy's everywhere.
 CPU = {
-    "matmul": ("matmul",),
+    "matmul": ("matmul", "einsum"),
     "attention": ("attention", "attention_backward"),
     "convolution": ("conv", "conv_input_grad", "conv_weight_grad"),
     "images": ("leaky_relu", "leaky_relu_backward", "nearest", "nearest_backward"),
@@ -75,7 +75,7 @@ CPU = {
     "optimizer": ("adam", "adamw", "sum_of_squares", "scale"),
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
-BASE = ("erf", "einsum", "attention_dropout")
+BASE = ("erf", "attention_dropout")
 # The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
 DEVICE = {**ROOM, "erf": "rows", "attention_dropout": "rows"}
 
@@ -204,7 +204,7 @@ def chosen() -> dict[str, str]:
 def _begin() -> None:
     global _why
     name = os.environ.get("SCRATCHGEN_KERNELS", "")
-    use(name or "reference")
+    use(name or "cpu")
     _why = "SCRATCHGEN_KERNELS" if name else "the default"
     if "numba" not in sys.modules and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         _fall_back("NUMBA_DISABLE_JIT is set")

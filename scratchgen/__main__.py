@@ -175,7 +175,7 @@ def info(args: argparse.Namespace) -> int:
         )
     except ImportError:
         threads = "threads unknown"
-    folder = os.environ.get("SCRATCHGEN_DATA")
+    folder, facts = os.environ.get("SCRATCHGEN_DATA"), kernels.chosen()
     _table(
         [
             ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -185,7 +185,8 @@ def info(args: argparse.Namespace) -> int:
             ("BLAS", f"{blas.get('name', 'unknown')} {blas.get('version', '')}, {threads}"),
             ("cores", str(cores)),
             ("vector units", " ".join([*simd.get("baseline", []), *simd.get("found", [])]) or "unknown"),
-            ("kernels", getattr(kernels, "storey", kernels.matmul.__module__.removeprefix("kernels."))),
+            ("kernels", f"{facts.pop('kernels')} ({facts.pop('because of')})"),
+            *facts.items(),
             ("device", "cpu"),
             ("data", f"looked for in $SCRATCHGEN_DATA ({folder or 'not set'}), the user's cache and the system"),
             ("data found", ", ".join(s.name for s in data.catalogue() if s.where)),

@@ -2,10 +2,14 @@
 
 Warnings are errors (setup.cfg). Beyond that, around each test: NumPy's floating-point errors raise (but for underflow,
 which is the right answer of e^{−1000}), the library's generator is seeded, and global switches must be as they were.
+The tests run on the reference kernels, which the compiled ones are held to in `test_kernels*.py`, in processes of their own.
 `SCRATCHGEN_DEEP=1` (make test-deep) draws a hundred times the examples, new ones each time.
 """
 
+import os
 import sys
+
+os.environ["SCRATCHGEN_KERNELS"] = "reference"  # before `kernels` is imported; child processes inherit it
 
 import hypothesis
 import numpy as np

@@ -97,6 +97,18 @@ def matmul_cases(letter, normal):
     special = normal(20, 20)
     special[0, 0], special[1, 1], special[2, 2] = np.nan, np.inf, -np.inf
     yield "matmul", (special, normal(20, 20)), {}
+    sizes = dict(zip("abcdij", (3, 4, 2, 5, 7, 6), strict=True))
+    for equation in (
+        "ab,bc->ac",
+        "abi,abj->ij",
+        "ab,cd->dbca",
+        "abi,jbi->bja",
+        "a,a->",
+        "ab,bc,cd->da",
+        "ab,ab,ab->a",
+        "ab->ba",
+    ):
+        yield "einsum", (equation, *(normal(*map(sizes.get, x)) for x in equation.split("->")[0].split(","))), {}
 
 
 def attention_cases(letter, normal):
@@ -243,7 +255,6 @@ CASES = {
     "optimizer": optimizer_cases,
     "images": images_cases,
 }
-
 
 
 def each(f, x):

@@ -1,8 +1,12 @@
 """Compiling, once: each kernel for each element type when it is first called, kept on disk from then on.
 
 Numba keeps a function's machine code beside its source and takes it for fresh while that one file is unchanged, though
-what it calls may stand in another. Here the folder of the cache is named after the contents of all the sources and the
-width of the vectors, so an edit anywhere, or a forced width, starts a new one.
+what it calls may stand in another. Here the folder of the cache is named after the contents of all the sources, the
+processor and the width of the vectors, so an edit anywhere, or a forced width, starts a new one.
+
+A child process compiles, and this one always reads back from disk: what Numba has just compiled and what it reads back may
+add up in different orders, and the first run on a machine has to give the bits of all later ones. The compiler's memory is
+the child's too.
 """
 
 from __future__ import annotations
@@ -10,15 +14,19 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 
 TYPES = {"f": numba.float32, "d": numba.float64}
@@ -30,7 +38,8 @@ _lock = threading.RLock()
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
-    digest = hashlib.sha256(os.environ.get("SCRATCHGEN_SIMD", "").encode())
+    machine = f"{llvm.get_host_cpu_name()} {numba.__version__} {os.environ.get('SCRATCHGEN_SIMD', '')}"
+    digest = hashlib.sha256(machine.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     if "NUMBA_CACHE_DIR" in os.environ:
@@ -88,7 +97,7 @@ class Kernel(dict):
     def __init__(self, function: Callable, signature: Callable, callback: bool = False, **options: Any) -> None:
         self.function, self.signature, self.callback = function, signature, callback
         self.kept: list[Any] = []  # the address of a callback is valid while the object lives
-        self.options = {**PLAIN, "cache": True, **options}
+        self.options = {**PLAIN, **options}
 
     def __missing__(self, letter: str) -> Any:
         with _lock:
@@ -96,30 +105,72 @@ class Kernel(dict):
                 # In a thread of its own: the compiler leaves cycles with its frames behind, and these would keep the
                 # callers' frames, and all arrays in them, alive until the garbage collector comes by.
                 with ThreadPoolExecutor(1) as aside:
-                    self[letter] = aside.submit(self._compile, letter).result()
+                    self[letter] = aside.submit(self._ready, letter).result()
             return self[letter]
 
-    def _compile(self, letter: str) -> Any:
-        folder, options = cache_folder(), dict(self.options)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            done = folder / f"{self.function.__module__}.{self.function.__name__}.{letter}"
-            known = done.exists()
-            done.touch()
-        except OSError:  # nowhere to keep it: compiled again in each process
-            options["cache"], known = False, False
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
-        if not known:
+    def _ready(self, letter: str) -> Any:
+        """Compiled by the child if it never was, then read from disk."""
+        done = cache_folder() / f"{self.function.__module__}.{self.function.__name__}.{letter}"
+        if not done.exists():
             progress.start()
+            try:
+                if _child.compile(self.function.__module__, self.function.__name__, letter):
+                    done.touch()
+                else:  # nowhere to keep it, or no child to be had: compiled again in each process
+                    return self._keep(self.compile(letter, cache=False))
+            finally:
+                progress.end()
+        return self._keep(self.compile(letter))
+
+    def compile(self, letter: str, cache: bool = True) -> Any:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
         try:
             make = numba.cfunc if self.callback else numba.njit
-            compiled = make(self.signature(TYPES[letter]), **options)(self.function)
+            return make(self.signature(TYPES[letter]), cache=cache, **self.options)(self.function)
         finally:
             numba.config.CACHE_DIR = before
-            if not known:
-                progress.end()
+
+    def _keep(self, compiled: Any) -> Any:
         self.kept.append(compiled)
         return compiled.address if self.callback else compiled
+
+
+class _Child:
+    """A process that compiles what it is told to, one kernel a line, and keeps it on disk."""
+
+    process: subprocess.Popen | None = None
+
+    def compile(self, module: str, name: str, letter: str) -> bool:
+        """False where that cannot be done: no folder to write to, no interpreter to start."""
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            (cache_folder() / "writable").touch()
+            if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
+                self._start()
+            self.process.stdin.write(f"{module} {name} {letter}\n")
+            self.process.stdin.flush()
+            return self.process.stdout.readline() == "done\n"
+        except OSError:
+            return False
+
+    def _start(self) -> None:
+        self.owner = os.getpid()
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kernels.cpu.build"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def close(self) -> None:
+        if self.process is not None and self.owner == os.getpid():
+            self.process.communicate()
+
+
+_child = _Child()
+atexit.register(_child.close)
 
 
 def kernel(signature: Callable, **options: Any) -> Callable[[Callable], Kernel]:
@@ -149,3 +200,11 @@ def result(element: Any, ndim: int, layout: str = "A") -> Any:
 
 INT, VOID = numba.intp, numba.void
 TABLE = numba.types.Array(numba.intp, 1, "C", readonly=True)
+
+
+if __name__ == "__main__":  # the child; Ctrl-C is its parent's to answer, and ends its input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        module, name, letter = line.split()
+        getattr(import_module(module), name).compile(letter)
+        print("done", flush=True)

@@ -17,6 +17,7 @@ dimensions of any number and stride, broadcast or not, cost nothing and are neve
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -337,3 +338,29 @@ def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias:
         room_b = k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), nt) * width)
         across = n > m and n >= 2 * nt * width
         shared[letter](*arguments, across, scratch(letter, nt * A_ROOM + room_b), nt)
+
+
+def einsum(equation: str, *operands: Array) -> Array:
+    """Σ over the labels that the result does not name, of the product of the operands: two by two, each pair one product.
+
+    A label of both operands counts a batch if the result names it, else it is summed over; one of a single operand
+    counts rows or columns.
+    """
+    left, out = equation.split("->")
+    names, xs = left.split(","), list(operands)
+    letter = xs[0].dtype.char
+    if len(xs) < 2 or letter not in NONE or any(x.dtype.char != letter or not x.size for x in xs):
+        return reference.einsum(equation, *operands)
+    while len(xs) > 1:
+        (p, q, *others), (x, y, *rest) = names, xs
+        wanted = out + "".join(others)
+        batch, inner = ([c for c in p if c in q and (c in wanted) is named] for named in (True, False))
+        rows, columns = [c for c in p if c not in q], [c for c in q if c not in p]
+        if any(c not in wanted for c in rows + columns):
+            return reference.einsum(equation, *operands)
+        size = dict(zip(p + q, x.shape + y.shape, strict=True))
+        z, m, n, k = ([size[c] for c in cs] for cs in (batch, rows, columns, inner))
+        a = x.transpose([p.index(c) for c in batch + rows + inner]).reshape((*z, math.prod(m), math.prod(k)))
+        b = y.transpose([q.index(c) for c in batch + inner + columns]).reshape((*z, math.prod(k), math.prod(n)))
+        names, xs = ["".join(batch + rows + columns), *others], [matmul(a, b).reshape((*z, *m, *n)), *rest]
+    return xs[0].transpose([names[0].index(c) for c in out])
