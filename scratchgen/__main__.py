@@ -37,7 +37,7 @@ def demo(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     from scratchgen import training
 
-    _check_device(args.device)
+    device = _device(args.device)
     changes: dict[str, Any] = {}
     for setting in args.set:
         key, equals, value = setting.partition("=")
@@ -46,8 +46,10 @@ def train(args: argparse.Namespace) -> int:
         changes[key] = value
     changes |= {key: value for key in ("data", "steps", "seed") if (value := getattr(args, key)) is not None}
     folder = args.out or f"runs/{args.recipe}"
-    outcome = training.train(args.recipe, folder, changes, resume=args.resume, progress=False if args.quiet else None)
+    progress = False if args.quiet else None
+    outcome = training.train(args.recipe, folder, changes, resume=args.resume, device=device, progress=progress)
     again = f"scratchgen train {args.recipe} --resume" + (f" --out {args.out}" if args.out else "")
+    again += f" --device {device}" if device != "cpu" else ""
     if outcome.signal is None:
         print(f"done: {outcome.step:,} steps in {folder}; next: scratchgen sample {folder}, scratchgen eval {folder}")
     return _end(outcome, again)
@@ -64,7 +66,7 @@ def _end(outcome: Any, again: str) -> int:
 def sample(args: argparse.Namespace) -> int:
     from scratchgen.training import folder, open_run, pictures, runs, tasks
 
-    run = open_run(args.run)
+    run = open_run(args.run, device=_device(args.device))
     if args.label is not None:
         raise UsageError(f"--label: the recipe {run.recipe.name!r} learns without labels, so it cannot draw a chosen class.")
     text = run.tokenizer is not None
@@ -99,7 +101,7 @@ def sample(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from scratchgen.training import folder, open_run, scores
 
-    run = open_run(args.run)
+    run = open_run(args.run, device=_device(args.device))
     found = scores(run)
     content = {"recipe": run.recipe.name, "data": run.recipe.data, "step": run.step, "scores": found}
     text = json.dumps(content, indent=2)
@@ -154,7 +156,7 @@ def info(args: argparse.Namespace) -> int:
     import numpy as np
 
     import kernels
-    from scratchgen import data
+    from scratchgen import data, device
 
     build = np.show_config(mode="dicts")
     blas = build["Build Dependencies"]["blas"]
@@ -187,7 +189,7 @@ def info(args: argparse.Namespace) -> int:
             ("vector units", " ".join([*simd.get("baseline", []), *simd.get("found", [])]) or "unknown"),
             ("kernels", f"{facts.pop('kernels')} ({facts.pop('because of')})"),
             *facts.items(),
-            ("device", "cpu"),
+            ("device", device.found()),
             ("data", f"looked for in $SCRATCHGEN_DATA ({folder or 'not set'}), the user's cache and the system"),
             ("data found", ", ".join(s.name for s in data.catalogue() if s.where)),
         ]
@@ -195,11 +197,17 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_device(device: str) -> None:
-    if device == "cuda":
-        raise UsageError("--device cuda: training runs on the CPU only so far; leave the option out or say --device cpu.")
-    if device != "cpu":
-        raise UsageError(f"--device: expected cpu or cuda, got {device!r}.")
+def _device(name: str) -> str:
+    """The device of that name, where there is one. Raises UsageError or DeviceError."""
+    from scratchgen import device
+
+    try:
+        name = device.checked(name)
+    except ValueError as error:
+        raise UsageError(f"--{error}.") from None
+    if name != "cpu":
+        device.library()
+    return name
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:
@@ -261,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
         parser.set_defaults(command=run)
         return parser
 
+    def on_device(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, or cuda for a GPU (cpu)")
+
     p = command(
         "demo", demo, "the tour: train a GAN, a VAE and a GPT on real data, and show on one page what they make", "demo"
     )
@@ -275,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="D", help="a name that `scratchgen data` lists, or a path; else the recipe's own")
     p.add_argument("--steps", type=_positive, metavar="N", help="length of the run; with --resume, a larger one extends it")
     p.add_argument("--seed", type=_natural, metavar="S", help="of everything random")
-    p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu")
+    on_device(p)
     p.add_argument("--out", metavar="DIR", help="folder of the run (runs/RECIPE)")
     p.add_argument(
         "--resume", action="store_true", help="continue the run in the folder; ends as if it had never been interrupted"
@@ -295,6 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("run", metavar="RUN", help="folder of the run")
     p.add_argument("-n", type=_positive, metavar="N", help="how many (64 pictures, or 1 text)")
     p.add_argument("--seed", type=_natural, default=0, metavar="S", help="the same seed draws the same (0)")
+    on_device(p)
     p.add_argument("--out", metavar="FILE", help="where to write (pictures: RUN/samples/seed-S.png)")
     p.add_argument("--label", metavar="K", help="the class to draw, for models that know classes")
     p.add_argument("--prompt", metavar="TEXT", help="the text to continue")
@@ -322,6 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", metavar="RUN", help="folder of the run")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    on_device(p)
 
     p = command(
         "gradcheck",
@@ -364,6 +377,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
     """The errors that say what the user can do; they are looked up among what is loaded, to load nothing for it."""
     names = (
         ("scratchgen.training.folder", "TrainingError"),
+        ("scratchgen.device", "DeviceError"),
         ("scratchgen.data", "DataError"),
         ("scratchgen.text", "TokenError"),
     )

@@ -4,13 +4,16 @@ Each training step is made twice, on NumPy's arrays and on the stand-in's, and m
 made a silent round trip over the host raises.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import kernels
 import scratchgen as sg
 from kernels import reference
-from scratchgen import device, nn, optim
+from scratchgen import __main__, device, nn, optim, training
 from scratchgen import functional as F
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 from tests import standin
@@ -183,9 +186,54 @@ def test_saved_arrays_are_watched_on_the_device_too(gpu):
         y.backward()
 
 
-def test_without_a_gpu_one_sentence_says_why(monkeypatch):
+@pytest.fixture
+def no_gpu(monkeypatch):
     monkeypatch.setattr(device, "obstacle", lambda: "CuPy cannot be imported")
     device.library.cache_clear()
+
+
+@pytest.mark.parametrize("command", ["train vae", "sample runs/vae", "eval runs/vae"])
+def test_a_command_without_a_gpu_ends_with_one_sentence(no_gpu, capsys, command):
+    assert __main__.main([*command.split(), "--device", "cuda"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "scratchgen: device 'cuda' cannot be used here: CuPy cannot be imported.\n" and not said.out
+
+
+def test_info_says_why_no_gpu_is_used(no_gpu, capsys):
+    assert __main__.main(["info"]) == 0
+    assert re.search(r"^device +cpu; no GPU is used: CuPy cannot be imported$", capsys.readouterr().out, re.M)
+
+
+def test_a_run_moves_between_devices(gpu, tmp_path):
+    """Begun on the device, continued on the host and on the device again: the losses of a run that stayed on the host."""
+    changes = {"hidden": 8, "latent": 2, "batch_size": 8, "ema": 0.9, "final": 1.0}
+    changes |= {"log_every": 1, "sample_every": 100, "eval_batches": 1}
+    runs = {}
+    for name, places in {"host": ["cpu"], "moving": ["cuda", "cpu", "cuda"]}.items():
+        for i, place in enumerate(places, 1):
+            steps = 6 * i // len(places)
+            folder, resume = tmp_path / name, i > 1
+            options = {"resume": resume, "device": place, "progress": False, "say": lambda _: None}
+            training.train("vae", folder, {**changes, "steps": steps}, **options)
+        runs[name] = training.open_run(folder)
+    for here, there in zip(runs["host"].rows, runs["moving"].rows, strict=True):
+        assert there["step"] == here["step"] and there["loss"] == pytest.approx(here["loss"], rel=1e-4)
+    assert training.open_run(folder, device="cuda").model.device == "cuda"
+
+
+def test_only_two_places_know_of_cuda():
+    """kernels/cuda and scratchgen/device.py; the door leads there, the option names it, and a message says where it is."""
+    root = Path(__file__).parents[1]
+    allowed = {"scratchgen/device.py", "kernels/__init__.py"}
+    said = {"scratchgen/__main__.py": 1, "scratchgen/tensor.py": 2}
+    for path in [*root.glob("scratchgen/**/*.py"), *root.glob("kernels/**/*.py")]:
+        name = str(path.relative_to(root))
+        if name not in allowed and not name.startswith("kernels/cuda/"):
+            lines = [line for line in path.read_text().splitlines() if re.search("cuda|cupy", line, re.I)]
+            assert len(lines) == said.get(name, 0), f"{name}: {lines}"
+
+
+def test_without_a_gpu_one_sentence_says_why(no_gpu):
     with pytest.raises(device.DeviceError, match=r"^device 'cuda' cannot be used here: CuPy cannot be imported\.$"):
         sg.ones(2, device="cuda")
     assert device.found() == "cpu; no GPU is used: CuPy cannot be imported"

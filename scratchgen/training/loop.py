@@ -63,13 +63,15 @@ def train(
     changes: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
+    device: str = "cpu",
     progress: bool | None = None,
     say: Callable[[str], Any] = print,
 ) -> Outcome:
     """Train the recipe `name`, with the settings in `changes`, in a folder of its own; or continue what is there.
 
     To resume, the settings must be those the run was begun with, but for `steps`, which may grow. Where nothing was
-    begun yet, resuming begins. `progress`: a bar on stderr; None: if that is a terminal. `say` receives lines of text.
+    begun yet, resuming begins. A run may go on on another `device` than it was begun on. `progress`: a bar on stderr; None:
+    if that is a terminal. `say` receives lines of text.
     SIGINT and SIGTERM let the step under way finish and be saved; the second one stops at once.
 
     Raises TrainingError, DataError or OSError, before anything is written, for what cannot begin or continue; Diverged.
@@ -78,7 +80,7 @@ def train(
     recipe, resumed = _plan(name, folder, dict(changes or {}), resume)
     task = tasks.load(recipe)
     random.manual_seed(recipe.seed)
-    state = State(recipe, task)
+    state = State(recipe, task, device)
     batches = task.batches(0)
     next(batches)  # data too small for a batch are refused here
     if resumed and (folder / CHECKPOINT).exists():
@@ -156,9 +158,9 @@ def _config(recipe: Recipe, state: State) -> str:
 class State:
     """Everything the next step depends on."""
 
-    def __init__(self, recipe: Recipe, task: tasks.ImageTask | tasks.TextTask):
+    def __init__(self, recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: str = "cpu"):
         self.recipe, self.task, self.step = recipe, task, 0
-        self.model = recipes.build(recipe, task.given)
+        self.model = recipes.build(recipe, task.given).to(device=device)
         self.optimizers = self.model.optimizers()
         self.rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
         self.ema = optim.EMA(averaged(self.model), recipe.ema) if recipe.ema else None

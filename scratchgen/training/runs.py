@@ -34,13 +34,13 @@ class Run:
         return read_metrics(self.folder / METRICS)
 
 
-def open_run(folder: str | Path) -> Run:
+def open_run(folder: str | Path, device: str = "cpu") -> Run:
     """The run in a folder; its data are not needed. Raises TrainingError: no run there, or a damaged checkpoint."""
     folder = Path(folder)
     tree = load_checkpoint(folder / CHECKPOINT)
     recipe = recipes.from_json(tree["recipe"])
     with _unseen():
-        model = recipes.build(recipe, tree["given"])
+        model = recipes.build(recipe, tree["given"]).to(device=device)
     try:
         model.load_state_dict(tree["model"])
         if tree["ema"]:
