@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,cuda-check]'
 	@touch $@
 
 demo: .venv/ready

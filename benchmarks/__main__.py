@@ -10,22 +10,27 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.clock import Rivals, table
+from scratchgen import device
 
 NAMES = ["engine", "matmul", "attention", "rows", "convolution", "steps", "startup"]
+ASKED = ["cuda"]  # only when named: on a GPU
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast, beside what people use.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (default: these), cuda")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer cases")
     parser.add_argument("--ladder", action="store_true", help="matmul, attention: the steps from the naive to the fast one")
     parser.add_argument("--only", metavar="TEXT", default="", help="the cases that have this in their name")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
     for name in args.names:
-        if name not in NAMES:
-            print(f"benchmarks: expected one of {', '.join(NAMES)}, got {name!r}", file=sys.stderr)
+        if name not in NAMES + ASKED:
+            print(f"benchmarks: expected one of {', '.join(NAMES + ASKED)}, got {name!r}", file=sys.stderr)
             return 2
+    if set(args.names) & set(ASKED) and device.obstacle():
+        print(f"benchmarks: cuda: there is nothing to measure on, {device.obstacle()}.", file=sys.stderr)
+        return 2
     if args.ladder and not set(args.names or NAMES) <= {"matmul"}:
         print("benchmarks: --ladder is for matmul", file=sys.stderr)
         return 2

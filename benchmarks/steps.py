@@ -95,8 +95,13 @@ def build(who: str, case: str) -> Callable[[], float]:
 
 def _noise(torch: Any, *shape: int) -> Callable[[], Any]:
     """Normal noise: ours for the first two steps, which are compared, then PyTorch's own."""
-    first = [torch.from_numpy(random.generator().standard_normal(shape, np.float32)) for _ in range(2)]
+    first = [_tensor(torch, random.generator().standard_normal(shape, np.float32)) for _ in range(2)]
     return lambda: first.pop(0) if first else torch.randn(shape)
+
+
+def _tensor(torch: Any, array: np.ndarray) -> Any:
+    """The array as a tensor, on the device that PyTorch was told to use."""
+    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 def _load(torch: Any, twin: Any, model: Any) -> Any:
@@ -142,7 +147,7 @@ def gpt_twin(model: GPT, data: Any, who: str) -> Callable[[], float]:
     groups = [{"params": decay, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     fused = True if who in ("fused", "compile") else None
     optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2), fused=fused)
-    x, y = (torch.from_numpy(b.copy()) for b in data)
+    x, y = (_tensor(torch, b.copy()) for b in data)
 
     def loss_of(x: Any, y: Any) -> Any:
         h = t["wte"](x) + t["wpe"](torch.arange(x.shape[1]))
@@ -178,7 +183,7 @@ def vae_twin(model: VAE, data: Any, who: str) -> Callable[[], float]:
     decoder = nn.ModuleDict({"fc": nn.Linear(c.latent, c.hidden), "out": nn.Linear(c.hidden, pixels)})
     twin = _load(torch, nn.ModuleDict({"encoder": encoder, "decoder": decoder}), model)
     optimizer = torch.optim.Adam(twin.parameters(), lr=c.lr, fused=True)
-    x = torch.from_numpy(data[0]).flatten(1)
+    x = _tensor(torch, data[0]).flatten(1)
     noise = _noise(torch, len(x), c.latent)
 
     def step() -> float:
@@ -281,7 +286,7 @@ def gan_twin(model: GAN, data: Any, who: str) -> Callable[[], float]:
     betas = (c.beta1, 0.999)
     opt_d, opt_g = torch.optim.Adam(D.parameters(), c.lr, betas), torch.optim.Adam(G.parameters(), c.lr, betas)
     weights = list(G.parameters())
-    x = torch.from_numpy(data[0]) * 2 - 1
+    x = _tensor(torch, data[0]) * 2 - 1
     noise = _noise(torch, len(x), c.latent)
 
     def step() -> float:

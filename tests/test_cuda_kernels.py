@@ -29,6 +29,7 @@ from kernels.cuda import attention, build, convolution, images, matmul, optimize
 from tests import cuda_emulator as emulator
 
 ROOT = Path(__file__).resolve().parent.parent
+DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")
 MODULES = {
     "matmul": matmul,
     "attention": attention,
@@ -61,7 +62,7 @@ def matmul_cases():
     for a, b in (((2,), (2,)), ((1,), (3,)), ((), (2,)), ((2, 1), (3,)), ((2, 3), (3,))):
         yield (normal(*a, 3, 5), normal(*b, 5, 4)), {}
     yield (normal(6, 10)[::2, ::2], np.broadcast_to(normal(5, 1), (5, 4))), {}
-    yield (normal(3, 1100), normal(1100, 2)), {}  # few elements of a long sum: it is cut into parts
+    yield (normal(3, 70), normal(70, 2)), {}  # few elements of a long sum: it is cut into parts
     for activation, bias in itertools.product((None, "relu", "gelu", "gelu_tanh"), (None, normal(4), normal(3, 1))):
         yield (normal(3, 5), normal(5, 4)), {"bias": bias, "activation": activation}
     yield (normal(3, 5), normal(5, 4)), {"out": normal(3, 4), "accumulate": True, "bias": normal(4)}
@@ -100,6 +101,8 @@ def attention_cases():
 def attention_backward_cases():
     for (q, k, v), options in attention_cases():
         if q.shape[-2] > 60 or q.shape[-2:] == (1, 64):
+            continue
+        if not DEEP and (q.shape[:-2] == (2, 2) and options["causal"] or q.shape[:-2] == (1, 2)):
             continue
         out, lse = reference.attention(q, k, v, **options)
         yield (normal(*out.shape), q, k, v, out, lse), options
@@ -387,6 +390,7 @@ def emulated(monkeypatch):
         return made
 
     monkeypatch.setattr(build, "run", run)
+    monkeypatch.setattr(matmul, "LEAST", 32)
     for module in MODULES.values():
         monkeypatch.setattr(module, "empty", poisoned)
     return Place(lambda x: standin.wrapped(x.copy(order="K")), lambda x: x.host)

@@ -458,6 +458,7 @@ def tensor(form: str, vector: bool) -> Kernel:
 # The door
 # ---------------------------------------------------------------------------------------------------------------------
 
+LEAST = 512  # steps of a sum, below which it is not worth cutting
 SLOTS = 132  # blocks that should be there before a tile is worth its size: the multiprocessors of a large GPU
 
 
@@ -480,7 +481,7 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     vector = a.shape[2] % 4 == b.shape[2] % 4 == n % 4 == 0 and all(_address(x) % 16 == 0 for x in (a, b, out))
     wide = 128 if TF32 or z * cdiv(m, 128) * cdiv(n, 128) >= SLOTS else 64
     tiles = z * cdiv(m, wide) * cdiv(n, wide)
-    parts = max(1, min(SLOTS // tiles, k // 512))  # few tiles of long sums: the sums are cut
+    parts = max(1, min(SLOTS // tiles, k // LEAST))  # few tiles of long sums: the sums are cut
     depth = max(cdiv(cdiv(k, parts), 16) * 16, 16)
     parts = max(cdiv(k, depth), 1)
     product = tensor(fa + fb, vector) if TF32 else sgemm(fa + fb, vector, wide)
