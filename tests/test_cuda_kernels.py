@@ -54,7 +54,7 @@ def normal(*shape):
 def matmul_cases():
     for m, k, n in ((1, 1, 1), (5, 7, 3), (0, 2, 3), (3, 0, 2), (66, 17, 5), (64, 20, 64)):
         for turned_a, turned_b in itertools.product((False, True), repeat=2):
-            if m > 60 and turned_a != turned_b:
+            if m > 60 and turned_a != (turned_b if m == 64 else not turned_b):
                 continue
             a = normal(k, m).T if turned_a else normal(m, k)
             b = normal(n, k).T if turned_b else normal(k, n)
@@ -99,11 +99,11 @@ def attention_cases():
 
 
 def attention_backward_cases():
-    for (q, k, v), options in attention_cases():
-        if q.shape[-2] > 60 or q.shape[-2:] == (1, 64):
+    for i, ((q, k, v), options) in enumerate(attention_cases()):
+        if not DEEP and i not in (0, 3, 5, 8, 10, 11, 12):  # the others take the emulator a second each
             continue
-        if not DEEP and (q.shape[:-2] == (2, 2) and options["causal"] or q.shape[:-2] == (1, 2)):
-            continue
+        if i == 3:
+            options |= {"causal": True}  # tiles that are passed over, wholly and in part
         out, lse = reference.attention(q, k, v, **options)
         yield (normal(*out.shape), q, k, v, out, lse), options
     q, k, v = normal(2, 3, 4), normal(1, 5, 4), normal(5, 4)
@@ -121,8 +121,7 @@ def images():
         (2, 3, (5, 6), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
         (2, 4, (6, 5), 6, (3, 2), (2, 1), (1, 1), (1, 1), 2),
         (1, 2, (9, 8), 2, (2, 3), (3, 2), (2, 0), (2, 1), 1),
-        (2, 3, (7, 7), 3, (2, 2), (3, 3), (0, 0), (1, 1), 3),  # pixels that no window meets
-        (3, 1, (4, 4), 2, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+        (1, 3, (7, 7), 3, (2, 2), (3, 3), (0, 0), (1, 1), 3),  # pixels that no window meets
         (2, 3, (9,), 4, (3,), (2,), (1,), (1,), 1),
         (0, 3, (5, 6), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     ):
