@@ -667,7 +667,7 @@ class Tensor:
         return int(self.item())
 
     def __index__(self) -> int:
-        return self._data.__index__()
+        return devices.moved(self._data, "cpu").__index__()
 
     def __bool__(self) -> bool:
         if self._data.size != 1:

@@ -102,9 +102,6 @@ class DeviceArray(NDArrayOperatorsMixin):
     def __int__(self):
         return int(self.item())
 
-    def __index__(self):
-        return int(self.item())
-
     def __format__(self, spec):
         return format(self.item(), spec)
 

@@ -149,6 +149,9 @@ def test_tensors_move_and_say_where_they_are(gpu):
         y[1] = np.array([2.0, 3.0], np.float32)
         y += 1
     assert y.tolist() == [[2.0, 2.0], [3.0, 4.0]]
+    assert [10, 20, 30][sg.tensor(1, device="cuda")] == 20
+    signs = [np.signbit((sg.ones(1, device="cuda") * zero).cpu().numpy())[0] for zero in (0.0, -0.0)]
+    assert signs == [False, True]  # each number is sent once, and these are two
 
 
 @pytest.mark.parametrize(
