@@ -237,8 +237,7 @@ def _composed_attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: 
         scores = where(constant(future), -math.inf, scores)
     p = softmax(scores, -1)
     if noise:
-        z = kernels.attention_dropout(np.ones(p.shape, p.dtype), p=noise["dropout_p"], seed=noise["seed"])
-        p = p * constant(devices.beside(z, p.data))
+        p = p * constant(kernels.attention_dropout(np.ones_like(p.data), p=noise["dropout_p"], seed=noise["seed"]))
     return p @ v
 
 
