@@ -1,4 +1,4 @@
-"""python -m benchmarks [NAME …] [--quick] [--only TEXT] [--json FILE]"""
+"""python -m benchmarks [NAME …] [--quick] [--only TEXT] [--ladder] [--json FILE] [--png FILE]"""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.clock import Rivals, table
+from benchmarks import chart, machine
+from benchmarks.clock import Goal, Rivals, table
 from scratchgen import device
 
 NAMES = ["engine", "matmul", "attention", "rows", "convolution", "steps", "startup"]
 ASKED = ["cuda"]  # only when named: on a GPU
+LADDERS = ["matmul", "attention"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer cases")
     parser.add_argument("--ladder", action="store_true", help="matmul, attention: the steps from the naive to the fast one")
     parser.add_argument("--only", metavar="TEXT", default="", help="the cases that have this in their name")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, and a picture of them beside it")
+    parser.add_argument("--png", metavar="FILE", help="where the picture goes; of several ladders, the name is added")
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in NAMES + ASKED:
@@ -31,26 +33,35 @@ def main(argv: list[str] | None = None) -> int:
     if set(args.names) & set(ASKED) and device.obstacle():
         print(f"benchmarks: cuda: there is nothing to measure on, {device.obstacle()}.", file=sys.stderr)
         return 2
-    if args.ladder and not set(args.names or NAMES) <= {"matmul"}:
-        print("benchmarks: --ladder is for matmul", file=sys.stderr)
+    names = args.names or (LADDERS if args.ladder else NAMES)
+    if args.ladder and not set(names) <= set(LADDERS):
+        print(f"benchmarks: --ladder is for {' and '.join(LADDERS)}, got {' '.join(names)}", file=sys.stderr)
         return 2
+    picture = Path(args.png) if args.png else Path(args.json).with_suffix(".png") if args.json else None
     found: dict = {"machine": machine.description()}
     print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))
-    goals = []
-    for name in args.names or NAMES:
+    goals: list[Goal] = []
+    for name in names:
         benchmark = importlib.import_module(f"benchmarks.{name}")
         found[name] = (benchmark.ladder if args.ladder else benchmark.run)(args.quick, args.only)
         if found[name]:
             print(f"\n{name}\n{table(found[name])}", flush=True)
-        goals += [] if args.ladder else benchmark.goals(found[name])
+        if args.ladder and picture:
+            several = picture.with_stem(f"{picture.stem}-{name}") if len(names) > 1 else picture
+            chart.draw_ladder(found[name], several)
+        elif not args.ladder:
+            goals += benchmark.goals(found[name])
     found["goals"] = [goal.row() for goal in goals]
-    print(f"\n{table(found['goals'])}")
+    if goals:
+        print(f"\n{table(found['goals'])}")
     for who, why in Rivals.missing.items():
         print(f"missing: {who}: {why}")
     if Rivals.disturbed:
         print(f"disturbed: {Rivals.disturbed} turns, by other work on these cores")
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if goals and picture:
+        chart.draw_goals(goals, picture)
     return 0
 
 

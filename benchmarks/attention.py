@@ -15,6 +15,7 @@ from benchmarks.clock import Goal
 from kernels import reference
 
 SHAPES = [(12, 6, t, 64) for t in (64, 128, 256, 512, 1024)] + [(12, 4, 64, 32)]  # B, H, T, D; the last of the small GPT
+STEP = "one head, T ="
 LONG = (1, 6, 16384, 64)
 MEMORY = f"""
 import resource, numpy as np, kernels
@@ -40,6 +41,8 @@ def _step(kernels: Any, q: Any, k: Any, v: Any, g: Any, causal: bool) -> tuple:
 
 def build(who: str, case: str) -> Callable[[], Any]:
     """Forward and backward, all outputs allocated by the program itself."""
+    if case.startswith(STEP):
+        return build_step(who, int(case.removeprefix(STEP)))
     causal, shape = CASES[case]
     rng = np.random.default_rng(0)
     q, k, v, g = (rng.standard_normal(shape).astype("f") for _ in range(4))
@@ -83,6 +86,48 @@ def run(quick: bool, only: str) -> list[dict]:
         needed, grown = map(int, done.stdout.split())
         case = f"memory, {' × '.join(map(str, LONG))}"
         rows.append({"B × H × T × D": case, "inputs and outputs, MB": needed / 1e6, "all memory, MB": grown / 1e6})
+    return rows
+
+
+def _head(t: int) -> list[np.ndarray]:
+    """Q, K, V, Ō of one head"""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((t, 64)).astype("f") for _ in range(4)]
+
+
+def build_step(who: str, t: int) -> Callable[[], Any]:
+    """A step of the ladder, which alone is timed: forward, or backward from what its forward step kept."""
+    from kernels.cpu.attention_ladder import BACKWARD, FORWARD
+
+    q, k, v, g = _head(t)
+    out, lse = reference.attention(q, k, v)
+    if who in FORWARD:
+        np.testing.assert_allclose(FORWARD[who](q, k, v)[0], out, rtol=1e-3, atol=1e-3)
+        return lambda: FORWARD[who](q, k, v)
+    before, step = BACKWARD[who]
+    out, kept = FORWARD[before](q, k, v)
+    wanted = reference.attention_backward(g, q, k, v, out, lse)[:3]
+    for a, b in zip(step(q, k, v, kept, out, g), wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    return lambda: step(q, k, v, kept, out, g)
+
+
+def ladder(quick: bool, only: str) -> list[dict]:
+    """Each step for one head on one thread, as a share of the peak, and what it keeps for the way back."""
+    from kernels.cpu.attention_ladder import BACKWARD, FORWARD
+
+    rows, steps = [], [*FORWARD, *BACKWARD]
+    with clock.Rivals("attention", steps, 1) as rivals:
+        for t in (256,) if quick else (256, 1024, 2048):
+            times = rivals.compare(f"{STEP} {t}", 3)
+            for step in times:
+                products = 2 if step in FORWARD else 4
+                speed = products * 2 * t * t * 64 / median(times[step])
+                weights = step in ("materialised", "from the weights")
+                traffic = 4 * (64 * t * (4 if step in FORWARD else 8) + 2 * t * t * weights)
+                row = {"step": step, "T": t, "ms": 1e3 * median(times[step]), "Gflop/s": speed / 1e9}
+                row |= {"% of peak": 100 * speed / machine.peak(1), "flop/byte": products * 2 * t * t * 64 / traffic}
+                rows.append(row | {"kept, kB": 4 * t * (t if weights else 1) / 1e3})
     return rows
 
 

@@ -106,5 +106,5 @@ def ladder(quick: bool, only: str) -> list[dict]:
             for step in times:
                 speed = 2 * n**3 / median(times[step])
                 row = {"step": step, "n": n, "Gflop/s": speed / 1e9, "% of numpy": 100 * clock.ratio(times, step, "numpy")}
-                rows.append(row | {"% of peak": 100 * speed / machine.peak(1)})
+                rows.append(row | {"% of peak": 100 * speed / machine.peak(1), "flop/byte": 2 * n**3 / (4 * 3 * n**2)})
     return rows

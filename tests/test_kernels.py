@@ -232,6 +232,24 @@ def test_philox_is_the_published_one():
     assert [hex(int(w)) for w in words] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (70, 130, 10, 7), (5, 261, 16, 24)])
+def test_each_step_of_the_ladder_is_attention(shape):
+    from kernels.cpu.attention_ladder import BACKWARD, FORWARD
+
+    (t, s, d, e), rng = shape, np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal(size).astype("f") for size in ((t, d), (s, d), (s, e), (t, e)))
+    out, lse = reference.attention(q, k, v)
+    for step in FORWARD.values():
+        found, kept = step(q, k, v)
+        wanted = lse[:, 0] if kept.ndim == 1 else reference.softmax(q @ k.T * np.float32(d**-0.5))
+        np.testing.assert_allclose(found, out, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(kept, wanted, rtol=1e-4, atol=1e-5)
+    grads = reference.attention_backward(dout, q, k, v, out, lse)[:3]
+    for before, step in BACKWARD.values():
+        for found, wanted in zip(step(q, k, v, FORWARD[before](q, k, v)[1], out, dout), grads, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_each_step_of_the_ladder_is_a_product():
     from kernels.cpu.ladder import LADDER
 

@@ -1,0 +1,264 @@
+r"""From the matrix of all weights to none: attention in four steps, its gradients in three, each with the reason for the next.
+
+O = P V, P = softmax(S), S = τ Q Kᵀ for the matrices of one head, Q, K, V: (T, D) in C order, τ = 1/√D, nothing masked, on
+one thread. `python -m benchmarks attention --ladder` times the steps as shares of the machine's peak, and says what each
+keeps for the way back. The last step is `attention`, built on the register tile of `simd` as the last step of `ladder` is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+from kernels.cpu import attention as blocks
+from kernels.cpu.build import SUMS, VOID, kernel, result
+from kernels.cpu.functions import exp, maximum
+from kernels.cpu.rows import flat
+from kernels.cpu.threads import set_threads, threads
+
+Array = np.ndarray
+
+
+@numba.njit(**SUMS)
+def _dot(x, y):
+    total = x.dtype.type(0)
+    for d in range(np.uintp(x.size)):
+        total += x[d] * y[d]
+    return total
+
+
+@numba.njit(**SUMS)
+def _add_scaled(x, factor, y):
+    """x ← x + factor · y"""
+    for d in range(np.uintp(x.size)):
+        x[d] += factor * y[d]
+
+
+@numba.njit(**SUMS)
+def _add_four(x, factors, y, first):
+    """x ← x + Σ_r factors_r · y_r for four rows r, from `first` on: four products for each load and store of x"""
+    f0, f1, f2, f3 = factors[first], factors[first + 1], factors[first + 2], factors[first + 3]
+    y0, y1, y2, y3 = y[first], y[first + 1], y[first + 2], y[first + 3]
+    for d in range(np.uintp(x.size)):
+        x[d] += f0 * y0[d] + f1 * y1[d] + f2 * y2[d] + f3 * y3[d]
+
+
+@numba.njit(**SUMS)
+def _largest(x):
+    top = x.dtype.type(-np.inf)
+    for j in range(np.uintp(x.size)):
+        top = maximum(top, x[j])
+    return top
+
+
+@numba.njit(**SUMS)
+def _exponentials(x, shift):
+    """x ← e^{x − shift}, and its sum"""
+    total = x.dtype.type(0)
+    for j in range(np.uintp(x.size)):
+        x[j] = exp(x[j] - shift)
+        total += x[j]
+    return total
+
+
+@numba.njit(**SUMS)
+def _scale(x, factor):
+    for j in range(np.uintp(x.size)):
+        x[j] *= factor
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forward: O, and what the way back needs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel(lambda T: VOID(*[flat(T, 2)] * 3, result(T, 2, "C"), result(T, 2, "C"), T), **SUMS)
+def materialised(q, k, v, p, out, scale):
+    """S as it is written, then its softmax, then P V; P (T, T) is kept for the gradients. About 10 % of the peak.
+
+    Three passes over a matrix that no cache holds once T is a thousand: 4 MB for each head, written, read and written,
+    read again. With it memory grows as T², which is what first ends a long context. And rows of S come one dot product
+    at a time: D products for each sum over lanes.
+    """
+    for i in range(p.shape[0]):
+        for j in range(p.shape[1]):
+            p[i, j] = scale * _dot(q[i], k[j])
+    for i in range(p.shape[0]):
+        total = _exponentials(p[i], _largest(p[i]))
+        _scale(p[i], 1 / total)
+    for i in range(p.shape[0]):
+        for d in range(np.uintp(out.shape[1])):
+            out[i, d] = 0
+        for j in range(p.shape[1]):
+            _add_scaled(out[i], p[i, j], v[j])
+
+
+@kernel(lambda T: VOID(*[flat(T, 2)] * 3, result(T, 1, "C"), result(T, 2, "C"), T), **SUMS)
+def online(q, k, v, lse, out, scale):
+    """One key after the other, with the softmax of those seen so far: no row of S is ever kept. 7 to 10 %.
+
+    The maximum m, the sum ℓ = Σ e^{s − m} and O = Σ e^{s − m} v are all that the next key needs: when a new score s is
+    larger than m, what was added up is worth e^{m − s} of itself (Milakov & Gimelshein 2018). Memory is linear in T: O and one
+    number a row, lse = m + log ℓ. But an exponential for one score alone uses one lane of the machine's sixteen, and
+    waits for the dot product before it.
+    """
+    for i in range(out.shape[0]):
+        m, ell = scale * _dot(q[i], k[0]), exp(scale - scale)  # ℓ = 1 after the first key
+        for d in range(np.uintp(out.shape[1])):
+            out[i, d] = v[0, d]
+        for j in range(1, k.shape[0]):
+            s = scale * _dot(q[i], k[j])
+            if s > m:
+                again = exp(m - s)
+                _scale(out[i], again)
+                ell *= again
+                m = s
+            weight = exp(s - m)
+            ell += weight
+            _add_scaled(out[i], weight, v[j])
+        _scale(out[i], 1 / ell)
+        lse[i] = m + np.log(ell)
+
+
+BLOCK = 128  # keys at a time
+
+
+@kernel(lambda T: VOID(*[flat(T, 2)] * 3, result(T, 1, "C"), result(T, 2, "C"), T), **SUMS)
+def tiled(q, k, v, lse, out, scale):
+    """The same with blocks of keys in the place of single ones. 13 to 19 %.
+
+    A row of scores for 128 keys fills the vectors: it is added up along the rows of Kᵀ, copied for the block, four at a time;
+    its maximum, exponentials and sum are loops over lanes; O is rescaled once a block, not once a key. The block of Kᵀ
+    and V, 64 kB, serves all queries from the cache (Dao et al. 2022). What is missing is the register tile: every four
+    products still cost a load and a store. Rows past a multiple of four are zeros.
+    """
+    one, D = exp(scale - scale), q.shape[1]
+    zero, deep = one - one, (D + 3) // 4 * 4
+    m, ell = np.full(q.shape[0], -np.inf, q.dtype), np.zeros(q.shape[0], q.dtype)
+    kt, values = np.zeros((deep, BLOCK), q.dtype), np.zeros((BLOCK, v.shape[1]), q.dtype)
+    query, s = np.zeros(deep, q.dtype), np.zeros(BLOCK, q.dtype)
+    out[:] = zero
+    for j0 in range(0, k.shape[0], BLOCK):
+        n = min(BLOCK, k.shape[0] - j0)
+        kt[:D, :n] = scale * k[j0 : j0 + n].T
+        values[:n] = v[j0 : j0 + n]
+        for i in range(q.shape[0]):
+            query[:D] = q[i]
+            s[:] = zero
+            for d in range(0, deep, 4):
+                _add_four(s, query, kt, d)
+            row = s[:n]
+            top = maximum(m[i], _largest(row))
+            again = exp(m[i] - top)
+            _scale(out[i], again)
+            ell[i] = ell[i] * again + _exponentials(row, top)
+            m[i] = top
+            s[n:] = zero
+            for j in range(0, n, 4):
+                _add_four(out[i], s, values, j)
+    for i in range(q.shape[0]):
+        _scale(out[i], one / ell[i])
+        lse[i] = m[i] + np.log(ell[i])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Backward
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@numba.njit(**SUMS)
+def _row_backward(i, p, dout, q, k, v, delta, dq, dk, dv, scale):
+    """What row i of P gives: v̄_j += p_j ō,  s̄_j = p_j (ō · v_j − Δ),  q̄ += τ s̄_j k_j,  k̄_j += τ s̄_j q"""
+    for j in range(p.size):
+        _add_scaled(dv[j], p[j], dout[i])
+        ds = scale * p[j] * (_dot(dout[i], v[j]) - delta)
+        _add_scaled(dq[i], ds, k[j])
+        _add_scaled(dk[j], ds, q[i])
+
+
+@kernel(lambda T: VOID(*[flat(T, 2)] * 6, *[result(T, 2, "C")] * 3, T), **SUMS)
+def from_weights(q, k, v, p, out, dout, dq, dk, dv, scale):
+    """The gradients from the P that was kept, row by row. About 9 %.
+
+    Δ_i = Σ_j p_j (ō · v_j) = ō · o_i, so that a row of S̄ needs no pass over the row before it.
+    """
+    for i in range(p.shape[0]):
+        _row_backward(i, p[i], dout, q, k, v, _dot(dout[i], out[i]), dq, dk, dv, scale)
+
+
+@kernel(lambda T: VOID(*[flat(T, 2)] * 3, flat(T, 1), *[flat(T, 2)] * 2, *[result(T, 2, "C")] * 3, T), **SUMS)
+def recomputed(q, k, v, lse, out, dout, dq, dk, dv, scale):
+    """The same from lse alone: p_j = e^{s_j − lse} is made again. About 8 %: seven products for six, and no matrix.
+
+    One more product and one exponential a score are cheaper than writing and reading a matrix of T² numbers, and
+    nothing but Q, K, V, O and lse waits for the way back.
+    """
+    p = np.empty(k.shape[0], q.dtype)
+    for i in range(q.shape[0]):
+        for j in range(p.size):
+            p[j] = scale * _dot(q[i], k[j])
+        _exponentials(p, lse[i])
+        _row_backward(i, p, dout, q, k, v, _dot(dout[i], out[i]), dq, dk, dv, scale)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps: (q, k, v) → (out, what is kept), and (q, k, v, what is kept, out, dout) → (dq, dk, dv)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _forward(step: Any, keeps_weights: bool) -> Any:
+    def run(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        kept = np.empty((len(q), len(k)) if keeps_weights else len(q), q.dtype)
+        out = np.empty((len(q), v.shape[1]), q.dtype)
+        step[q.dtype.char](q, k, v, kept, out, 1 / math.sqrt(q.shape[1]))
+        return out, kept
+
+    return run
+
+
+def _backward(step: Any) -> Any:
+    def run(q: Array, k: Array, v: Array, kept: Array, out: Array, dout: Array) -> tuple[Array, ...]:
+        grads = tuple([np.zeros_like(x) for x in (q, k, v)])
+        step[q.dtype.char](q, k, v, kept, out, dout, *grads, 1 / math.sqrt(q.shape[1]))
+        return grads
+
+    return run
+
+
+def _alone(door: Any) -> Any:
+    """The kernels themselves, on one thread: S in blocks for 128 queries and 512 keys, all products by the register tile."""
+
+    def run(*arrays: Array) -> tuple:
+        before = threads()
+        set_threads(1)
+        try:
+            return door(*arrays)
+        finally:
+            set_threads(before)
+
+    return run
+
+
+def _register_tiles(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    out, lse = blocks.attention(q, k, v)
+    return out, lse[:, 0]
+
+
+def _register_tiles_backward(q: Array, k: Array, v: Array, lse: Array, out: Array, dout: Array) -> tuple[Array, ...]:
+    return blocks.attention_backward(dout, q, k, v, out, lse[:, None])[:3]
+
+
+FORWARD = {
+    "materialised": _forward(materialised, True),
+    "online softmax": _forward(online, False),
+    "tiled": _forward(tiled, False),
+    "register tiles": _alone(_register_tiles),
+}
+BACKWARD = {  # each with the forward step that keeps what it needs
+    "from the weights": ("materialised", _backward(from_weights)),
+    "by recomputation": ("tiled", _backward(recomputed)),
+    "register tiles, recomputed": ("register tiles", _alone(_register_tiles_backward)),
+}
