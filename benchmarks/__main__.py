@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"missing: {who}: {why}")
     if Rivals.disturbed:
         print(f"disturbed: {Rivals.disturbed} turns, by other work on these cores")
+    found |= {"missing": Rivals.missing, "disturbed turns": Rivals.disturbed}
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if goals and picture:

@@ -35,6 +35,8 @@ def build(who: str, case: str) -> Callable[[], float]:
 
 def run(quick: bool, only: str) -> list[dict]:
     """Microseconds a node, forward and backward together."""
+    if only not in CASE:
+        return []
     with clock.Rivals("engine", ["ours", "torch"], threads=1) as rivals:
         times = rivals.compare(CASE, rounds=3 if quick else 11, turn=0.1 if quick else 0.3)
     return [{"what": CASE, **clock.summary(times, 1e6 / NODES, "µs a node")}]

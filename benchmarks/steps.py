@@ -62,8 +62,8 @@ def goals(rows: list[dict]) -> list[Goal]:
     for case, who, rival, least, aim in aims:
         if case in found:
             ours, theirs, x = (found[case].get(key) for key in ("ours ms", f"{who} ms", f"× {who}"))
-            shown = None if theirs is None else f"{theirs:.1f} ms"
-            table.append(Goal(f"{case}, step", f"{ours:.1f} ms", f"{rival}: {shown}", x, least, aim))
+            beside = rival if theirs is None else f"{rival}: {theirs:.1f} ms"
+            table.append(Goal(f"{case}, step", f"{ours:.1f} ms", beside, x, least, aim))
     for case, least, aim in ((SMALL, 58, 70), (LARGE, 68, 78)):
         if case in found:
             roof = f"measured peak: {machine.peak() / 1e9:.0f} Gflop/s"
