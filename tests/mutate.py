@@ -50,7 +50,7 @@ ENGINE = (
     "Function.apply Function._several Function.inputs Function._refuse_changed Function.outputs Function.needs_input_grad "
     "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
     "_unbroadcast grad _seeds Tensor.backward Tensor.detach Tensor.writing place constant _freeze _stamp_of_base _own_stamp "
-    "numbers_first"
+    "numbers_first _sole _references"
 ).split()
 SWEEP = "_sweep _leading_to _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed".split()
 STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
