@@ -608,6 +608,13 @@ def gradcheck(
         if ".backward" not in str(error):
             raise
         report.refusal = str(error)
+    except AttributeError as error:
+        if error.name != "_data":
+            raise
+        kind = type(error.obj).__name__
+        report.refusal = (
+            f"backward: expected tensors, got {kind}; scratchgen.tensor(…) makes one that has no gradient of its own"
+        )
     if curve is not None:
         report.draw(curve)
     if not report and raise_exception:
