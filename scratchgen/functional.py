@@ -617,10 +617,10 @@ def scaled_dot_product_attention(
     if enable_gqa:  # the heads become (key head, one of those that share it)
         heads, shared = k.shape[-3], q.shape[-3] // k.shape[-3]
         q, k, v = q.reshape(*q.shape[:-3], heads, shared, *q.shape[-2:]), k.unsqueeze(-3), v.unsqueeze(-3)
-        if mask is not None and mask.ndim > 2:
-            split = (heads, shared) if mask.shape[-3] == heads * shared else (mask.shape[-3], 1)
-            mask = mask.reshape(*mask.shape[:-3], *split, *mask.shape[-2:])
     try:
+        if enable_gqa and mask is not None and mask.ndim > 2:
+            split = (1, 1) if mask.shape[-3] == 1 else (heads, shared)
+            mask = mask.reshape(*mask.shape[:-3], *split, *mask.shape[-2:])
         batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         pairs = batch + (q.shape[-2], k.shape[-2])
         if mask is not None and np.broadcast_shapes(mask.shape, pairs) != pairs:

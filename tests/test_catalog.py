@@ -1307,6 +1307,14 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
         ValueError,
         "linear: expected an input of shape (…, in) and a weight of shape (out, in)",
     ),
+    (
+        "attention, a mask for half of the heads",
+        lambda: F.scaled_dot_product_attention(
+            *(Tensor(np.zeros((n, 2, 2), np.float32)) for n in (4, 2, 2)), np.ones((2, 2, 2), bool), enable_gqa=True
+        ),
+        ValueError,
+        "attention: expected shapes that broadcast",
+    ),
     ("linear, bias", lambda: F.linear(x23, x23, x3), ValueError, "linear: expected a bias of shape (2,), got (3,)"),
     ("einsum, operands", lambda: ops.einsum("ij,jk", x23), ValueError, "einsum: expected 2 operands"),
     ("einsum, dims", lambda: ops.einsum("ijk", x23), ValueError, "einsum: expected 'ijk'"),

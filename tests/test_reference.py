@@ -114,6 +114,13 @@ def test_what_matmul_does_with_its_product(activation, bias, accumulate):
     close(out, wanted)
 
 
+def test_a_stack_of_products_goes_where_it_is_told_to():
+    a, b, bias, out = draw(2, 3, 4), draw(4, 2), draw(2), draw(2, 3, 2)
+    wanted = np.maximum(out + product(a, b) + bias, 0)
+    assert reference.matmul(a, b, out=out, bias=bias, activation="relu", accumulate=True) is out
+    close(out, wanted)
+
+
 def test_matmul_refuses_an_activation_it_does_not_know():
     with pytest.raises(ValueError, match="expected activation None, 'relu', 'gelu' or 'gelu_tanh', got 'tanh'"):
         reference.matmul(draw(1, 1), draw(1, 1), activation="tanh")
@@ -224,6 +231,9 @@ def test_dropout_draws_by_word_and_counter(size):
     y = reference.dropout(x[None], p=0.5, seed=9, stream=2)[0]
     assert y.dtype == np.float32 and np.array_equal(y, np.where(wanted, 2 * x, 0))
     assert np.array_equal(reference.dropout(x, p=0.0, seed=9), x)
+    assert np.array_equal(
+        reference.dropout(np.ones((3, 4)), p=0.5, seed=9).ravel(), reference.dropout(np.ones(12), p=0.5, seed=9)
+    )
     nothing = reference.dropout(x, p=1.0, seed=9)
     assert not nothing.any() and nothing.dtype == np.float32 and nothing.shape == x.shape
 
@@ -409,6 +419,16 @@ def test_gradients_into_an_array_are_summed_to_its_shape():
     reference.attention_backward(dout, q, k, v, out, lse, into=into)
     for grad, here in zip((dq, dk.sum(1, keepdims=True), dv.sum(1, keepdims=True)), into, strict=True):
         close(here, grad)
+
+
+def test_gradients_of_shared_keys_are_written_where_asked():
+    """Keys without the heads of the queries, values with one for all: their gradients are summed over the heads."""
+    q, k, v, dout = draw(2, 4, 3), draw(3, 3), draw(1, 3, 5), draw(2, 4, 5)
+    into = tuple(np.full(x.shape, np.nan) for x in (q, k, v))
+    out, lse = reference.attention(q, k, v)
+    grads = reference.attention_backward(dout, q, k, v, out, lse, into=into)
+    assert all(g is given for g, given in zip(grads, into, strict=False))
+    are_the_gradients(into, lambda q, k, v: reference.attention(q, k, v)[0], [q, k, v], dout)
 
 
 # ------------------------------------------------------------------------------------------------------ convolution

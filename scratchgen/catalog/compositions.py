@@ -222,6 +222,10 @@ TABLES = [
         case(*_QKV, real(2, 1, 4)),
         case(*_QKV, fixed(np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 1, 1]], bool))),
         case(real(1, 4, 3, 2), real(1, 2, 3, 2), real(1, 2, 3, 1), is_causal=True, enable_gqa=True),
+        *(
+            case(real(2, 4, 2, 1), real(2, 2, 3, 1), real(2, 2, 3, 1), real(*mask, 2, 3), enable_gqa=True)
+            for mask in ((), (4,), (2, 4), (2, 1))
+        ),
         case(*_QKV, None, 0.4),
         case(*_QKV, fixed(np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 1, 1]], bool)), 0.3),
         case(real(3, 2), real(3, 2), real(3, 2), None, 0.3, True),
@@ -234,6 +238,8 @@ TABLES = [
         case(real(3, 3, 1, 4), is_causal=True, scale=0.3),
         case(real(1, 5, 3, 2, 3), 0.4, True),
         case(real(2, 0, 3, 2, 2)),
+        case(real(3, 3, 2, 1)),
+        case(real(2, 3, 1, 0)),
         seeded=True,
     ),
     row(
