@@ -6,6 +6,7 @@ hypothesis draws, magnitudes that overflow, the points where there is no derivat
 
 import copy
 import gc
+import importlib
 import inspect
 import string
 import weakref
@@ -1153,6 +1154,19 @@ def test_leaky_relu_of_a_negative_slope():
     run = swept(lambda t: [F.leaky_relu(t, -0.5)], [np.array([2.0, -3.0, 0.0, 0.5])])
     np.testing.assert_array_equal(run.ys[0].data, [2, 1.5, 0, 0.5])
     np.testing.assert_array_equal(run.grads[0].data, run.vs[0].data * [1, -0.5, -0.5, 1])
+
+
+@pytest.mark.parametrize("call", [lambda x: F.self_attention(x, is_causal=True), lambda x: F.softplus(x, 2.0, 1.0)])
+def test_the_way_of_device_arrays_is_right_on_the_host(call, monkeypatch):
+    """Where a device is not asked for numbers, or given arrays to write to, the result is the same."""
+    x = normal((2, 3, 3, 2, 4), 0)
+    plain = swept(lambda t: [call(t)], [x])
+    for name in ("fused", "elementwise"):
+        module = importlib.import_module(f"scratchgen.ops.{name}")
+        monkeypatch.setattr(module, "devices", SimpleNamespace(on_host=lambda array: False))
+    other = swept(lambda t: [call(t)], [x], cotangents=plain.vs)
+    close(other.ys[0].data, plain.ys[0].data, 1e-14)
+    close(other.grads[0].data, plain.grads[0].data, 1e-13)
 
 
 def test_attention_layer_that_drops_everything():
