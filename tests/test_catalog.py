@@ -23,6 +23,7 @@ from scratchgen import calculus, catalog, functional, models, nn, ops
 from scratchgen import functional as F
 from scratchgen.catalog import NOT_DIFFERENTIABLE, ROWS, Bound, of, row
 from scratchgen.catalog.row import away, real
+from scratchgen.ops import operands
 from scratchgen.tensor import Function, Leaf, Tensor, constant, grad
 from tests import strategies
 from tests.references import REFERENCES
@@ -1169,6 +1170,16 @@ def test_the_way_of_device_arrays_is_right_on_the_host(call, monkeypatch):
     close(other.grads[0].data, plain.grads[0].data, 1e-13)
 
 
+def test_moving_has_the_cotangent_for_a_gradient_and_an_empty_index_picks_nothing():
+    x = normal((2, 3), 0)
+    run = swept(lambda t: [operands.Move.apply(t, device="cpu")], [x])
+    np.testing.assert_array_equal(run.ys[0].data, x)
+    np.testing.assert_array_equal(run.grads[0].data, run.vs[0].data)
+    run = swept(lambda t: [t[[]], t * 2], [x])
+    assert run.ys[0].shape == (0, 3)
+    np.testing.assert_array_equal(run.grads[0].data, 2 * run.vs[1].data)
+
+
 def test_attention_layer_that_drops_everything():
     """p = 1 leaves the bias of the last projection, without a division by 1 − p = 0."""
     layer = nn.MultiheadAttention(4, 2, dropout=1.0).double()
@@ -1314,6 +1325,12 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
     ),
     ("pad, cut too much", lambda: F.pad(x3, (-2, -2)), ValueError, "pad: expected to cut at most 3 cells"),
     ("matmul, inner", lambda: x23 @ x23, ValueError, "matmul: expected inner lengths that agree, got shapes (2, 3) and (2, 3)"),
+    (
+        "matmul, stacks",
+        lambda: ops.matmul(Tensor(np.zeros((2, 1, 2, 2))), Tensor(np.zeros((3, 1, 2, 2)))),
+        ValueError,
+        "matmul: expected leading dimensions that broadcast",
+    ),
     ("matmul, scalar", lambda: ops.matmul(x3.sum(), x3), ValueError, "matmul: expected tensors of at least one dimension"),
     (
         "linear",

@@ -426,3 +426,12 @@ def test_ema_of_what_stands_still_stands_still():
     for _ in range(10):
         ema.update()
     assert np.array_equal(ema.average["weight"], model.weight.data) and ema.average["weight"].dtype == np.float32
+
+
+def test_a_state_saved_under_a_schedule_loads_without_one():
+    p = tensor([1.0], requires_grad=True)
+    scheduled = optim.SGD([p], lr=0.5)
+    optim.StepLR(scheduled, 1)
+    fresh = optim.SGD([p], lr=0.1)
+    fresh.load_state_dict(scheduled.state_dict())
+    assert fresh.param_groups[0]["lr"] == 0.5

@@ -214,7 +214,9 @@ SHAPES = [
         case(real(4, 2), 1),
         analytic=True,
     ),
-    row("expand", case(real(2, 1), 3, -1, 2), case(real(), (2,)), case(real(1, 2), 0, 2), analytic=True),
+    row(
+        "expand", case(real(2, 1), 3, -1, 2), case(real(2, 1), -1, 3), case(real(), (2,)), case(real(1, 2), 0, 2), analytic=True
+    ),
     row("flatten", case(real(2, 3)), case(real(2, 1, 2), 1), case(real(2, 3, 2), 0, 1), case(real()), analytic=True),
     row("flip", case(real(3), 0), case(real(2, 3), (0, -1)), case(real(0, 2), 1), analytic=True),
     row(
