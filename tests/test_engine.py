@@ -851,3 +851,13 @@ def test_anomalies_of_an_op_with_several_results():
     with sg.detect_anomaly(), pytest.raises(ArithmeticError, match="Halves"):
         Halves.apply(x)
     Halves.apply(x)
+
+
+def test_what_is_no_view_does_not_change_with_what_it_was_made_from():
+    """Made without recording, in memory of its own: x may be written to afterwards."""
+    x, w = sg.tensor(np.arange(4.0)), sg.tensor(np.array(2.0), requires_grad=True)
+    with sg.no_grad():
+        made = [x * 2, *x.reshape(2, 2).max(0)]
+    ys = [(part * w).sum() for part in made if part.dtype == np.float64]
+    x.copy_(np.ones(4))
+    assert [sg.grad(y, w)[0].item() for y in ys] == [12, 5]
