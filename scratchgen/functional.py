@@ -49,7 +49,7 @@ from scratchgen.ops import (
 )
 from scratchgen.ops.choice import leaky_relu
 from scratchgen.ops.convolution import Size, nearest, sizes
-from scratchgen.ops.fused import BinaryCrossEntropy, batch_statistics_norm
+from scratchgen.ops.fused import BinaryCrossEntropy, StandardGaussianKL, batch_statistics_norm
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
@@ -387,7 +387,7 @@ def bernoulli_log_prob(x: Any, logits: Any) -> Tensor:
 def kl_standard_gaussian(mean: Any, log_var: Any) -> Tensor:
     """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − log σ²).  Kingma & Welling 2013, arXiv:1312.6114, appendix B."""
     mu, s = operands("kl_standard_gaussian", as_tensor(mean), as_tensor(log_var))
-    return 0.5 * (mu.square() + exp(s) - 1 - s)
+    return StandardGaussianKL.apply(floating("kl_standard_gaussian", mu), floating("kl_standard_gaussian", s))
 
 
 def kl_gaussian(mean_p: Any, log_var_p: Any, mean_q: Any, log_var_q: Any) -> Tensor:

@@ -327,7 +327,7 @@ def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias:
     width = VECTORS * (BITS // 8) // size
     whole = -(-n // width) * width
     arguments = (tools[letter], a, b, c, za, zb, zc, bias, activation, add, copy_a)
-    if nt == 1 or batch >= nt or m * batch < nt:
+    if nt == 1 or batch >= nt or m * batch < nt or k * n <= DIRECT:  # so small a B each thread packs for itself
         if nt > batch * m:
             nt = 1
         room_b = width * k if direct else k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), 1) * width)

@@ -122,7 +122,7 @@ class VAE(nn.Module):
         mean, log_var = self.encoder(x)
         eps = randn_like(mean, generator=generator)
         z = mean + exp(0.5 * log_var) * eps  # (3)
-        log_likelihood = F.bernoulli_log_prob(x, self.decoder(z)).sum((1, 2, 3))
+        log_likelihood = -F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").sum((1, 2, 3))
         return log_likelihood, F.kl_standard_gaussian(mean, log_var).sum(1)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:

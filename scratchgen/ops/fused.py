@@ -14,7 +14,7 @@ import numpy as np
 import kernels
 from scratchgen import device as devices
 from scratchgen.ops.choice import where
-from scratchgen.ops.elementwise import softplus
+from scratchgen.ops.elementwise import exp, softplus
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensor import Function, Tensor, constant
@@ -102,6 +102,21 @@ class BinaryCrossEntropy(Function):
 
     def composed(self, x: Tensor, t: Tensor) -> Tensor:
         return softplus(x, threshold=math.inf) - t * x
+
+
+class StandardGaussianKL(Function):
+    r"""KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − s),  s = log σ²
+
+    μ̄ = ȳ μ,   s̄ = ½ ȳ (σ² − 1)                                                      any order: written in ops
+    """
+
+    def forward(self, mean: Any, log_var: Any) -> Any:
+        return 0.5 * (mean * mean + np.exp(log_var) - 1 - log_var)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        mean, log_var = self.inputs
+        needs_mean, needs_log_var = self.needs_input_grad
+        return dy * mean if needs_mean else None, dy * (0.5 * (exp(log_var) - 1)) if needs_log_var else None
 
 
 class LayerNorm(Function):

@@ -78,6 +78,9 @@ class Sum(Function):
             parts = [x[(slice(None),) * dims[0] + (i,)] for i in range(x.shape[dims[0]])]
             y = builtins.sum(parts[1:], parts[0])
             return np.expand_dims(y, dims[0]) if keepdim else y
+        if len(dims) > 1 and dims[0] == x.ndim - len(dims) and x.flags.c_contiguous:  # or along several
+            y = np.sum(x.reshape(*x.shape[: dims[0]], math.prod(x.shape[dims[0] :])), axis=-1)
+            return y.reshape(_kept(x.shape, dims)) if keepdim else y
         return np.sum(x, axis=dims, keepdims=keepdim)
 
     def backward(self, dy: Tensor) -> Tensor:
