@@ -78,6 +78,7 @@ ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "attention_dropout")
 # The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
 DEVICE = {**ROOM, "erf": "rows", "attention_dropout": "rows"}
+del DEVICE["einsum"]  # the library's own
 
 storey = "reference"
 _why = "the default"
