@@ -417,7 +417,7 @@ def test_nan_in_the_gradient_is_wrong():
             return dy * constant(np.array([np.nan, 2.0]))
 
     report = verdict(NotANumber.apply, normal(2))
-    assert not report and math.isinf(report.error)
+    assert not report and math.isinf(report.error) and all(math.isinf(found.error) for found in report.failures)
 
 
 def test_differences_that_are_not_finite_are_wrong():
@@ -900,6 +900,16 @@ def test_other_errors_are_not_taken_for_verdicts():
 
     with pytest.raises(RuntimeError, match="no such file"):
         verdict(f, normal(2))
+    calls = []
+
+    def late(x):
+        calls.append(x)
+        if len(calls) == 5:
+            raise RuntimeError("no such file")
+        return x * 2
+
+    with pytest.raises(RuntimeError, match="no such file"):
+        verdict(late, normal(2))
     with pytest.raises(AttributeError, match="nothing"):
         verdict(lambda x: x * 2 if x.ndim == 2 else Missing.apply(x), normal(2))
 

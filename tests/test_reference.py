@@ -191,6 +191,12 @@ def test_elements_far_out():
     close(reference.gelu_backward(np.ones(4), x), [0, 0, 1, 1])
 
 
+def test_relu_of_minus_infinity_is_zero():
+    edge = np.array([-np.inf, 0.0, np.inf], np.float32)
+    np.testing.assert_array_equal(reference.leaky_relu(edge, 0.0), [0, 0, np.inf])
+    np.testing.assert_array_equal(reference.leaky_relu(edge, 0.5), edge)
+
+
 def test_erf():
     x = draw(9)
     close(reference.erf(x), [math.erf(t) for t in x])
@@ -421,9 +427,10 @@ def test_gradients_into_an_array_are_summed_to_its_shape():
         close(here, grad)
 
 
-def test_gradients_of_shared_keys_are_written_where_asked():
+@pytest.mark.parametrize("heads", [2, 3])
+def test_gradients_of_shared_keys_are_written_where_asked(heads):
     """Keys without the heads of the queries, values with one for all: their gradients are summed over the heads."""
-    q, k, v, dout = draw(2, 4, 3), draw(3, 3), draw(1, 3, 5), draw(2, 4, 5)
+    q, k, v, dout = draw(heads, 4, 3), draw(3, 3), draw(1, 3, 5), draw(heads, 4, 5)
     into = tuple(np.full(x.shape, np.nan) for x in (q, k, v))
     out, lse = reference.attention(q, k, v)
     grads = reference.attention_backward(dout, q, k, v, out, lse, into=into)
