@@ -300,13 +300,7 @@ def _sweep(
                 elif create_graph:
                     dys[i] = dys[i] + g
                 elif _sole(dys, i):  # its memory is nobody else's: the sum takes its place
-                    array = dys[i]._data
-                    if type(array) is _ndarray:
-                        if array.base is not None:
-                            array.base.setflags(True)
-                        array.setflags(True)
-                    array += g._data
-                    _freeze(array)
+                    _add_to_frozen(dys[i]._data, g._data)
                 else:  # borrowed: a cotangent that also went elsewhere, a view, an input
                     dys[i] = constant(dys[i]._data + g._data)
             g = None  # so that `dys` alone holds what was handed on
@@ -352,6 +346,15 @@ def _sweep(
             if watched:
                 _check_backward(node, dys, grads)
     return [found.get(goal) for goal in places]
+
+
+def _add_to_frozen(array: Any, other: Any) -> None:
+    if type(array) is _ndarray:
+        if array.base is not None:
+            array.base.setflags(True)
+        array.setflags(True)
+    array += other
+    _freeze(array)
 
 
 def _references(held: list[Tensor | None], i: int) -> tuple[int, int, int]:

@@ -861,3 +861,75 @@ def test_what_is_no_view_does_not_change_with_what_it_was_made_from():
     ys = [(part * w).sum() for part in made if part.dtype == np.float64]
     x.copy_(np.ones(4))
     assert [sg.grad(y, w)[0].item() for y in ys] == [12, 5]
+
+
+def test_a_sum_made_in_place_is_frozen_again():
+    x = sg.tensor([1.0, 2.0], requires_grad=True)
+    (x * 2 + x * 3).sum().backward()
+    assert x.grad.tolist() == [5.0, 5.0]
+    with pytest.raises(ValueError, match="read-only"):
+        x.grad.data[0] = 1.0
+
+
+class SumAndDifference(Function):
+    def forward(self, x):
+        return x[0] + x[1], x[0] - x[1]
+
+
+def test_results_of_an_unrecorded_op_are_not_views_of_its_input():
+    """What is saved of them stays good when its input is written to."""
+    x, w = sg.tensor([[1.0, 3.0], [4.0, 2.0]]), sg.tensor([1.0, 1.0], requires_grad=True)
+    total, _ = SumAndDifference.apply(x)
+    y = (w * total).sum()
+    x.zero_()
+    y.backward()
+    assert w.grad.tolist() == [5.0, 5.0]
+
+
+class InABuffer(Function):
+    """y = x, whose gradient lies in memory that is not NumPy's."""
+
+    view = False
+    buffer = bytearray()
+
+    def forward(self, x):
+        return x.copy()
+
+    def backward(self, dy):
+        InABuffer.buffer[:] = dy.data.tobytes()
+        gradient = np.frombuffer(InABuffer.buffer, dy.dtype)
+        return constant(gradient[:] if self.view else gradient)
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_a_gradient_in_a_buffer_is_copied(view):
+    InABuffer.view, InABuffer.buffer = view, bytearray(8)
+    x = sg.tensor([1.0, 2.0], requires_grad=True)
+    y = InABuffer.apply(x * 1)
+    y.sum().backward()
+    z = x * 1
+    (z * 2 + InABuffer.apply(z)).sum().backward()
+    assert np.frombuffer(InABuffer.buffer, np.float32).tolist() == [1.0, 1.0]
+    assert x.grad.tolist() == [4.0, 4.0]
+
+
+class Refuses(Function):
+    def forward(self, x):
+        raise TypeError("no such thing")
+
+
+def test_what_a_forward_raises_comes_through():
+    with pytest.raises(TypeError, match="no such thing"):
+        Refuses.apply(sg.tensor(1.0))
+
+
+def test_an_index_of_two_dimensions_beside_a_number():
+    x = np.arange(24.0).reshape(2, 3, 4)
+    index = np.array([[0, 3], [1, 1]])
+    t = sg.tensor(x, requires_grad=True)
+    y = t[1, :, sg.tensor(index)]
+    assert np.array_equal(y.data, x[1][:, index])
+    y.sum().backward()
+    expected = np.zeros_like(x)
+    np.add.at(expected[1], (slice(None), index), 1.0)
+    assert np.array_equal(t.grad.data, expected)

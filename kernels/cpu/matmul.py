@@ -162,7 +162,19 @@ def _signature(T: Any) -> Any:
     )  # fmt: skip
 
 
-@kernel(lambda T: VOID(TOOLS, given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C")))
+class Addresses(dict):
+    """The same as a table: an array is handed over faster than as many numbers."""
+
+    def __missing__(self, letter: str) -> Array:
+        self[letter] = np.array(tools[letter], np.intp)
+        self[letter].flags.writeable = False
+        return self[letter]
+
+
+addresses = Addresses()
+
+
+@kernel(lambda T: VOID(TABLE, given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C")))
 def small(use, a, b, c, room):
     """One product by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product."""
     size = c.itemsize
@@ -270,7 +282,7 @@ def matmul(
         (m, k), (inner, n) = a.shape, b.shape
         if inner == k and 0 < m * k * n <= SERIAL:
             c = np.empty((m, n), letter)
-            small[letter](tools[letter], a, b, c, scratch(letter, k * (n + 64)))
+            small[letter](addresses[letter], a, b, c, scratch(letter, k * (n + 64)))
             return c
     if letter not in NONE or b.dtype.char != letter or a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
