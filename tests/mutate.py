@@ -1,6 +1,6 @@
 r"""Does the suite notice? Every piece of code that computes a gradient is edited, one edit at a time, and the tests run.
 
-    python -m tests.mutate                              every mutant (not part of the suite: about half an hour)
+    python -m tests.mutate                              every mutant (not part of the suite: eight minutes on two cores)
     python -m tests.mutate scratchgen/ops/fused.py      those of one file
     python -m tests.mutate --only Softmax.backward      those of functions so called
     python -m tests.mutate --list                       the edits, without running anything
