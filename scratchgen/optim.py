@@ -21,7 +21,7 @@ import numpy as np
 
 import kernels
 from scratchgen import device as devices
-from scratchgen.tensor import Tensor, constant, enable_grad
+from scratchgen.tensor import Tensor, Writing, constant, enable_grad
 
 Array = np.ndarray
 Betas = tuple[float, float]
@@ -108,12 +108,11 @@ class Optimizer:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
                 g = p.grad
-                if g.shape != p.shape or g.dtype != p.dtype:
+                if g.data.shape != p.data.shape or g.data.dtype != p.data.dtype:
                     given = f"{g.shape} and {g.dtype}"
                     raise ValueError(f"{type(self).__name__}: expected a gradient of {p.shape} and {p.dtype}, got {given}")
-            with contextlib.ExitStack() as doors:
-                arrays = [doors.enter_context(p.writing()) for p in params]
-                grads = [-p.grad.data if group.get("maximize") else p.grad.data for p in params]
+            grads = [-p.grad.data if group.get("maximize") else p.grad.data for p in params]
+            with Writing(params) as arrays:
                 self.update_group(arrays, grads, [self.state.setdefault(p, {}) for p in params], group)
         return loss
 

@@ -722,32 +722,9 @@ class Tensor:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[np.ndarray]:
-        """The array, writable inside the `with`: the one door for changes in place (optimisers, initialisers, loading).
-
-        Raises RuntimeError for the result of a recorded op.
-        """
-        if self._stamp is _SEALED:
-            raise RuntimeError(
-                "expected a tensor made by the user, got (the memory of) a recorded op's result; change a clone() of it"
-            )
-        if 0 in self._data.strides and self._data.size > 1:
-            raise RuntimeError(
-                "expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it"
-            )
-        _own_stamp(self)[0] = _last_write[0] = next(ticks)
-        if not isinstance(self._data, _ndarray):  # device arrays cannot be made read-only: the stamps alone watch over them
-            yield self._data
-            return
-        chain = [self._data]  # a view is written through to what it views
-        while isinstance(chain[-1].base, np.ndarray):
-            chain.append(chain[-1].base)
-        for array in reversed(chain):
-            array.flags.writeable = True
-        try:
-            yield self._data
-        finally:
-            for array in chain:
-                array.flags.writeable = False
+        """The array, writable inside the `with`: the one door for changes in place (see `Writing`)."""
+        with Writing([self]) as (array,):
+            yield array
 
     def copy_(self, source: Any) -> Tensor:
         """Overwrite the elements with those of `source` (broadcast); shape and dtype stay."""
@@ -813,6 +790,49 @@ class Tensor:
             if isinstance(value, Tensor):
                 value = value._data
             part[index] = devices.beside(value, part) if isinstance(value, _ndarray) else value
+
+
+class Writing:
+    """The arrays of tensors, writable inside the `with`: for what changes tensors in place (optimisers, initialisers, loading).
+
+    Raises RuntimeError for results of recorded ops.
+    """
+
+    __slots__ = ("tensors", "opened")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        for t in tensors:
+            if t._stamp is _SEALED:
+                raise RuntimeError(
+                    "expected a tensor made by the user, got (the memory of) a recorded op's result; change a clone() of it"
+                )
+            if 0 in t._data.strides and t._data.size > 1:
+                raise RuntimeError(
+                    "expected a tensor with one place in memory for each element, got an expanded one: "
+                    "write to a clone() of it"
+                )
+        self.tensors = tensors
+
+    def __enter__(self) -> list[np.ndarray]:
+        self.opened: list[np.ndarray] = []
+        arrays = []
+        now = _last_write[0] = next(ticks)
+        for t in self.tensors:
+            _own_stamp(t)[0] = now
+            array = t._data
+            arrays.append(array)
+            chain = []  # a view is written through to what it views
+            while isinstance(array, _ndarray):  # device arrays cannot be made read-only: the stamps alone watch over them
+                chain.append(array)
+                array = array.base
+            for array in reversed(chain):
+                array.setflags(True)
+            self.opened += chain
+        return arrays
+
+    def __exit__(self, *error: object) -> None:
+        for array in self.opened:
+            array.setflags(False)
 
 
 def tensor(data: Any, dtype: Any = None, device: str | None = None, *, requires_grad: bool = False) -> Tensor:

@@ -6,7 +6,6 @@ threads share the elements of all of them, end to end.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +15,45 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, VOID, helper, kernel, result, sums
-from kernels.cpu.rows import LETTERS, plain, shares
-from kernels.cpu.simd import view
+from kernels.cpu.rows import LETTERS, flat, plain, shares
+from kernels.cpu.simd import address, view
 
 Array = np.ndarray
 ADDRESSES = numba.types.Array(numba.intp, 2, "C", readonly=True)
 
 
-def _table(*lists: Sequence[Array]) -> Array:
-    """A row for each parameter: the elements before it, its own, then its address in each list."""
-    rows = [[xs[0].size, *(x.ctypes.data for x in xs)] for xs in zip(*lists, strict=True)]
-    before = itertools.accumulate((row[0] for row in rows), initial=0)
-    return np.array([[n, *row] for n, row in zip(before, rows, strict=False)], np.intp)
+@kernel(lambda T: VOID(result(INT, 1, "C"), *[flat(T)] * 4))
+def fill(row, a, b, c, d):
+    """One row of a table, from the elements before it on."""
+    row[1], row[2], row[3], row[4], row[5] = a.size, address(a), address(b), address(c), address(d)
+
+
+def _table(written: int, *lists: Sequence[Array]) -> tuple[str, Array]:
+    """A row for each parameter: the elements before it, its own, then its address in each list; and their element type.
+
+    The type is "" where only the reference will do. The first lists, `written` of them, are to be written to.
+    """
+    letter = lists[0][0].dtype.char if lists[0] else ""
+    table = np.empty((len(lists[0]), 6), np.intp)
+    if letter not in LETTERS:
+        return "", table
+    before = 0
+    for k, xs in enumerate(zip(*lists, strict=True)):
+        shape, flats = xs[0].shape, []
+        for i, x in enumerate(xs):
+            flags = x.flags
+            usable = flags.carray if i < written else flags.c_contiguous and flags.aligned
+            if x.dtype.char != letter or x.shape != shape or not usable:
+                return "", table
+            flats.append(x.reshape(-1))
+        table[k, 0] = before
+        before += xs[0].size
+        fill[letter](table[k], *flats, *flats[:1] * (4 - len(flats)))
+    return letter, table
+
+
+def _shares(table: Array) -> int:
+    return shares(int(table[-1, 0] + table[-1, 1]))
 
 
 @helper
@@ -41,16 +67,6 @@ def _piece(table, k, t, nt):
 def _part(where, i, j, like):
     """Elements i to j of an array that begins at an address"""
     return view(where + i * view(where, 1, like).itemsize, j - i, like)
-
-
-def _letter(written: Sequence[Sequence[Array]], read: Sequence[Array] = ()) -> str:
-    """The element type of all the arrays; "" where only the reference will do."""
-    first = [*written, read][0]
-    letter = first[0].dtype.char if first else ""
-    whole = all(x.dtype.char == letter and x.flags.carray for xs in written for x in xs)
-    shapes = [x.shape for x in first]
-    same = all([x.shape for x in xs] == shapes for xs in [*written, read] if xs)
-    return letter if letter in LETTERS and whole and same and all(x.dtype.char == letter for x in read) else ""
 
 
 @sums
@@ -69,20 +85,20 @@ def adamw_all(table, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps, nt)
         for k in range(len(table)):
             i, j = _piece(table, k, t, nt)
             if i < j:
-                p, g = _part(table[k, 2], i, j, decay), _part(table[k, 3], i, j, decay)
-                m, v = _part(table[k, 4], i, j, decay), _part(table[k, 5], i, j, decay)
+                p, m = _part(table[k, 2], i, j, decay), _part(table[k, 3], i, j, decay)
+                v, g = _part(table[k, 4], i, j, decay), _part(table[k, 5], i, j, decay)
                 _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
 
 
 def _adam(lists: Any, step: int, lr: float, beta1: float, beta2: float, eps: float, decay: float, l2: float) -> bool:
     params, grads, ms, vs = lists
-    letter = _letter((params, ms, vs), grads)
+    grads = [plain(g) for g in grads]
+    letter, table = _table(3, params, ms, vs, grads)
     if not letter:
         return False
-    grads = [plain(g) for g in grads]
     adamw_all[letter](
-        _table(params, grads, ms, vs), decay, l2, beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
-        1 / math.sqrt(1 - beta2**step), eps, shares(sum(p.size for p in params)),
+        table, decay, l2, beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
+        1 / math.sqrt(1 - beta2**step), eps, _shares(table),
     )  # fmt: skip
     return True
 
@@ -145,13 +161,12 @@ def squares_all(table, like, parts, nt):
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
     """Σ x² over all elements of all arrays, in float64"""
-    letter = _letter((), arrays)
+    arrays = [plain(x) for x in arrays]
+    letter, table = _table(0, arrays)
     if not letter:
         return reference.sum_of_squares(arrays)
-    arrays = [plain(x) for x in arrays]
-    nt = shares(sum(x.size for x in arrays))
-    parts = np.zeros(nt)
-    squares_all[letter](_table(arrays), 0.0, parts, nt)
+    parts = np.zeros(_shares(table))
+    squares_all[letter](table, 0.0, parts, parts.size)
     return float(parts.sum())
 
 
@@ -172,8 +187,8 @@ def scale_all(table, factor, nt):
 
 def scale(arrays: Sequence[Array], factor: float) -> None:
     """x ← factor x for each array, in place"""
-    letter = _letter((arrays,))
+    letter, table = _table(1, arrays)
     if letter:
-        scale_all[letter](_table(arrays), factor, shares(sum(x.size for x in arrays)))
+        scale_all[letter](table, factor, _shares(table))
     else:
         reference.scale(arrays, factor)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import ExitStack
 
 import numpy as np
 
 import kernels
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensor import Tensor, Writing, constant
 
 
 def clip_grad_norm_(
@@ -35,8 +34,8 @@ def clip_grad_norm_(
     if factor != 1:
         with np.errstate(invalid="ignore"):  # ∞ · 0, where the norm is infinite: NaN, as PyTorch has it
             if all(p.grad.is_leaf for p in with_grad):
-                with ExitStack() as doors:
-                    kernels.scale([doors.enter_context(p.grad.writing()) for p in with_grad], factor)
+                with Writing([p.grad for p in with_grad]) as grads:
+                    kernels.scale(grads, factor)
             else:
                 for p in with_grad:
                     _set(p, p.grad.data * p.grad.dtype.type(factor))

@@ -40,24 +40,46 @@ class Linear(Function):
         return kernels.matmul(x, weight.T, bias=bias[0] if bias else None)
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *bias = self.inputs
-        needs = self.needs_input_grad
-        dx = Linear.apply(dy, weight.mT) if needs[0] else None
-        dw = OuterSum.apply(dy, x) if needs[1] else None
-        return (dx, dw, dy.sum(tuple(range(dy.ndim - 1))) if needs[2] else None) if bias else (dx, dw)
+        x, weight = self.inputs[:2]
+        which = tuple(map(bool, self.needs_input_grad))
+        grads = iter(LinearGrad.apply(dy, x, weight, which=which))
+        return tuple([next(grads) if wanted else None for wanted in which])
 
 
-class OuterSum(Function):
-    """W = Σ_rows y xᵀ        ȳ = x W̄ᵀ,  x̄ = y W̄                                    y: (…, out), x: (…, in), W: (out, in)"""
+class LinearGrad(Function):
+    """x̄ = ȳ W,  W̄ = Σ_rows ȳ xᵀ,  b̄ = Σ_rows ȳ: those of them that are wanted, `which` says so
 
-    def forward(self, y: Any, x: Any) -> Any:
-        rows = math.prod(x.shape[:-1])
-        return kernels.matmul(y.reshape(rows, y.shape[-1]).T, x.reshape(rows, x.shape[-1]))
+    With cotangents X of x̄, V of W̄ and u of b̄, theirs are      ȳ: X Wᵀ + x Vᵀ + u      x: ȳ V      W: Σ_rows ȳ Xᵀ
+    """
 
-    def backward(self, dw: Tensor) -> tuple[Tensor | None, ...]:
-        y, x = self.inputs
-        needs_y, needs_x = self.needs_input_grad
-        return Linear.apply(x, dw) if needs_y else None, Linear.apply(y, dw.mT) if needs_x else None
+    def forward(self, dy: Any, x: Any, weight: Any, *, which: tuple[bool, ...]) -> Any:
+        self.which = which
+        rows, grads = math.prod(dy.shape[:-1]), []
+        if which[0]:
+            grads.append(kernels.matmul(dy, weight))
+        dy = dy.reshape(rows, dy.shape[-1])
+        if which[1]:
+            grads.append(kernels.matmul(dy.T, x.reshape(rows, x.shape[-1])))
+        if which[2:] == (True,):
+            grads.append(dy.sum(0))
+        return tuple(grads)
+
+    def backward(self, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        dy, x, weight = self.inputs
+        given = iter(cotangents)
+        ddx, ddw, ddb = [next(given) if wanted else None for wanted in (*self.which, False)[:3]]
+        needs_dy, needs_x, needs_weight = self.needs_input_grad
+        ddy: Any = None
+        if needs_dy:
+            parts = [] if ddx is None else [Linear.apply(ddx, weight)]
+            parts += [] if ddw is None else [Linear.apply(x, ddw)]
+            parts += [] if ddb is None else [ddb.expand(dy.shape)]
+            ddy = sum(parts[1:], parts[0])
+        return (
+            ddy,
+            Linear.apply(dy, ddw.mT) if needs_x and ddw is not None else None,
+            LinearGrad.apply(dy, ddx, weight, which=(False, True))[0] if needs_weight and ddx is not None else None,
+        )
 
 
 class Einsum(Function):

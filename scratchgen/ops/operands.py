@@ -85,6 +85,15 @@ def floating(name: str, x: Any) -> Tensor:
     return x if x.dtype.kind in "fc" else cast(x, np.dtype(np.float32))
 
 
+def broadcast(x: Any, shape: tuple[int, ...]) -> Any:
+    """np.broadcast_to(x, shape), shapes that fit, at a tenth of its price"""
+    if type(x) is not np.ndarray or not x.flags.c_contiguous or not x.size:
+        return np.broadcast_to(x, shape)
+    new = len(shape) - x.ndim
+    strides = [step if n == m else 0 for n, m, step in zip(x.shape, shape[new:], x.strides, strict=True)]
+    return np.ndarray(shape, x.dtype, x, 0, [0] * new + strides)
+
+
 class Cast(Function):
     """y = x, in another dtype."""
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchgen.ops.choice import maximum, minimum, where
-from scratchgen.ops.operands import Number, as_tensor, cast, floating
+from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
 from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
@@ -84,7 +84,32 @@ class Sum(Function):
         return np.sum(x, axis=dims, keepdims=keepdim)
 
     def backward(self, dy: Tensor) -> Tensor:
-        return _spread(dy, self.shape, self.dims).expand(self.shape)
+        return Spread.apply(dy, shape=self.shape, dims=self.dims)
+
+
+class Mean(Sum):
+    """y = (1/n) Σ_j x_j      x̄_j = ȳ / n"""
+
+    def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+        n = math.prod([x.shape[d] for d in dims])
+        self.share = 1 / n if n else math.nan
+        return super().forward(x, dims=dims, keepdim=keepdim) * self.share
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return super().backward(dy * self.share)
+
+
+class Spread(Function):
+    """y_j = x for each j     x̄ = Σ_j ȳ_j: the reverse of `Sum` over `dims`, which x may have kept"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        self.dims, self.keepdim = dims, x.ndim == len(shape)
+        return broadcast(x.reshape(_kept(shape, dims)), shape)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Sum.apply(dy, dims=self.dims, keepdim=self.keepdim)
 
 
 class Prod(Function):
@@ -214,8 +239,7 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     if x.dtype.kind not in "fc":
         raise TypeError(f"mean: expected a floating dtype, got {x.dtype}; convert it with .to(float32)")
     dims = _over("mean", x, dim)
-    n = math.prod([x.shape[d] for d in dims])
-    return Sum.apply(x, dims=dims, keepdim=keepdim) * (1 / n if n else math.nan)
+    return Mean.apply(x, dims=dims, keepdim=keepdim)
 
 
 def var(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import kernels
 from scratchgen import device as devices
 from scratchgen.ops.choice import where
-from scratchgen.ops.operands import Number, as_tensor, operands
+from scratchgen.ops.operands import Number, as_tensor, broadcast, operands
 from scratchgen.ops.reduce import dims_of
 from scratchgen.tensor import Function, Tensor, constant, numbers_first
 
@@ -84,7 +84,7 @@ class Expand(Function):
     keeps_inputs = False
 
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
-        return np.broadcast_to(x, shape)
+        return broadcast(x, shape)
 
     def backward(self, dy: Tensor) -> Tensor:
         return dy
