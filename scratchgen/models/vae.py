@@ -130,12 +130,13 @@ class VAE(nn.Module):
 
     def training_step(self, batch: tuple[np.ndarray, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """Raise the mean bound over one batch (x, _) of pictures in [0, 1]. Returns the loss and its two terms, in nats."""
-        log_likelihood, kl = (term.mean() for term in self.elbo(Tensor(batch[0], device=self.device)))
-        loss = self.config.beta * kl - log_likelihood
+        log_likelihood, kl = self.elbo(Tensor(batch[0], device=self.device))  # (B), (B)
+        loss = (self.config.beta * kl - log_likelihood).mean()
         optimizers["adam"].zero_grad()
         loss.backward()
         optimizers["adam"].step()
-        return {"loss": loss.item(), "reconstruction": -log_likelihood.item(), "kl": kl.item()}
+        reconstruction, kl = (term.detach().mean().item() for term in (-log_likelihood, kl))
+        return {"loss": loss.item(), "reconstruction": reconstruction, "kl": kl}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:

@@ -128,14 +128,20 @@ class Module:
     ) -> Iterator[tuple[str, Module]]:
         """This module, under the name `prefix`, and all below it; a shared one comes once unless told otherwise."""
         memo = set() if memo is None else memo
-        if id(self) in memo:
-            return
-        if remove_duplicate:
-            memo.add(id(self))
-        yield prefix, self
-        for name, value in list(self.__dict__.items()):
-            if isinstance(value, Module):
-                yield from value.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+        found: list[tuple[str, Module]] = []
+
+        def visit(module: Module, prefix: str) -> None:
+            if id(module) in memo:
+                return
+            if remove_duplicate:
+                memo.add(id(module))
+            found.append((prefix, module))
+            for name, value in module.__dict__.items():
+                if isinstance(value, Module):
+                    visit(value, f"{prefix}.{name}" if prefix else name)
+
+        visit(self, prefix)
+        return iter(found)
 
     def modules(self) -> Iterator[Module]:
         return (module for _, module in self.named_modules())
@@ -296,7 +302,8 @@ class Module:
     @property
     def device(self) -> str:
         """Where its parameters are; "cpu" without any."""
-        return next((p.device for p in self.parameters()), "cpu")
+        first = _first_parameter(self)
+        return "cpu" if first is None else first.device
 
     def cpu(self) -> Module:
         """to("cpu")"""
@@ -333,6 +340,13 @@ class Module:
 
 def _own_parameters(module: Module) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in module.__dict__.items() if isinstance(value, Parameter)]
+
+
+def _first_parameter(module: Module) -> Parameter | None:
+    values = module.__dict__.values()
+    own = (value for value in values if isinstance(value, Parameter))
+    below = (_first_parameter(value) for value in values if isinstance(value, Module))
+    return next((p for p in itertools.chain(own, below) if p is not None), None)
 
 
 def _own_buffers(module: Module) -> list[tuple[str, Any]]:

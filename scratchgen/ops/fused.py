@@ -107,16 +107,18 @@ class BinaryCrossEntropy(Function):
 class StandardGaussianKL(Function):
     r"""KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − s),  s = log σ²
 
-    μ̄ = ȳ μ,   s̄ = ½ ȳ (σ² − 1)                                                      any order: written in ops
+    μ̄ = ȳ μ,   s̄ = ½ ȳ (σ² − 1)
     """
 
     def forward(self, mean: Any, log_var: Any) -> Any:
-        return 0.5 * (mean * mean + np.exp(log_var) - 1 - log_var)
+        self.excess = np.exp(log_var) - 1  # σ² − 1
+        return 0.5 * (mean * mean + self.excess - log_var)
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
-        mean, log_var = self.inputs
-        needs_mean, needs_log_var = self.needs_input_grad
-        return dy * mean if needs_mean else None, dy * (0.5 * (exp(log_var) - 1)) if needs_log_var else None
+        return constant(dy.data * self.inputs[0].data), constant(dy.data * (0.5 * self.excess))
+
+    def composed(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        return 0.5 * (mean * mean + exp(log_var) - 1 - log_var)
 
 
 class LayerNorm(Function):

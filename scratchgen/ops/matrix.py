@@ -30,6 +30,11 @@ class MatMul(Function):
         return matmul(dc, b.mT) if needs_a else None, matmul(a.mT, dc) if needs_b else None
 
 
+def _rows(x: Any) -> Any:
+    """(…, n) → (rows, n)"""
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 class Linear(Function):
     """y = x Wᵀ + b           x̄ = ȳ W,  W̄ = Σ_rows ȳ xᵀ,  b̄ = Σ_rows ȳ
 
@@ -37,7 +42,8 @@ class Linear(Function):
     """
 
     def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
-        return kernels.matmul(x, weight.T, bias=bias[0] if bias else None)
+        y = kernels.matmul(_rows(x), weight.T, bias=bias[0] if bias else None)
+        return y.reshape(*x.shape[:-1], len(weight))
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = self.inputs[:2]
@@ -53,13 +59,12 @@ class LinearGrad(Function):
     """
 
     def forward(self, dy: Any, x: Any, weight: Any, *, which: tuple[bool, ...]) -> Any:
-        self.which = which
-        rows, grads = math.prod(dy.shape[:-1]), []
+        self.which, grads = which, []
+        dy = _rows(dy)
         if which[0]:
-            grads.append(kernels.matmul(dy, weight))
-        dy = dy.reshape(rows, dy.shape[-1])
+            grads.append(kernels.matmul(dy, weight).reshape(x.shape))
         if which[1]:
-            grads.append(kernels.matmul(dy.T, x.reshape(rows, x.shape[-1])))
+            grads.append(kernels.matmul(dy.T, _rows(x)))
         if which[2:] == (True,):
             grads.append(dy.sum(0))
         return tuple(grads)
@@ -119,7 +124,7 @@ def matmul(input: Any, other: Any) -> Tensor:
     if b.ndim == 1:
         return matmul(a, b.unsqueeze(1)).squeeze(-1)
     if a.ndim > 2 and b.ndim == 2:  # one product, not a batch of small ones whose weight gradients are then added up
-        return MatMul.apply(a.reshape(_rows(a), a.shape[-1]), b).reshape(a.shape[:-1] + (b.shape[-1],))
+        return MatMul.apply(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b).reshape(a.shape[:-1] + (b.shape[-1],))
     for m, n in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False):
         if m != n and 1 not in (m, n):
             raise ValueError(f"matmul: expected leading dimensions that broadcast, got shapes {a.shape} and {b.shape}")
@@ -140,13 +145,6 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     if bias is not None and given[2].shape != w.shape[:1]:
         raise ValueError(f"linear: expected a bias of shape {w.shape[:1]}, got {given[2].shape}")
     return Linear.apply(*given) if x.ndim > 1 else Linear.apply(x.unsqueeze(0), *given[1:]).squeeze(0)
-
-
-def _rows(x: Tensor) -> int:
-    n = 1
-    for m in x.shape[:-1]:
-        n *= m
-    return n
 
 
 def einsum(equation: str, *operands_: Any) -> Tensor:

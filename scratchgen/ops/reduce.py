@@ -79,9 +79,9 @@ class Sum(Function):
             y = builtins.sum(parts[1:], parts[0])
             return np.expand_dims(y, dims[0]) if keepdim else y
         if len(dims) > 1 and dims[0] == x.ndim - len(dims) and x.flags.c_contiguous:  # or along several
-            y = np.sum(x.reshape(*x.shape[: dims[0]], math.prod(x.shape[dims[0] :])), axis=-1)
+            y = x.reshape(*x.shape[: dims[0]], math.prod(x.shape[dims[0] :])).sum(-1)
             return y.reshape(_kept(x.shape, dims)) if keepdim else y
-        return np.sum(x, axis=dims, keepdims=keepdim)
+        return x.sum(dims, keepdims=keepdim)
 
     def backward(self, dy: Tensor) -> Tensor:
         return Spread.apply(dy, shape=self.shape, dims=self.dims)
