@@ -49,7 +49,7 @@ from scratchgen.ops import (
 )
 from scratchgen.ops.choice import leaky_relu
 from scratchgen.ops.convolution import Size, nearest, sizes
-from scratchgen.ops.fused import BinaryCrossEntropy, StandardGaussianKL, batch_statistics_norm
+from scratchgen.ops.fused import BinaryCrossEntropy, Dropout, StandardGaussianKL, batch_statistics_norm
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
@@ -578,10 +578,12 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
         raise ValueError(f"dropout: expected p from 0 to 1, got {p}")
     if not training or p == 0:
         return x
-    if p == 1:
-        return x * 0
-    kept = random.generator(generator).random(x.shape, dtype=np.float32) >= p
-    return x * constant(devices.beside(kept * x.dtype.type(1 / (1 - p)), x.data))
+    return Dropout.apply(floating("dropout", x), p=p, seed=_seed(generator))
+
+
+def _seed(generator: np.random.Generator | None) -> int:
+    """For the kernels, which draw by counting from a seed: the same numbers on every storey and device."""
+    return int(random.generator(generator).integers(2**63))
 
 
 def scaled_dot_product_attention(
@@ -658,7 +660,7 @@ def _noise(dropout_p: float, generator: np.random.Generator | None) -> dict[str,
     """A seed for the dropout of attention weights, if there is one."""
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"attention: expected dropout_p from 0 to 1, got {dropout_p}")
-    return {"dropout_p": dropout_p, "seed": int(random.generator(generator).integers(2**63))} if dropout_p else {}
+    return {"dropout_p": dropout_p, "seed": _seed(generator)} if dropout_p else {}
 
 
 def _additive(mask: Tensor, dtype: np.dtype) -> Tensor:

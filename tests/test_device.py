@@ -79,6 +79,19 @@ def test_a_training_step_on_the_device_is_that_on_the_host(gpu, name):
     assert model.evaluate([batch]).keys() == other.evaluate([batch]).keys()
 
 
+def test_dropout_is_drawn_on_the_device(gpu):
+    """A step with dropout, of activations and of attention weights, sends what one without sends: no mask."""
+    sent = []
+    for dropout in (0.0, 0.2):
+        model = GPT(GPTConfig(11, 8, 2, 2, 16, dropout=dropout)).to("cuda")
+        optimizers = model.optimizers()
+        model.training_step(tokens(3, 8, 11), optimizers)  # numbers are sent once
+        gpu.sent = 0
+        model.training_step(tokens(3, 8, 11), optimizers)
+        sent.append(gpu.sent)
+    assert sent[1] == sent[0] == 8 * (2 * 3 * 8 + 8)  # the batch and the positions
+
+
 def test_what_a_model_draws_comes_back_to_the_host(gpu):
     for name in ("gpt", "vae", "dcgan"):
         make, batch = MODELS[name]

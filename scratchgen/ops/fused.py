@@ -171,6 +171,22 @@ class BatchNorm(Function):
         return normal * weight.reshape(across) + bias.reshape(across)
 
 
+class Dropout(Function):
+    r"""y = x ⊙ z,  z = 1/(1 − p) with probability 1 − p, else 0
+
+    x̄ = ȳ ⊙ z                    any order: the same op, which makes z again from its seed; it is never kept
+    """
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, p: float, seed: int) -> Any:
+        self.noise = {"p": p, "seed": seed}
+        return kernels.dropout(x, **self.noise)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Dropout.apply(dy, **self.noise)
+
+
 class Attention(Function):
     r"""O = (Z ⊙ P) V,   P = softmax(S),   S = τ Q Kᵀ + M          Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
 
@@ -232,17 +248,13 @@ class SelfAttention(Function):
         return constant(dqkv)
 
     def composed(self, qkv: Tensor) -> Tensor:
-        return _composed_self_attention(qkv, causal=self.causal, scale=self.scale, noise=self.noise)
+        q, k, v = (t.transpose(-2, -3) for t in qkv.unbind(-3))  # (…, H, T, D)
+        return _composed_attention(q, k, v, causal=self.causal, scale=self.scale, noise=self.noise).transpose(-2, -3)
 
 
 def _heads(qkv: Any) -> tuple:
     """Q, K, V of an array (…, T, 3, H, D): views (…, H, T, D)."""
     return tuple([np.swapaxes(qkv[..., i, :, :], -2, -3) for i in range(3)])
-
-
-def _composed_self_attention(qkv: Tensor, **options: Any) -> Tensor:
-    q, k, v = (t.transpose(-2, -3) for t in qkv.unbind(-3))  # (…, H, T, D)
-    return _composed_attention(q, k, v, **options).transpose(-2, -3)
 
 
 def _composed_attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: bool, scale: float, noise: dict) -> Tensor:
@@ -325,11 +337,9 @@ def attention(
 ) -> Tensor:
     """The node behind `functional.scaled_dot_product_attention`, for tensors whose shapes fit and that are of one dtype."""
     inputs = query, key, value, *(() if mask is None else (mask,))
-    how = _composed_attention if dropout_p and not devices.on_host(query.data) else Attention.apply
-    return how(*inputs, causal=causal, scale=scale, noise=_noise(dropout_p, seed))
+    return Attention.apply(*inputs, causal=causal, scale=scale, noise=_noise(dropout_p, seed))
 
 
 def self_attention(qkv: Tensor, *, causal: bool, scale: float, dropout_p: float = 0.0, seed: int = 0) -> Tensor:
     """The node behind `functional.self_attention`.     (…, T, 3, H, D) → (…, T, H, D)"""
-    how = _composed_self_attention if dropout_p and not devices.on_host(qkv.data) else SelfAttention.apply
-    return how(qkv, causal=causal, scale=scale, noise=_noise(dropout_p, seed))
+    return SelfAttention.apply(qkv, causal=causal, scale=scale, noise=_noise(dropout_p, seed))
