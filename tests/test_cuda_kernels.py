@@ -374,14 +374,13 @@ class Place:
         self.there, self.back, self.capability = there, back, capability
 
 
-@pytest.fixture
-def emulated(monkeypatch):
-    """The stand-in's arrays and the emulator; memory that a door allocates begins as NaN."""
-    state = {"order": 0}
+def emulation(monkeypatch, orders):
+    """The stand-in's arrays and the emulator, each launch in the next of `orders`; what a door allocates begins as NaN."""
+    launches = itertools.count(1)
 
     def run(kernel, blocks, arguments):
-        state["order"] += 1
-        emulator.launch(kernel, blocks, arguments, ORDERS[state["order"] % 3], seed=state["order"])
+        i = next(launches)
+        emulator.launch(kernel, blocks, arguments, orders[i % len(orders)], seed=i)
 
     def poisoned(like, shape):
         made = np.empty_like(like, shape=shape, dtype=np.float32, order="C")
@@ -395,10 +394,16 @@ def emulated(monkeypatch):
     return Place(lambda x: standin.wrapped(x.copy(order="K")), lambda x: x.host)
 
 
-@pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
-def place(request):
-    if request.param == "emulator":
-        return request.getfixturevalue("emulated")
+@pytest.fixture
+def emulated(monkeypatch):
+    return emulation(monkeypatch, ORDERS)
+
+
+@pytest.fixture(params=[*(ORDERS if DEEP else ["in turn"]), pytest.param("gpu", marks=pytest.mark.gpu)])
+def place(request, monkeypatch):
+    """The emulator, everyday with the orders in turn and in the deep run with each; and a GPU."""
+    if request.param != "gpu":
+        return emulation(monkeypatch, [request.param] if request.param in ORDERS else ORDERS)
     if device.obstacle():
         pytest.skip(device.obstacle())
     library = device.library()
