@@ -701,6 +701,18 @@ def test_a_training_step_on_the_kernels_is_that_on_the_host(engine, name):
         np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
 
 
+def test_what_a_gpt_writes_on_the_kernels_is_that_on_the_host(engine, monkeypatch):
+    """Its prompt at once, then a query at a time beside the cached keys."""
+    sg.manual_seed(3)
+    model, prompt = GPT(GPTConfig(11, 5, 1, 2, 16)).eval(), np.array([[1, 2, 3]])
+    expected = model.generate(prompt, 2, generator=np.random.default_rng(0))
+    run, seen = build.run, []
+    monkeypatch.setattr(build, "run", lambda kernel, *how: (seen.append(kernel.name), run(kernel, *how)))
+    found = model.to("cuda").generate(prompt, 2, generator=np.random.default_rng(0))
+    np.testing.assert_array_equal(found, expected)
+    assert [name for name in seen if "attention" in name or "query" in name] == ["attention_32", "one_query_32"]
+
+
 @pytest.mark.gpu
 def test_gradients_on_a_gpu_are_right():
     """Operations in float64 against differences, on the device; and whole losses over a run, against the host's."""

@@ -97,7 +97,7 @@ def test_what_a_model_draws_comes_back_to_the_host(gpu):
         make, batch = MODELS[name]
         sg.manual_seed(0)
         model = make().eval()
-        given = (batch[0][:1, :3], 4) if name == "gpt" else (2,)
+        given = (batch[0][:1, :3], 8) if name == "gpt" else (2,)
         here = model.generate(*given, generator=np.random.default_rng(0))
         there = model.to("cuda").generate(*given, generator=np.random.default_rng(0))
         assert isinstance(there, np.ndarray)

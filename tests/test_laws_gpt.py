@@ -116,6 +116,21 @@ def test_the_probabilities_of_all_texts_of_a_length_sum_to_one(length):
     assert math.isclose(np.exp(log_p.data).sum(), 1, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("pieces", [(1,) * 7, (5, 1, 1), (2, 3, 2), (7,)])
+def test_cached_decoding_is_full_decoding(pieces):
+    r"""logits(t_1 … t_n)_i = logits(t_i | K, V of t_1 … t_{i−1}):  what causal attention made of a text never changes"""
+    sg.manual_seed(1)
+    model = GPT(GPTConfig(vocab_size=5, block_size=7, n_layer=2, n_head=2, n_embd=8, bias=True)).double()
+    ids = np.random.default_rng(0).integers(0, 5, (3, 7))
+    caches = [nn.KeyValueCache() for _ in range(2)]
+    found, at = [], 0
+    for n in pieces:
+        found.append(model(sg.tensor(ids[:, at : at + n]), caches).data)
+        at += n
+        assert [cache.length for cache in caches] == [at, at]
+    np.testing.assert_allclose(np.concatenate(found, 1), model(sg.tensor(ids)).data, rtol=1e-12, atol=1e-14)
+
+
 def test_layer_norms_gradient_is_orthogonal_to_one_and_to_its_output():
     r"""y = (x − μ)/σ does not see shifts or (as ε → 0) scales of x:  x̄ · 1 = 0 and x̄ · x̂ = 0"""
     x = draw(4, 9)

@@ -8,8 +8,10 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import functional as F
+from scratchgen import nn
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 from scratchgen.models.gan import discriminator_loss, generator_loss
+from scratchgen.text import sample
 from tests.references import REFERENCES
 
 SHAPE = (1, 8, 8)
@@ -320,6 +322,34 @@ def test_gpt_generation_slides_its_window_and_repeats_with_its_seed():
     c = model.generate(start, 20, generator=np.random.default_rng(4))
     assert a.shape == (2, 23) and (a[:, :3] == start).all() and a.min() >= 0 and a.max() < 11
     assert (a == b).all() and (a != c).any()
+
+
+@pytest.mark.parametrize("rule", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 4}, {"top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("config", GPTS, ids=ids)
+def test_gpt_generates_with_its_cache_what_it_would_without(config, rule, monkeypatch):
+    """Each token once while the text fits in the block of 8; the whole window for each token once it slides."""
+    model = build(config).eval()
+    start, rng = np.array([[1, 2, 3], [4, 5, 6]]), np.random.default_rng(3)
+    expected = start
+    for _ in range(8):
+        logits = model(sg.tensor(expected[:, -8:])).data[:, -1]
+        expected = np.concatenate([expected, sample(logits, rng=rng, **rule)[:, None]], 1)
+    seen = []
+    monkeypatch.setattr(model, "forward", lambda ids, caches: (seen.append(ids.shape), GPT.forward(model, ids, caches))[1])
+    found = model.generate(start, 8, generator=np.random.default_rng(3), **rule)
+    np.testing.assert_array_equal(found, expected)
+    assert seen == [(2, 3)] + 5 * [(2, 1)] + 2 * [(2, 8)]
+    with pytest.raises(ValueError, match="at most 8 tokens, got 9"):
+        caches = [nn.KeyValueCache() for _ in range(2)]
+        for n in (6, 3):
+            GPT.forward(model, sg.tensor(np.zeros((1, n), np.int64)), caches)
+
+
+def test_gpt_without_blocks_generates_too():
+    model = build(GPTConfig(11, 8, 0, 2, 16)).eval()
+    start = np.array([[1, 2, 3]])
+    a = model.generate(start, 3, temperature=0.0)
+    assert a[0, 4] == model(sg.tensor(a[:, :4])).data[0, -1].argmax()
 
 
 def test_gpt_greedy_is_the_argmax():

@@ -595,6 +595,27 @@ def test_attention_to_oneself_is_causal_when_asked():
     close(m(*[tensor(x[0])] * 3, is_causal=True)[1], weights[0].mean(0))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("need", [False, True])
+def test_attention_with_a_cache_is_attention_to_all_so_far(batch_first, need):
+    m = randomized(nn.MultiheadAttention(6, 3, batch_first=batch_first))
+    x = rng(16).normal(size=(2, 6, 6) if batch_first else (6, 2, 6))
+    piece = lambda a, b: tensor(x[:, a:b] if batch_first else x[a:b])  # noqa: E731
+    whole, weights = m(*[tensor(x)] * 3, need_weights=need, is_causal=True)
+    padding = np.array([[False] * 6, [True, False, False, True, False, False]])
+    padded, _ = m(*[tensor(x)] * 3, need_weights=need, is_causal=True, key_padding_mask=padding)
+    cache, other = nn.KeyValueCache(), nn.KeyValueCache()
+    for a, b in ((0, 2), (2, 3), (3, 5), (5, 6)):
+        y, w = m(*[piece(a, b)] * 3, need_weights=need, is_causal=True, cache=cache)
+        close(y, whole.data[:, a:b] if batch_first else whole.data[a:b])
+        assert cache.length == b and (w is None if not need else np.allclose(w.data, weights.data[:, a:b, :b]))
+        masks = {"key_padding_mask": padding[:, :b], "is_causal": True}
+        y, _ = m(*[piece(a, b)] * 3, need_weights=need, **masks, cache=other)
+        close(y, padded.data[:, a:b] if batch_first else padded.data[a:b])
+    with pytest.raises(ValueError, match="cat: expected shapes that agree"):
+        m(*[tensor(x[:1, :1])] * 3, cache=cache)
+
+
 def test_attention_to_nothing_is_zero():
     m = randomized(nn.MultiheadAttention(4, 2))
     x = tensor(rng(13).normal(size=(3, 1, 4)), requires_grad=True)

@@ -62,6 +62,7 @@ NOT_DIFFERENTIABLE = {
     "holds or initialises modules, and computes nothing": (
         "nn.Module nn.ModuleDict nn.ModuleList nn.Parameter nn.init nn.utils".split()
     ),
+    "holds keys and values, and computes nothing": ["nn.KeyValueCache"],
     "is the checker": ["calculus.gradcheck"],
 }
 

@@ -54,10 +54,18 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # Q, K and V at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: nn.KeyValueCache | None = None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        y = F.self_attention(qkv, self.dropout if self.training else 0.0, is_causal=True)  # (B, T, H, D)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            y = F.self_attention(qkv, dropout, is_causal=True)  # (B, T, H, D)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
+            past = cache.length
+            k, v = cache.append(k, v)  # (B, H, past + T, D)
+            seen = Tensor(np.tri(T, past + T, past, dtype=bool), device=x.device) if past and T > 1 else None
+            y = F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=not past).transpose(1, 2)  # (B, T, H, D)
         y = self.c_proj(y.reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
@@ -86,8 +94,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: nn.KeyValueCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -114,16 +122,22 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the next token at every position.     (B, T) → (B, T, vocab_size)"""
-        _, T = ids.shape
-        if T > self.config.block_size:
-            raise ValueError(f"GPT: expected at most {self.config.block_size} tokens, got {T}")
+    def forward(self, ids: Tensor, caches: list[nn.KeyValueCache] | None = None) -> Tensor:
+        """Logits of the next token at every position.     (B, T) → (B, T, vocab_size)
+
+        `caches`, one for each block, hold what came before these tokens, and take them up.
+        """
+        past, T = caches[0].length if caches else 0, ids.shape[1]
+        if past + T > self.config.block_size:
+            raise ValueError(f"GPT: expected at most {self.config.block_size} tokens, got {past + T}")
         wte = self.transformer["wte"]
-        x = wte(ids) + self.transformer["wpe"](Tensor(np.arange(T), device=ids.device))  # (B, T, C)
+        x = wte(ids) + self.transformer["wpe"](Tensor(np.arange(past, past + T), device=ids.device))  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
-        for block in self.transformer["h"]:
-            x = checkpoint(block, x) if self.config.checkpoint else block(x)
+        for i, block in enumerate(self.transformer["h"]):
+            if caches:
+                x = block(x, caches[i])
+            else:
+                x = checkpoint(block, x) if self.config.checkpoint else block(x)
         return F.linear(self.transformer["ln_f"](x), wte.weight)  # (B, T, V)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -167,7 +181,8 @@ class GPT(nn.Module):
     ) -> np.ndarray:
         """Continue each row, token by token, drawing from (1).     (B, T) → (B, T + new)
 
-        Only the last block_size tokens are seen. `temperature`, `top_k` and `top_p` as in `text.sample`.
+        Only the last block_size tokens are seen. Until there are more, keys and values of earlier tokens are kept; from then on
+        every token moves by a position at each step, and all are computed anew. Rules as in `text.sample`.
         """
         rng = random.generator(generator)
         ids = np.asarray(ids)
@@ -175,8 +190,11 @@ class GPT(nn.Module):
             raise ValueError(
                 f"GPT.generate: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}"
             )
+        block, caches = self.config.block_size, [nn.KeyValueCache() for _ in self.transformer["h"]]
         for _ in range(max_new_tokens):
-            logits = self(Tensor(ids[:, -self.config.block_size :], device=self.device))[:, -1].cpu().data  # (B, V)
+            fits = caches and ids.shape[1] <= block
+            given = ids[:, caches[0].length :] if fits else ids[:, -block:]
+            logits = self(Tensor(given, device=self.device), caches if fits else None)[:, -1].cpu().data  # (B, V)
             new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=rng)
             ids = np.concatenate([ids, new[:, None]], axis=1)
         return ids

@@ -33,7 +33,7 @@ from scratchgen.nn.activation import (
     Softsign,
     Tanh,
 )
-from scratchgen.nn.attention import MultiheadAttention
+from scratchgen.nn.attention import KeyValueCache, MultiheadAttention
 from scratchgen.nn.layers import (
     AdaptiveAvgPool2d,
     AvgPool1d,
@@ -84,6 +84,7 @@ __all__ = [
     "Identity",
     "InstanceNorm2d",
     "KLDivLoss",
+    "KeyValueCache",
     "L1Loss",
     "LSTM",
     "LayerNorm",

@@ -13,9 +13,32 @@ from scratchgen import random
 from scratchgen.nn import init
 from scratchgen.nn.layers import Linear
 from scratchgen.nn.module import Module, blank, number, whole
+from scratchgen.ops import cat
 from scratchgen.tensor import Tensor, constant
 
 Generator = np.random.Generator
+
+
+class KeyValueCache:
+    r"""Keys and values of the positions so far. What looks back only never changes, so new positions are computed alone.
+
+    One cache serves one layer and one batch; `length` is the number S of positions that it holds.
+    """
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.key is None else self.key.shape[-2]
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take up T more positions; all that there are now.     (…, T, D), (…, T, E) → (…, S, D), (…, S, E)"""
+        if self.key is not None:
+            key, value = cat([self.key, key], -2), cat([self.value, value], -2)
+        self.key, self.value = key, value
+        return key, value
 
 
 class MultiheadAttention(Module):
@@ -31,6 +54,9 @@ class MultiheadAttention(Module):
     forbids (in `functional.scaled_dot_product_attention` True allows: PyTorch has it so). `is_causal` forbids to look
     ahead, with or without a mask. A row that may attend to nothing gives zeros before Wᵒ. The weights returned in
     training are those left by dropout.
+
+    With a `cache`, key and value are new positions only: they are taken up by it, S counts all that it then holds, and with
+    `is_causal` the L queries are the last of them.
 
     in_proj_weight (3E, E) holds W_q, W_k, W_v; where kdim or vdim differ from E they are q_proj_weight, k_proj_weight,
     v_proj_weight instead. They start Xavier-uniform, the biases zero. `generator` draws weights and dropout.
@@ -90,6 +116,8 @@ class MultiheadAttention(Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         batched = query.ndim == 3
         self._check(query, key, value)
@@ -98,15 +126,21 @@ class MultiheadAttention(Module):
             q, k, v = (t.unsqueeze(0) for t in (q, k, v))
         elif not self.batch_first:
             q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        n, length, source = q.shape[0], q.shape[1], k.shape[1]
-        heads = (self.num_heads, self.head_dim)
+        n, heads = q.shape[0], (self.num_heads, self.head_dim)
         q, k, v = (t.reshape(n, t.shape[1], *heads).transpose(1, 2) for t in (q, k, v))  # (N, H, ·, d)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        length, source = q.shape[2], k.shape[2]
 
         mask = self._mask(n, length, source, key_padding_mask, attn_mask, q.dtype)
         dropout = self.dropout if self.training else 0.0
         fused = not need_weights and dropout < 1
-        if is_causal and (mask is not None or not fused):
-            future = _additive("attn_mask", devices.beside(~np.tri(length, source, dtype=bool), q.data), q.dtype)
+        if past and length == 1:  # the last position may look at all
+            is_causal = False
+        if is_causal and (mask is not None or not fused or past):
+            future = _additive("attn_mask", devices.beside(~np.tri(length, source, past, dtype=bool), q.data), q.dtype)
             mask, is_causal = future if mask is None else mask + future, False
         weights = None
         if fused:
