@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("deep" if DEEP else "everyday")
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.get_closest_marker("deep") and not DEEP:
+        if item.get_closest_marker("deep") and not DEEP and not item.get_closest_marker("gpu"):  # where all is fast
             item.add_marker(pytest.mark.skip(reason="only in the deep run: SCRATCHGEN_DEEP=1"))
 
 

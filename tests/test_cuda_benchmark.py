@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -71,6 +73,13 @@ def test_the_benchmark_is_rehearsed(rehearsal):
     kept = json.loads((folder / "cuda-stand-in.json").read_text())
     assert kept["device"] == "stand in" and kept["rows"] == json.loads(json.dumps(rows))
     assert cuda.run(True, "gelu", lab)[0]["what"] == "gelu"
+
+
+def test_a_pytorch_that_reaches_no_gpu_is_missing(monkeypatch):
+    torch = types.SimpleNamespace(__version__="2.0+cpu", cuda=types.SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(ImportError, match=r"PyTorch 2\.0\+cpu reaches no GPU"):
+        cuda.Lab.torch(None)
 
 
 def test_the_aims_are_those_of_the_figures():

@@ -8,6 +8,7 @@ float32 (a Python float would drag the arithmetic into float64); no `min` and `m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 if not hasattr(np, "row_stack"):
-    np.vstack = np.vstack  # numba-cuda 0.30 asks NumPy for this name, which NumPy 2.5 no longer has)
+    setattr(np, "row_stack", np.vstack)  # noqa: B010 (numba-cuda 0.30 asks for this name, which NumPy 2.5 no longer has)
 from llvmlite import ir
 from numba import config, cuda, float32, types
 
@@ -70,12 +71,19 @@ def device(function: Any) -> Any:
     return cuda.jit(device=True)(function)
 
 
+LEGACY = 1  # the default stream by its own handle: handed on as 0, CuPy would warn of it
+
+
+@functools.cache
+def _stream(pointer: int) -> Any:
+    return cuda.external_stream(pointer or LEGACY)
+
+
 def _run(kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
-    """On the GPU, on CuPy's current stream: 0 is the default one, of both."""
+    """On the GPU, on CuPy's current stream."""
     import cupy
 
-    pointer = cupy.cuda.get_current_stream().ptr
-    kernel.jitted[blocks, kernel.threads, cuda.external_stream(pointer) if pointer else 0](*arguments)
+    kernel.jitted[blocks, kernel.threads, _stream(cupy.cuda.get_current_stream().ptr)](*arguments)
 
 
 run = _run  # the tests put an emulator here
