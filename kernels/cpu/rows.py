@@ -211,23 +211,40 @@ def binary_cross_entropy(x: Array, t: Array) -> Array:
 def _bits_backward(dloss, x, t, dx):
     one = x.dtype.type(1)
     for j in range(np.uintp(x.size)):
-        dx[j] = dloss[j] * (one / (one + exp(-x[j])) - t[j])
+        dx[j] = dloss * (one / (one + exp(-x[j])) - t[j])
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
-def binary_losses_backward(dloss, x, t, dx, nt):
+@sums
+def _scale_by(dloss, dx):
+    for j in range(np.uintp(dx.size)):
+        dx[j] *= dloss[j]
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT, INT), parallel=True)
+def binary_losses_backward(dloss, x, t, dx, each, nt):
+    """Every `each` elements of x share one of ℓ̄."""
     for p in numba.prange(nt):
-        i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
-        _bits_backward(dloss[i0:i1], x[i0:i1], t[i0:i1], dx[i0:i1])
+        i, i1 = p * x.size // nt, (p + 1) * x.size // nt
+        if each == 1:
+            _bits_backward(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
+            _scale_by(dloss[i:i1], dx[i:i1])
+            i = i1
+        while i < i1:
+            end = min(i1, (i // each + 1) * each)
+            _bits_backward(dloss[i // each], x[i:end], t[i:end], dx[i:end])
+            i = end
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
     """x̄ = ℓ̄ (σ(x) − t)"""
     if not _covers(dloss, x, t) or not dloss.shape == x.shape == t.shape:
         return reference.binary_cross_entropy_backward(dloss, x, t)
-    dx = np.empty(x.shape, x.dtype)
+    dx, each = np.empty(x.shape, x.dtype), 1
+    spread = dloss.strides.index(0) if 0 in dloss.strides else x.ndim  # what a sum over the last dimensions hands back
+    if not any(dloss.strides[spread:]):
+        dloss, each = dloss[(..., *[0] * (x.ndim - spread))], math.prod(x.shape[spread:])
     inputs = (plain(a).reshape(-1) for a in (dloss, x, t))
-    binary_losses_backward[x.dtype.char](*inputs, dx.reshape(-1), shares(4 * x.size))
+    binary_losses_backward[x.dtype.char](*inputs, dx.reshape(-1), each, shares(4 * x.size))
     return dx
 
 
