@@ -94,6 +94,10 @@ def matmul_cases(letter, normal):
         yield "matmul", (normal(61, 37), normal(37, 71)), {"out": out, "accumulate": True}
     yield "matmul", (normal(300, 64), normal(64, 300)), {"bias": normal(300), "activation": "relu"}
     yield "matmul", (normal(20, 64), normal(64, 700)), {"bias": normal(700), "activation": "gelu"}
+    yield "matmul", (normal(100, 64), normal(300, 64).T), {"bias": normal(600)[::2], "activation": "relu"}  # by columns
+    yield "matmul", (normal(3, 40, 64), normal(90, 64).T), {"out": normal(3, 90, 40).swapaxes(1, 2), "accumulate": True}
+    yield "matmul", (normal(3, 40, 64), normal(64, 96)), {"bias": normal(96), "out": normal(3, 40, 192)[..., ::2]}
+    yield "matmul", (normal(2, 1200), normal(1200, 19)), {}  # small, but of sums too long for one block
     special = normal(20, 20)
     special[0, 0], special[1, 1], special[2, 2] = np.nan, np.inf, -np.inf
     yield "matmul", (special, normal(20, 20)), {}

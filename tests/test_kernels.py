@@ -163,6 +163,9 @@ def test_what_is_not_covered_goes_to_the_reference():
         assert np.array_equal(kernels.matmul(whole, whole.T), whole @ whole.T)
         assert np.array_equal(kernels.matmul(whole + 1j, whole.T), (whole + 1j) @ whole.T)
         assert kernels.softmax(np.zeros((0, 3), "f")).shape == (0, 3)
+        swapped = whole.astype(np.dtype("f").newbyteorder())
+        assert np.array_equal(kernels.matmul(swapped, whole.T.astype("f")), whole @ whole.T)
+        assert np.array_equal(kernels.matmul(whole.astype("f"), swapped.T, out=np.zeros((2, 2), "f")), whole @ whole.T)
         half = np.arange(6, dtype=np.float16).reshape(2, 3)
         assert np.array_equal(kernels.matmul(half, half.T), half @ half.T)
 

@@ -91,11 +91,15 @@ def compile_seconds() -> tuple[int, float]:
 class Kernel(dict):
     """The compiled forms of one function, by the letter of their element type: `kernel["f"](…)`.
 
-    `signature` makes Numba's signature from the element type. A C callback (`callback=True`) becomes its address.
+    `signature` makes Numba's signature from the element type. A C callback (`callback=True`) becomes its address. What is
+    `unchecked` is called past Numba's choice by the types of the arguments, which costs as much again as handing them over:
+    a number of dimensions or a size of elements that is wrong still raises, another wrong type or layout is the caller's.
     """
 
-    def __init__(self, function: Callable, signature: Callable, callback: bool = False, **options: Any) -> None:
-        self.function, self.signature, self.callback = function, signature, callback
+    def __init__(
+        self, function: Callable, signature: Callable, callback: bool = False, unchecked: bool = False, **options: Any
+    ) -> None:
+        self.function, self.signature, self.callback, self.unchecked = function, signature, callback, unchecked
         self.kept: list[Any] = []  # the address of a callback is valid while the object lives
         self.options = {**PLAIN, **options}
 
@@ -132,7 +136,9 @@ class Kernel(dict):
 
     def _keep(self, compiled: Any) -> Any:
         self.kept.append(compiled)
-        return compiled.address if self.callback else compiled
+        if self.callback:
+            return compiled.address
+        return compiled.get_overload(compiled.signatures[0]) if self.unchecked else compiled
 
 
 class _Child:

@@ -1,15 +1,20 @@
 r"""Matrix products, C = f(A B + bias), around the register tile of `simd`.
 
-    for each block of columns of C (PANEL_ROOM):          its part of B is copied into panels as wide as a tile, once
-      for each block of rows (ROWS):                      threads share these
-        for each block of k (DEPTH):                      its part of A now fits the L2 cache, a panel of B the L1
-          for each panel of B:   for each tile of rows:   c_tile += a_tile b_panel, in registers
-        f and bias, while the rows are still in the cache
+    each thread takes a rectangle of C, of so many rows and columns, and does for it alone:
+      for each block of columns (PANEL_ROOM):             its part of B is copied into panels as wide as a tile, once
+        for each block of rows (ROWS):
+          for each block of k (DEPTH):                    its part of A now fits the L2 cache, a panel of B the L1
+            for each panel of B:   for each tile of rows:   c_tile += a_tile b_panel, in registers
+          f and bias, while the rows are still in the cache
 
 A is read where it lies, whatever its strides, since the tile takes its elements one by one; it is copied first only
 where its rows lie at a distance that maps them all to the same few cache lines (a power of two), or where k is so long
-that a block of it leaves the cache. B is read where it lies if its rows are contiguous and it is small. Both rules follow
-earlier measurements on a machine with AVX-512; they are not measured anew here.
+that a block of it leaves the cache. B is read where it lies if its rows are contiguous, the tile can read what is left of
+them (`MASKED`), and they lie at no such distance. Threads share nothing, so one launch does: it costs 2.5 µs, as much as
+50 × 50 × 50 products. How they divide C follows from what is to be read, packed and added up (`Plan`).
+
+What follows from the shapes and strides alone is worked out once for each of them, and kept (`plan`): a step of training
+meets the same ones again and again, and at the sizes of small models the decisions would cost as much as the product.
 
 Batches: a kernel is given the first matrix of each operand and a table of the byte offsets of the others, so leading
 dimensions of any number and stride, broadcast or not, cost nothing and are never copied.
@@ -28,7 +33,7 @@ from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result
 from kernels.cpu.functions import erf, tanh
 from kernels.cpu.memory import scratch
-from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, pack, tile, view
+from kernels.cpu.simd import BITS, HEIGHT, MASKED, VECTORS, address, call, lanes, pack, tile, view
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -38,9 +43,11 @@ ROWS = 16 * HEIGHT  # rows of A in the cache at a time
 SLOT = -(-HEIGHT // (BITS // 32)) * (BITS // 32)  # rows of a copied tile of A, up to whole vectors
 A_ROOM = 17 * SLOT * DEPTH  # elements of a copied block of A
 PANEL_ROOM = 1 << 22  # elements of B in panels at a time
+PACKING = 12  # rows of C that could be computed in the time in which their part of B is copied into panels
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
-DIRECT = 1 << 14  # elements of B up to which it is read where it lies
 SERIAL = 96**3  # products below which a second thread costs more than it brings
+FLOAT, DOUBLE = np.dtype("f"), np.dtype("d")
+LETTERS = {FLOAT: "f", DOUBLE: "d"}  # the types of the elements; others are the reference's
 
 
 @kernel(lambda T: VOID(numba.types.CPointer(T), INT, INT, INT, INT, INT), callback=True)
@@ -76,35 +83,30 @@ def panels(packer, b, b_rs, b_cs, k, n, first, last, out, size):
         call(packer, (k, min(width, n - j), b + j * b_cs, b_rs, b_cs, out + j * k * size, width * size, width))
 
 
-@kernel(lambda T: VOID(*[INT] * 17), callback=True)
-def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, edge, c, c_rs, m, n, k, add, room, size):
-    """C[:m, :n] (+)= A B, B in panels b_ps apart with rows b_rs apart; an unwhole last panel may lie elsewhere, at `edge`."""
+@kernel(lambda T: VOID(*[INT] * 16), callback=True)
+def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, room, size):
+    """C[:m, :n] (+)= A B, m ≤ ROWS, B in panels b_ps apart with rows b_rs apart; `room`: where A is to be copied to, or 0."""
     width = VECTORS * (BITS // 8) // size
-    for i0 in range(0, m, ROWS):
-        rows = min(ROWS, m - i0)
-        tiles = (rows + HEIGHT - 1) // HEIGHT
-        for k0 in range(0, max(k, 1), DEPTH):
-            depth = min(DEPTH, k - k0)
-            if room:
-                for p in range(tiles):
-                    i = p * rows // tiles
-                    height = (p + 1) * rows // tiles - i
-                    source = a + (i0 + i) * a_rs + k0 * a_cs
-                    call(packer, (depth, height, source, a_cs, a_rs, room + p * SLOT * DEPTH * size, SLOT * size, SLOT))
-            for j in range(0, n, width):
-                panel, panel_rs = b + j // width * b_ps + k0 * b_rs, b_rs
-                if edge and j + width > n:
-                    panel, panel_rs = edge + k0 * width * size, width * size
-                for p in range(tiles):
-                    i = p * rows // tiles
-                    height = (p + 1) * rows // tiles - i
-                    at_c = c + (i0 + i) * c_rs + j * size
-                    if room:
-                        at_a, rs, cs = room + p * SLOT * DEPTH * size, size, SLOT * size
-                    else:
-                        at_a, rs, cs = a + (i0 + i) * a_rs + k0 * a_cs, a_rs, a_cs
-                    again = 1 if add or k0 else 0
-                    call(tiler, (depth, at_a, rs, cs, panel, panel_rs, at_c, c_rs, height, min(width, n - j), again))
+    tiles = (m + HEIGHT - 1) // HEIGHT
+    for k0 in range(0, max(k, 1), DEPTH):
+        depth = min(DEPTH, k - k0)
+        if room:
+            for p in range(tiles):
+                i = p * m // tiles
+                height = (p + 1) * m // tiles - i
+                source = a + i * a_rs + k0 * a_cs
+                call(packer, (depth, height, source, a_cs, a_rs, room + p * SLOT * DEPTH * size, SLOT * size, SLOT))
+        for j in range(0, n, width):
+            panel = b + j // width * b_ps + k0 * b_rs
+            for p in range(tiles):
+                i = p * m // tiles
+                height = (p + 1) * m // tiles - i
+                if room:
+                    at_a, rs, cs = room + p * SLOT * DEPTH * size, size, SLOT * size
+                else:
+                    at_a, rs, cs = a + i * a_rs + k0 * a_cs, a_rs, a_cs
+                at_c, again = c + i * c_rs + j * size, 1 if add or k0 else 0
+                call(tiler, (depth, at_a, rs, cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), again))
 
 
 class Tools(dict):
@@ -117,7 +119,6 @@ class Tools(dict):
 
 
 tools = Tools()
-TOOLS = numba.types.UniTuple(INT, 5)
 
 
 @helper
@@ -126,131 +127,194 @@ def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
     call(use[2], (use[1], b, b_rs, b_cs, k, n, first, last, out, size))
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Small products
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel(lambda T: numba.boolean(INT, INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
+def small(tiler, packer, a, b, c):
+    """C = A B by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product.
+
+    False, and nothing done, where the shapes do not agree or k is so long that its sums should be taken in blocks.
+    """
+    (m, k), n, size = a.shape, c.shape[1], c.itemsize
+    if b.shape[0] != k or k > 4 * DEPTH:
+        return False
+    width = VECTORS * (BITS // 8) // size
+    at_b, b_ps, b_rs = address(b), width * size, b.strides[0]
+    if b.strides[1] != size or b_rs % 4096 == 0 or not (MASKED or n % (width // VECTORS) == 0):
+        count = (n + width - 1) // width
+        room = np.empty(count * k * width, c.dtype)
+        for p in range(count):
+            source, out = at_b + p * width * b.strides[1], address(room) + p * k * width * size
+            call(packer, (k, min(width, n - p * width), source, b_rs, b.strides[1], out, width * size, width))
+        at_b, b_ps, b_rs = address(room), k * width * size, width * size
+    (a_rs, a_cs), c_rs = a.strides, c.strides[0]
+    tiles = (m + HEIGHT - 1) // HEIGHT
+    for j in range(0, n, width):
+        for p in range(tiles):
+            i = p * m // tiles
+            height, at_c = (p + 1) * m // tiles - i, address(c) + i * c_rs + j * size
+            at_a, panel = address(a) + i * a_rs, at_b + j // width * b_ps
+            call(tiler, (k, at_a, a_rs, a_cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), 0))
+    return True
+
+
+class Small(dict):
+    """What the door needs for a small product, by the type of the elements: the kernel, and the functions that it calls."""
+
+    def __missing__(self, dtype: np.dtype) -> tuple:
+        letter = LETTERS[dtype]
+        self[dtype] = small[letter], tile[letter], pack[letter]
+        return self[dtype]
+
+
+smalls = Small()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All others
+# ---------------------------------------------------------------------------------------------------------------------
+
+COPY_A, DIRECT, ACROSS, THREADS, PART = range(5, 10)  # in the table of a plan, after the addresses of the tools
+
+
 @helper
-def _alone(use, a, b, c, za, zb, zc, i0, i1, bias, activation, add, copy_a, direct, room, like):
-    """Rows i0 to i1 of one product of the batch, by one thread in its own workspace."""
-    size = like.itemsize
-    k, n = b.shape
+def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, room):
+    """Rows i0 to i1 and columns j0 to j1 of one product of the batch, by one thread in its own workspace."""
+    size = c.itemsize
+    k = b.shape[0]
     a_rs, a_cs = a.strides
     b_rs, b_cs = b.strides
+    c_rs = c.strides[0]
     width = VECTORS * (BITS // 8) // size
-    at_a, at_c = address(a) + za + i0 * a_rs, address(c) + zc + i0 * c.strides[0]
-    room_a = room if copy_a else 0
-    room_b = room + (A_ROOM * size if copy_a else 0)
-    step = n if direct else max(PANEL_ROOM // (max(k, 1) * width), 1) * width
-    for j in range(0, n, step):
-        columns = min(step, n - j)
-        source, at_b, b_ps, rs, edge, first = address(b) + zb + j * b_cs, room_b, k * width * size, width * size, 0, 0
-        if direct:  # only a last panel that does not end with a whole vector is copied
-            torn = n * size % (BITS // 8) != 0
-            at_b, b_ps, rs, first = source, width * size, b_rs, n // width if torn else (n + width - 1) // width
-            edge = room_b if torn else 0
-        out = room_b - first * width * k * size
-        into_panels(use, source, b_rs, b_cs, k, columns, first, (columns + width - 1) // width, out, size)
-        here = at_c + j * size
-        numbers = (at_a, a_rs, a_cs, at_b, b_ps, rs, edge, here, c.strides[0], i1 - i0, columns, k, add, room_a, size)
-        call(use[3], (use[0], use[1], *numbers))
-        if bias.size or activation:
-            shift = address(bias) + j * size if bias.size else 0
-            call(use[4], (here, c.strides[0], i1 - i0, columns, shift, activation))
+    room_a = room if use[COPY_A] else 0
+    room_b = room + A_ROOM * size * use[COPY_A]
+    step = max(j1 - j0, 1) if use[DIRECT] else max(PANEL_ROOM // use[THREADS] // (max(k, 1) * width), 1) * width
+    for j in range(j0, j1, step):
+        columns = min(step, j1 - j)
+        source = address(b) + zb + j * b_cs
+        at_b, b_ps, rs = source, width * size, b_rs
+        if not use[DIRECT]:
+            at_b, b_ps, rs = room_b, k * width * size, width * size
+            into_panels(use, source, b_rs, b_cs, k, columns, 0, (columns + width - 1) // width, room_b, size)
+        for i in range(i0, i1, ROWS):
+            rows = min(ROWS, i1 - i)
+            at_a, at_c = address(a) + za + i * a_rs, address(c) + zc + i * c_rs + j * size
+            numbers = (at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a, size)
+            call(use[3], (use[0], use[1], *numbers))
+            if bias.size or activation:
+                call(use[4], (at_c, c_rs, rows, columns, address(bias) + j * size if bias.size else 0, activation))
+
+
+@helper
+def _share(t, use, a, b, c, places, bias, activation, add, room):
+    """What thread t does: some columns of some rows of all products of the batch, the rows counted end to end."""
+    (m, n), batch, size = c.shape, places.shape[1], c.itemsize
+    width = BITS // 8 // size
+    across, parts = use[ACROSS], use[THREADS] // use[ACROSS]
+    column, row, vectors = t % across, t // across, (n + width - 1) // width
+    j0, j1 = column * vectors // across * width, min((column + 1) * vectors // across * width, n)
+    first, last = row * batch * m // parts, (row + 1) * batch * m // parts
+    place = address(room) + t * use[PART] * size
+    while first < last:
+        z = first // m
+        i0 = first - z * m
+        i1 = min(m, i0 + last - first)
+        _rectangle(use, a, b, c, places[0, z], places[1, z], places[2, z], i0, i1, j0, j1, bias, activation, add, place)
+        first += i1 - i0
+
+
+PLACES = numba.types.Array(numba.intp, 2, "C", readonly=True)
 
 
 def _signature(T: Any) -> Any:
-    return VOID(
-        TOOLS, given(T, 2), given(T, 2), result(T, 2), TABLE, TABLE, TABLE, given(T, 1), INT, INT, INT, INT, result(T,
-        1, "C"), INT
-    )  # fmt: skip
+    operands = given(T, 2), given(T, 2), result(T, 2)
+    return VOID(TABLE, *operands, PLACES, given(T, 1), INT, INT, result(T, 1, "C"))
 
 
-class Addresses(dict):
-    """The same as a table: an array is handed over faster than as many numbers."""
-
-    def __missing__(self, letter: str) -> Array:
-        self[letter] = np.array(tools[letter], np.intp)
-        self[letter].flags.writeable = False
-        return self[letter]
+@kernel(_signature, unchecked=True)
+def serial(use, a, b, c, places, bias, activation, add, room):
+    """All by the calling thread."""
+    _share(0, use, a, b, c, places, bias, activation, add, room)
 
 
-addresses = Addresses()
+@kernel(_signature, unchecked=True, parallel=True)
+def parallel(use, a, b, c, places, bias, activation, add, room):
+    """Each thread its share."""
+    for t in numba.prange(use[THREADS]):
+        _share(t, use, a, b, c, places, bias, activation, add, room)
 
 
-@kernel(lambda T: VOID(TABLE, given(T, 2), given(T, 2), result(T, 2), result(T, 1, "C")))
-def small(use, a, b, c, room):
-    """One product by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product."""
-    size = c.itemsize
-    direct = b.strides[1] == size and b.size <= DIRECT
-    _alone(use, a, b, c, 0, 0, 0, 0, c.shape[0], room[:0], 0, 0, False, direct, address(room), c)
+class Plan:
+    """All that follows from the shapes, strides and type of the operands: how to compute C, and what its shape is.
+
+    A thread's share of C of r rows and v vectors of columns takes about (r + PACKING) v steps for each k, without PACKING
+    where B is read where it lies: of all ways to divide the threads between rows and columns, the one with the least.
+    """
+
+    shape: tuple[int, ...] | None = None  # of C; None: these shapes are the reference's to judge
+    kernel: Any = None  # None: nothing to compute
+    straight = turned = True  # do the rows of C, or its columns, lie in one piece?
+    flat: tuple[int, int] | None = None  # the shape of A as one matrix, where a stack of them times one B is one product
+    first: list[tuple[int, ...]] | None = None  # the index of the first matrix of A, B and C, where they are stacks
+
+    def __init__(
+        self, letter: str, a: tuple, a_strides: tuple, b: tuple, b_strides: tuple, c_strides: tuple | None, nt: int
+    ) -> None:
+        if len(a) < 2 or len(b) < 2 or a[-1] != b[-2]:
+            return
+        size, (m, k), n = np.dtype(letter).itemsize, a[-2:], b[-1]
+        lead = np.broadcast_shapes(a[:-2], b[:-2])
+        self.shape = shape = (*lead, m, n)
+        if c_strides is None or len(c_strides) != len(shape):
+            c_strides = tuple(size * math.prod(shape[d + 1 :]) for d in range(len(shape)))
+        self.straight, self.turned = c_strides[-1] == size or n == 1, c_strides[-2] == size or m == 1
+        if 0 in shape:
+            return
+        if len(b) == 2 < len(a) and _contiguous(a, a_strides, size) and _contiguous(shape, c_strides, size):
+            m = math.prod(a[:-1])
+            lead, self.flat, a_strides, c_strides = (), (m, k), (size * k, size), (size * n, size)
+        stacks = ((a[:-2], a_strides[:-2]), (b[:-2], b_strides[:-2]), (lead, c_strides[:-2])) if lead else [((), ())] * 3
+        self.places = np.array([offsets(lead, *stack) for stack in stacks])
+        self.places.flags.writeable = False
+        self.first = [(0,) * len(dimensions) for dimensions, _ in stacks] if lead else None
+        # the rules: see the head of the file
+        width, batch, vectors = VECTORS * lanes(size), math.prod(lead), _ceil(n, lanes(size))
+        far = max(a_strides[-2:])
+        copy_a = m >= 2 * HEIGHT and n >= 4 * width and (k > 1024 or (k > 128 and far % 4096 == 0))
+        direct = b_strides[-1] == size and b_strides[-2] % 4096 != 0 and (MASKED or n % lanes(size) == 0)
+        if batch * m * n * k <= SERIAL:
+            nt = 1
+        ways = [p for p in range(1, nt + 1) if nt % p == 0]  # so many parts of columns, nt // p of rows
+        across = min(ways, key=lambda p: (_ceil(batch * m * p, nt) + PACKING * (not direct)) * _ceil(vectors, p))
+        panels = _ceil(_ceil(vectors, across), VECTORS)
+        room_b = 0 if direct else k * width * min(panels, max(PANEL_ROOM // nt // (max(k, 1) * width), 1))
+        part = (room_b + copy_a * A_ROOM + 15) // 16 * 16
+        self.room = nt * part
+        self.kernel = (serial if nt == 1 else parallel)[letter]
+        self.table = np.array([*tools[letter], copy_a, direct, across, nt, part], np.intp)
+        self.table.flags.writeable = False
 
 
-@kernel(_signature)
-def serial(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
-    """The whole batch by the calling thread."""
-    for z in range(zc.size):
-        _alone(use, a, b, c, za[z], zb[z], zc[z], 0, c.shape[0], bias, activation, add, copy_a, direct, address(room), c)
+def _ceil(n: int, parts: int) -> int:
+    return -(-n // parts)
 
 
-@kernel(_signature, parallel=True)
-def batched(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, direct, room, nt):
-    """The rows of all products of the batch, end to end, in as many equal parts as there are threads."""
-    m = c.shape[0]
-    part = room.size // nt
-    for t in numba.prange(nt):
-        first, last = t * zc.size * m // nt, (t + 1) * zc.size * m // nt
-        place = address(room) + t * part * room.itemsize
-        while first < last:
-            z = first // m
-            i0 = first - z * m
-            i1 = min(m, i0 + last - first)
-            _alone(use, a, b, c, za[z], zb[z], zc[z], i0, i1, bias, activation, add, copy_a, direct, place, c)
-            first += i1 - i0
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
+    for n, stride in zip(shape[::-1], strides[::-1], strict=True):
+        if n > 1 and stride != size:
+            return False
+        size *= n
+    return True
 
 
-@kernel(_signature, parallel=True)
-def shared(use, a, b, c, za, zb, zc, bias, activation, add, copy_a, across, room, nt):
-    """One product after the other, each by all threads: they pack B together, then take rows (or columns) of C each."""
-    size = c.itemsize
-    m, n = c.shape
-    k = b.shape[0]
-    width = VECTORS * (BITS // 8) // size
-    step = max(PANEL_ROOM // (max(k, 1) * width), nt) * width
-    room_b = address(room) + nt * A_ROOM * size
-    a_rs, a_cs = a.strides
-    b_rs, b_cs = b.strides
-    for z in range(zc.size):
-        for j0 in range(0, n, step):
-            columns = min(step, n - j0)
-            count = (columns + width - 1) // width
-            for t in numba.prange(nt):
-                source = address(b) + zb[z] + j0 * b_cs
-                into_panels(use, source, b_rs, b_cs, k, columns, t * count // nt, (t + 1) * count // nt, room_b, size)
-            for t in numba.prange(nt):
-                i0, i1, p0, p1 = 0, m, 0, count
-                if across:
-                    p0, p1 = t * count // nt, (t + 1) * count // nt
-                else:
-                    grain = HEIGHT if m >= 4 * HEIGHT * nt else 1  # whole tiles, where there are enough of them
-                    i0 = t * (m // grain) // nt * grain
-                    i1 = m if t == nt - 1 else (t + 1) * (m // grain) // nt * grain
-                wide = min(columns, p1 * width) - p0 * width
-                at_c = address(c) + zc[z] + i0 * c.strides[0] + (j0 + p0 * width) * size
-                place = address(room) + t * A_ROOM * size if copy_a else 0
-                for i in range(i0, i1, ROWS):
-                    rows = min(ROWS, i1 - i)
-                    here = at_c + (i - i0) * c.strides[0]
-                    at_a, at_b = address(a) + za[z] + i * a_rs, room_b + p0 * width * k * size
-                    panel, line = k * width * size, width * size
-                    numbers = (at_a, a_rs, a_cs, at_b, panel, line, 0, here, c.strides[0], rows, wide, k, add, place, size)
-                    call(use[3], (use[0], use[1], *numbers))
-                    if bias.size or activation:
-                        shift = address(bias) + (j0 + p0 * width) * size if bias.size else 0
-                        call(use[4], (here, c.strides[0], rows, wide, shift, activation))
-
+plan = lru_cache(maxsize=4096)(Plan)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The door
 # ---------------------------------------------------------------------------------------------------------------------
 
-ONE = np.zeros(1, np.intp)  # the table of a single matrix
 NONE = {letter: np.zeros(0, letter) for letter in "fd"}
 
 
@@ -277,79 +341,51 @@ def matmul(
     accumulate: bool = False,
 ) -> Array:
     """C = f(A B + bias), or C + A B.     (…, m, k), (…, k, n) → (…, m, n)"""
-    letter = a.dtype.char
-    if a.ndim == 2 == b.ndim and bias is out is activation is None and b.dtype.char == letter and letter in NONE:
-        (m, k), (inner, n) = a.shape, b.shape
-        if inner == k and 0 < m * k * n <= SERIAL:
-            c = np.empty((m, n), letter)
-            small[letter](addresses[letter], a, b, c, scratch(letter, k * (n + 64)))
-            return c
-    if letter not in NONE or b.dtype.char != letter or a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+    dtype = a.dtype
+    if out is bias is activation is None and dtype is b.dtype and a.ndim == 2 == b.ndim and (dtype is FLOAT or dtype is DOUBLE):
+        n = b.shape[1]
+        if a.size * n <= SERIAL:
+            function, tiler, packer = smalls[dtype]
+            c = np.empty((len(a), n), dtype)
+            if function(tiler, packer, a, b, c):
+                return c
+    letter, f = LETTERS.get(dtype), ACTIVATIONS.get(activation)
+    if letter is None or (b.dtype is not dtype and b.dtype != dtype):
         return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
-    if a.ndim == 2 and b.ndim == 2:
-        shape: tuple[int, ...] = (a.shape[0], b.shape[1])
-        lead: tuple[int, ...] = ()
-    else:
-        lead = a.shape[:-2] if a.shape[:-2] == b.shape[:-2] else np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        shape = (*lead, a.shape[-2], b.shape[-1])
-    if out is None:
-        c = np.zeros(shape, letter) if accumulate else np.empty(shape, letter)
+    how = plan(letter, a.shape, a.strides, b.shape, b.strides, None if out is None else out.strides, threads())
+    shape = how.shape
+    if out is None and shape is not None:
+        c = np.zeros(shape, dtype) if accumulate else np.empty(shape, dtype)
+    elif out is None or out.shape != shape or out.dtype != dtype or not out.flags.writeable or not out.flags.aligned:
+        return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
     else:
         c = out
-        if c.shape != shape or c.dtype.char != letter or not c.flags.writeable or not c.flags.aligned:
-            return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
-        if np.may_share_memory(c, a) or np.may_share_memory(c, b):
-            c[...] = matmul(a, b, bias=bias, activation=activation, out=c.copy() if accumulate else None,
-            accumulate=accumulate)
-            return c
-    if 0 in shape:
-        return c
-    f = ACTIVATIONS.get(activation)
-    if f is None or (bias is not None and (bias.shape != shape[-1:] or bias.dtype.char != letter)):
-        return reference.finish(matmul(a, b, out=c, accumulate=accumulate), bias, activation)
-    size = c.itemsize
-    if c.strides[-1] != size and (shape[-1] > 1):
-        if c.strides[-2] == size and bias is None and f == 0:  # Cᵀ = Bᵀ Aᵀ
-            matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out=c.swapaxes(-1, -2), accumulate=accumulate)
-        else:
+        turned = how.turned and bias is None and f == 0
+        if np.may_share_memory(c, a) or np.may_share_memory(c, b) or not (how.straight or turned):
             c[...] = matmul(
                 a, b, bias=bias, activation=activation, out=c.copy("C") if accumulate else None, accumulate=accumulate
             )
+            return c
+        if not how.straight:  # Cᵀ = Bᵀ Aᵀ
+            matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out=c.swapaxes(-1, -2), accumulate=accumulate)
+            return c
+    if how.kernel is None:  # nothing to compute
         return c
-    _run(letter, a, b, c, lead, NONE[letter] if bias is None else bias, f, accumulate)
+    if bias is None:
+        bias = NONE[letter]
+    elif bias.shape != shape[-1:] or bias.dtype != dtype:
+        f = None
+    elif not bias.flags.c_contiguous:
+        bias = bias.copy()
+    if f is None:
+        return reference.finish(matmul(a, b, out=c, accumulate=accumulate), bias, activation)
+    x, y = a, c
+    if how.flat:
+        x, y = a.reshape(how.flat), c.reshape(how.flat[0], shape[-1])
+    elif how.first:
+        x, b, y = a[how.first[0]], b[how.first[1]], c[how.first[2]]
+    how.kernel(how.table, x, b, y, how.places, bias, f, accumulate, scratch(letter, how.room))
     return c
-
-
-def _run(letter: str, a: Array, b: Array, c: Array, lead: tuple[int, ...], bias: Array, activation: int, add: bool) -> None:
-    za = zb = zc = ONE
-    if lead and b.ndim == 2 and a.size and a.flags.c_contiguous and c.flags.c_contiguous:  # one product, not a stack
-        a, c, lead = a.reshape(-1, a.shape[-1]), c.reshape(-1, c.shape[-1]), ()
-    if lead:
-        za, zb, zc = (offsets(lead, x.shape[:-2], x.strides[:-2]) for x in (a, b, c))
-        a, b, c = a[(0,) * (a.ndim - 2)], b[(0,) * (b.ndim - 2)], c[(0,) * (c.ndim - 2)]
-    m, n = c.shape
-    k, size = b.shape[0], c.itemsize
-    batch = zc.size
-    # the rules: see the head of the file
-    far = max(a.strides)
-    copy_a = m >= 2 * HEIGHT and n >= 4 * VECTORS * (BITS // 8) // size and (k > 1024 or (k > 128 and far % 4096 == 0))
-    direct = b.strides[1] == size and k * n <= DIRECT and b.strides[0] % 4096 != 0
-    work = batch * m * n * k
-    nt = threads() if work > SERIAL else 1
-    width = VECTORS * (BITS // 8) // size
-    whole = -(-n // width) * width
-    arguments = (tools[letter], a, b, c, za, zb, zc, bias, activation, add, copy_a)
-    if nt == 1 or batch >= nt or m * batch < nt or k * n <= DIRECT:  # so small a B each thread packs for itself
-        if nt > batch * m:
-            nt = 1
-        room_b = width * k if direct else k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), 1) * width)
-        part = (room_b + copy_a * A_ROOM + 15) // 16 * 16
-        room = scratch(letter, nt * part)[: nt * part]
-        (serial if nt == 1 else batched)[letter](*arguments, direct, room, nt)
-    else:
-        room_b = k * min(whole, max(PANEL_ROOM // (max(k, 1) * width), nt) * width)
-        across = n > m and n >= 2 * nt * width
-        shared[letter](*arguments, across, scratch(letter, nt * A_ROOM + room_b), nt)
 
 
 def einsum(equation: str, *operands: Array) -> Array:
@@ -360,8 +396,8 @@ def einsum(equation: str, *operands: Array) -> Array:
     """
     left, out = equation.split("->")
     names, xs = left.split(","), list(operands)
-    letter = xs[0].dtype.char
-    if len(xs) < 2 or letter not in NONE or any(x.dtype.char != letter or not x.size for x in xs):
+    dtype = xs[0].dtype
+    if len(xs) < 2 or dtype not in LETTERS or any(x.dtype != dtype or not x.size for x in xs):
         return reference.einsum(equation, *operands)
     while len(xs) > 1:
         (p, q, *others), (x, y, *rest) = names, xs
