@@ -68,16 +68,18 @@ CPU = {
     "images": ("leaky_relu", "leaky_relu_backward", "nearest", "nearest_backward"),
     "rows": (
         *("softmax", "log_softmax", "cross_entropy", "cross_entropy_backward", "layer_norm", "layer_norm_backward"),
-        *("binary_cross_entropy", "binary_cross_entropy_backward"),
-        *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "gelu", "gelu_backward", "silu"),
-        *("silu_backward", "dropout", "embedding", "scatter_add"),
+        *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "embedding", "scatter_add"),
+    ),
+    "elementwise": (
+        *("gelu", "gelu_backward", "silu", "silu_backward", "binary_cross_entropy", "binary_cross_entropy_backward"),
+        "dropout",
     ),
     "optimizer": ("adam", "adamw", "sum_of_squares", "scale"),
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "attention_dropout")
-# The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
-DEVICE = {**ROOM, "erf": "rows", "attention_dropout": "rows"}
+# The rooms of `cuda/`, named alike but for `elementwise`; its other doors are the reference's, on device arrays.
+DEVICE = {**ROOM, **dict.fromkeys((*CPU["elementwise"], *BASE), "rows")}
 del DEVICE["einsum"]  # the library's own
 
 storey = "reference"

@@ -179,13 +179,6 @@ def rows_cases(letter, normal):
             for door in ("softmax", "log_softmax"):
                 yield door, (y,), {"axis": -1}
                 yield door, (y,), {"axis": 0}
-            for approximate in ("none", "tanh"):
-                yield "gelu", (y,), {"approximate": approximate}
-                yield "gelu_backward", (dy, y), {"approximate": approximate}
-            yield "silu", (y,), {}
-            yield "silu_backward", (dy, y), {}
-            for p in (0.0, 0.3, 1.0):
-                yield "dropout", (y,), {"p": p, "seed": 12345678901, "stream": 7}
             if not width:
                 continue
             target = np.arange(n) % width
@@ -207,16 +200,34 @@ def rows_cases(letter, normal):
                 yield "batch_norm", (image, w, b), {}
                 yield "batch_norm_backward", (grad, image, w, mean, rstd), {}
     index = np.arange(-50, 50).repeat(12).reshape(40, 30)
+    for width in (1, 24, 33):
+        yield "embedding", (normal(50, width), index), {}
+    for shape in ((50, 24), (50,), (50, 3, 11)):
+        yield "scatter_add", (normal(*shape), index, normal(40, 30, *shape[1:])), {}
+
+
+def elementwise_cases(letter, normal):
+    for n, width in ((1, 1), (3, 5), (70, 65), (400, 130), (0, 4), (4, 0)):
+        x, dy = 3 * normal(n, width), normal(n, width)
+        inputs = [x, 40 * x]
+        if n == 70:
+            special = x.copy()
+            special[1], special[2, 3], special[0, 1], special[5, 5] = -np.inf, -np.inf, np.nan, np.inf
+            inputs += [special, np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2]]
+        for y in inputs:
+            for approximate in ("none", "tanh"):
+                yield "gelu", (y,), {"approximate": approximate}
+                yield "gelu_backward", (dy, y), {"approximate": approximate}
+            yield "silu", (y,), {}
+            yield "silu_backward", (dy, y), {}
+            for p in (0.0, 0.3, 1.0):
+                yield "dropout", (y,), {"p": p, "seed": 12345678901, "stream": 7}
     for x in (normal(0), normal(1), 3 * normal(7, 5), normal(2, 1, 3), 40 * normal(100, 300), np.asfortranarray(normal(9, 33))):
         t = abs(normal(*x.shape)) % 1
         yield "binary_cross_entropy", (x, t), {}
         for kept in (x.ndim, x.ndim - 1, 0):  # a gradient of its own for each element, for each row, or one for all
             shared = normal(*x.shape[:kept], *[1] * (x.ndim - kept))
             yield "binary_cross_entropy_backward", (np.broadcast_to(shared, x.shape), x, t), {}
-    for width in (1, 24, 33):
-        yield "embedding", (normal(50, width), index), {}
-    for shape in ((50, 24), (50,), (50, 3, 11)):
-        yield "scatter_add", (normal(*shape), index, normal(40, 30, *shape[1:])), {}
 
 
 def optimizer_cases(letter, normal):
@@ -258,6 +269,7 @@ CASES = {
     "matmul": matmul_cases,
     "attention": attention_cases,
     "rows": rows_cases,
+    "elementwise": elementwise_cases,
     "optimizer": optimizer_cases,
     "images": images_cases,
 }

@@ -33,10 +33,11 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
+from kernels.cpu.elementwise import philox
 from kernels.cpu.functions import exp, maximum
 from kernels.cpu.matmul import into_panels, offsets, tools
 from kernels.cpu.memory import scratch
-from kernels.cpu.rows import philox, plain
+from kernels.cpu.rows import plain
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
 from kernels.cpu.threads import threads
 

@@ -1,4 +1,4 @@
-r"""exp, tanh and erf that LLVM's loop vectoriser takes as they stand: arithmetic only, no branch and no call.
+r"""exp, log, tanh, erf and the like, as LLVM's loop vectoriser takes them: arithmetic only, no branch and no call.
 
     eˣ = 2ⁿ eʳ,   n = round(x / ln 2),   r = x − n ln 2,   |r| ≤ ½ ln 2,   eʳ by its Taylor series
 
@@ -40,6 +40,37 @@ def _times_power(typingctx: Any, p: Any, t: Any) -> Any:
     return p(p, t), codegen
 
 
+@intrinsic
+def _power(typingctx: Any, t: Any) -> Any:
+    """2ⁿ, n the integer in the low bits of t, for normal results"""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (t,) = args
+        single = isinstance(t.type, ir.FloatType)
+        kind, fraction, bias = (ir.IntType(32), 23, 127) if single else (ir.IntType(64), 52, 1023)
+        n = builder.shl(builder.bitcast(t, kind), ir.Constant(kind, fraction))  # what is left of the magic number is 0
+        return builder.bitcast(builder.add(n, ir.Constant(kind, bias << fraction)), t.type)
+
+    return t(t), codegen
+
+
+@intrinsic
+def _split(typingctx: Any, x: Any) -> Any:
+    """m and k with x = m 2ᵏ, √½ ≤ m < √2, for normal x > 0"""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (x,) = args
+        single = isinstance(x.type, ir.FloatType)
+        kind, fraction = (ir.IntType(32), 23) if single else (ir.IntType(64), 52)
+        root = int(np.float32(math.sqrt(0.5)).view(np.int32)) if single else int(np.float64(math.sqrt(0.5)).view(np.int64))
+        bits, shift = builder.bitcast(x, kind), ir.Constant(kind, fraction)
+        k = builder.ashr(builder.sub(bits, ir.Constant(kind, root)), shift)
+        m = builder.bitcast(builder.sub(bits, builder.shl(k, shift)), x.type)
+        return context.make_tuple(builder, signature.return_type, [m, builder.sitofp(k, x.type)])
+
+    return types.UniTuple(x, 2)(x), codegen
+
+
 _MAGIC_BITS = {
     True: int(np.float32(1.5 * 2**23).view(np.int32)),
     False: int(np.float64(1.5 * 2**52).view(np.int64)),
@@ -75,62 +106,132 @@ def erf(x: Any) -> Any:
 
 
 def log1p(x: Any) -> Any:
-    """log(1 + x) for 0 ≤ x ≤ 1:  2 artanh(s),  s = x / (2 + x) ≤ ⅓,  artanh(s) = s + s³/3 + s⁵/5 + …"""
+    """log(1 + x) for 0 ≤ x ≤ 1:  2 artanh(x / (2 + x))"""
     return np.log1p(x)
+
+
+def log(x: Any) -> Any:
+    """log x for x ≥ 1:  log(m 2ᵏ) = k ln 2 + 2 artanh((m − 1) / (m + 1)),  √½ ≤ m < √2"""
+    return np.log(x)
+
+
+def sigmoid(x: Any) -> Any:
+    """σ(x) = 1 / (1 + e^{−x}),  for x < 0 as e^{x} / (1 + e^{x})"""
+    return 1 / (1 + np.exp(-x))
+
+
+def exp_nonpositive(x: Any) -> Any:
+    """eˣ for x ≤ 0 (a sum's rounding above is no harm); 0 below the least normal number"""
+    return np.exp(x)
+
+
+def _twice_artanh(s: Any) -> Any:
+    """2 artanh(s) = 2 (s + s³/3 + s⁵/5 + …),  |s| ≤ ⅓"""
+    return 2 * np.arctanh(s)
+
+
+@overload(_twice_artanh, jit_options=EXACT)
+def _twice_artanh_series(s):
+    T = np.float32 if s == types.float32 else np.float64
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16 = (T(2 / (2 * k + 1)) for k in range(17))
+
+    def single(s):
+        z = s * s
+        return s * (((((((c7 * z + c6) * z + c5) * z + c4) * z + c3) * z + c2) * z + c1) * z + c0)
+
+    def double(s):
+        z = s * s
+        p = (((((((c16 * z + c15) * z + c14) * z + c13) * z + c12) * z + c11) * z + c10) * z + c9) * z + c8
+        return s * ((((((((p * z + c7) * z + c6) * z + c5) * z + c4) * z + c3) * z + c2) * z + c1) * z + c0)
+
+    return single if s == types.float32 else double
 
 
 @overload(log1p, jit_options=EXACT)
 def _log1p(x):
+    two = (np.float32 if x == types.float32 else np.float64)(2)
+    return lambda x: _twice_artanh(x / (two + x))
+
+
+@overload(log, jit_options=EXACT)
+def _log(x):
     T = np.float32 if x == types.float32 else np.float64
-    two = T(2)
-    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16 = (T(2 / (2 * k + 1)) for k in range(17))
+    one, ln2, infinity = T(1), T(math.log(2)), T(math.inf)
+
+    def implementation(x):
+        m, k = _split(x)
+        y = k * ln2 + _twice_artanh((m - one) / (m + one))
+        return y if x < infinity else x
+
+    return implementation
+
+
+def _reduced(x: Any) -> Any:
+    """(eʳ, t) with x = n ln 2 + r, n in the low bits of t"""
+
+
+@overload(_reduced, jit_options=EXACT)
+def _reduced_series(x):
+    if x == types.float32:
+        T, magic, high = np.float32, np.float32(1.5 * 2**23), np.float32(0.693359375)
+    else:
+        T, magic, high = np.float64, np.float64(1.5 * 2**52), np.float64(0.693147180369123816490)
+    low, log2e = T(math.log(2) - float(high)) if T is np.float32 else T(1.90821492927058770002e-10), T(1 / math.log(2))
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (T(1 / math.factorial(i)) for i in range(2, 14))
+    one = T(1)
 
     def single(x):
-        s = x / (two + x)
-        z = s * s
-        return s * (((((((c7 * z + c6) * z + c5) * z + c4) * z + c3) * z + c2) * z + c1) * z + c0)
+        t = x * log2e + magic
+        n = t - magic
+        r = (x - n * high) - n * low
+        return (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one, t
 
     def double(x):
-        s = x / (two + x)
-        z = s * s
-        p = (((((((c16 * z + c15) * z + c14) * z + c13) * z + c12) * z + c11) * z + c10) * z + c9) * z + c8
-        return s * ((((((((p * z + c7) * z + c6) * z + c5) * z + c4) * z + c3) * z + c2) * z + c1) * z + c0)
+        t = x * log2e + magic
+        n = t - magic
+        r = (x - n * high) - n * low
+        p = ((((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7) * r + c6
+        return ((((p * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one, t
 
     return single if x == types.float32 else double
 
 
 @overload(exp, jit_options=EXACT)
 def _exp(x):
-    if x == types.float32:
-        T, magic, lowest, highest = np.float32, np.float32(1.5 * 2**23), np.float32(-104), np.float32(89)
-        high = np.float32(0.693359375)
-    else:
-        T, magic, lowest, highest = np.float64, np.float64(1.5 * 2**52), np.float64(-746), np.float64(710)
-        high = np.float64(0.693147180369123816490)
-    low, log2e = T(math.log(2) - float(high)) if T is np.float32 else T(1.90821492927058770002e-10), T(1 / math.log(2))
-    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (T(1 / math.factorial(i)) for i in range(2, 14))
-    one = T(1)
+    T, lowest, highest = (np.float32, -104, 89) if x == types.float32 else (np.float64, -746, 710)
+    lowest, highest = T(lowest), T(highest)
 
-    def single(x):
+    def implementation(x):
         x = highest if x > highest else x
         x = lowest if x < lowest else x
-        t = x * log2e + magic
-        n = t - magic
-        r = (x - n * high) - n * low
-        p = (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one
+        p, t = _reduced(x)
         return _times_power(p, t)
 
-    def double(x):
-        x = highest if x > highest else x
-        x = lowest if x < lowest else x
-        t = x * log2e + magic
-        n = t - magic
-        r = (x - n * high) - n * low
-        p = ((((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7) * r + c6
-        p = ((((p * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one
-        return _times_power(p, t)
+    return implementation
 
-    return single if x == types.float32 else double
+
+@overload(exp_nonpositive, jit_options=EXACT)
+def _exp_nonpositive(x):
+    T, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
+    lowest, zero = T(lowest), T(0)
+
+    def implementation(x):
+        p, t = _reduced(x)
+        return zero if x < lowest else p * _power(t)
+
+    return implementation
+
+
+@overload(sigmoid, jit_options=EXACT)
+def _sigmoid(x):
+    T = np.float32 if x == types.float32 else np.float64
+    zero, one = T(0), T(1)
+
+    def implementation(x):
+        e = exp_nonpositive(-abs(x))
+        return (e if x < zero else one) / (one + e)
+
+    return implementation
 
 
 @overload(tanh, jit_options=EXACT)
@@ -139,7 +240,7 @@ def _tanh(x):
     one, two, zero = T(1), T(2), T(0)
 
     def implementation(x):
-        e = exp(-two * abs(x))
+        e = exp_nonpositive(-two * abs(x))
         t = (one - e) / (one + e)
         return -t if x < zero else t
 

@@ -1,4 +1,4 @@
-r"""Kernels that pass over rows or over single elements: one pass each, vectorised, shared by the threads.
+r"""Kernels that pass over rows: one pass each, vectorised, shared by the threads.
 
 An input that is not contiguous is copied at the door. Sums are taken in any order (that is what lets them vectorise);
 nothing else of fast-math is used, so −∞ and NaN mean what they mean in `reference.py`. Sums over rows that threads share
@@ -7,21 +7,19 @@ are first kept per thread, then added in the order of the threads: the same bits
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, result, sums
-from kernels.cpu.functions import erf, exp, log1p, maximum, tanh
+from kernels.cpu.build import INT, TABLE, VOID, kernel, result, sums
+from kernels.cpu.functions import exp_nonpositive, log, maximum
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
 SMALL = 1 << 14  # elements that one thread is done with before a second one has woken up
 LETTERS = "fd"
-U64 = numba.types.uint64
 
 
 def flat(T: Any, ndim: int = 1) -> Any:
@@ -33,6 +31,12 @@ def plain(x: Array) -> Array:
     """x, or a copy of it, contiguous and aligned."""
     flags = x.flags
     return x if flags.c_contiguous and flags.aligned else np.array(x, order="C")
+
+
+def covers(*arrays: Array) -> bool:
+    """Of one element type that is compiled, and not empty"""
+    letter = arrays[0].dtype.char
+    return letter in LETTERS and all(x.dtype.char == letter for x in arrays) and arrays[0].size > 0
 
 
 def shares(elements: int) -> int:
@@ -63,13 +67,13 @@ def _softmax(x, y, logarithm, i0, i1):
         m, total = _peak(row), T(0)
         if logarithm:
             for j in range(np.uintp(row.size)):
-                total += exp(row[j] - m)
-            shift = m if total == T(0) else m + np.log(total)
+                total += exp_nonpositive(row[j] - m)
+            shift = m if total == T(0) else m + log(total)
             for j in range(np.uintp(row.size)):
                 out[j] = row[j] - shift
         else:
             for j in range(np.uintp(row.size)):
-                e = exp(row[j] - m)
+                e = exp_nonpositive(row[j] - m)
                 out[j] = e
                 total += e
             scale = T(1) if total == T(0) else T(1) / total
@@ -115,8 +119,8 @@ def _losses(x, target, loss, lse, ignore, i0, i1):
         row = x[i]
         m, total = _peak(row), T(0)
         for j in range(np.uintp(row.size)):
-            total += exp(row[j] - m)
-        lse[i] = m if total == T(0) else m + np.log(total)
+            total += exp_nonpositive(row[j] - m)
+        lse[i] = m if total == T(0) else m + log(total)
         loss[i] = T(0) if target[i] == ignore else lse[i] - row[target[i]]
 
 
@@ -157,9 +161,9 @@ def _losses_backward(dloss, x, target, lse, dx, ignore, i0, i1):
         kept = target[i] != ignore
         scale = dloss[i] if kept else T(0)
         for j in range(np.uintp(row.size)):
-            out[j] = exp(row[j] - shift) * scale
+            out[j] = exp_nonpositive(row[j] - shift) * scale
         if kept:
-            out[target[i]] = (exp(row[target[i]] - shift) - T(1)) * scale
+            out[target[i]] = (exp_nonpositive(row[target[i]] - shift) - T(1)) * scale
 
 
 @kernel(lambda T: VOID(flat(T), flat(T, 2), TABLE, flat(T), result(T, 2, "C"), INT, INT), parallel=True)
@@ -181,70 +185,6 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *,
     cross_entropy_rows_backward[letter](
         plain(dloss), plain(x), _integers(target), plain(lse), dx, ignore_index, shares(x.size)
     )  # fmt: skip
-    return dx
-
-
-@sums
-def _bits(x, t, loss):
-    zero = x.dtype.type(0)
-    for j in range(np.uintp(x.size)):
-        loss[j] = (x[j] if x[j] > zero else zero) - t[j] * x[j] + log1p(exp(-abs(x[j])))
-
-
-@kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
-def binary_losses(x, t, loss, nt):
-    for p in numba.prange(nt):
-        i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
-        _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
-
-
-def binary_cross_entropy(x: Array, t: Array) -> Array:
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
-    if not _covers(x, t) or x.shape != t.shape:
-        return reference.binary_cross_entropy(x, t)
-    loss = np.empty(x.shape, x.dtype)
-    binary_losses[x.dtype.char](plain(x).reshape(-1), plain(t).reshape(-1), loss.reshape(-1), shares(4 * x.size))
-    return loss
-
-
-@sums
-def _bits_backward(dloss, x, t, dx):
-    one = x.dtype.type(1)
-    for j in range(np.uintp(x.size)):
-        dx[j] = dloss * (one / (one + exp(-x[j])) - t[j])
-
-
-@sums
-def _scale_by(dloss, dx):
-    for j in range(np.uintp(dx.size)):
-        dx[j] *= dloss[j]
-
-
-@kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT, INT), parallel=True)
-def binary_losses_backward(dloss, x, t, dx, each, nt):
-    """Every `each` elements of x share one of ℓ̄."""
-    for p in numba.prange(nt):
-        i, i1 = p * x.size // nt, (p + 1) * x.size // nt
-        if each == 1:
-            _bits_backward(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
-            _scale_by(dloss[i:i1], dx[i:i1])
-            i = i1
-        while i < i1:
-            end = min(i1, (i // each + 1) * each)
-            _bits_backward(dloss[i // each], x[i:end], t[i:end], dx[i:end])
-            i = end
-
-
-def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
-    """x̄ = ℓ̄ (σ(x) − t)"""
-    if not _covers(dloss, x, t) or not dloss.shape == x.shape == t.shape:
-        return reference.binary_cross_entropy_backward(dloss, x, t)
-    dx, each = np.empty(x.shape, x.dtype), 1
-    spread = dloss.strides.index(0) if 0 in dloss.strides else x.ndim  # what a sum over the last dimensions hands back
-    if not any(dloss.strides[spread:]):
-        dloss, each = dloss[(..., *[0] * (x.ndim - spread))], math.prod(x.shape[spread:])
-    inputs = (plain(a).reshape(-1) for a in (dloss, x, t))
-    binary_losses_backward[x.dtype.char](*inputs, dx.reshape(-1), each, shares(4 * x.size))
     return dx
 
 
@@ -306,9 +246,23 @@ def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i
         for j in range(np.uintp(row.size)):
             xhat = (row[j] - m) * r
             out[j] = r * (grad[j] * weight[j] - across - xhat * along)
-        for j in range(np.uintp(row.size)):
-            dweight[j] += grad[j] * ((row[j] - m) * r)
-            dbias[j] += grad[j]
+        if (i - i0) % 4 == 3:  # four rows at a time, while they are in the cache: the sums are read and written once
+            _norm_sums(dy[i - 3 : i + 1], x[i - 3 : i + 1], mean[i - 3 :], rstd[i - 3 :], dweight, dbias)
+    for i in range(i1 - (i1 - i0) % 4, i1):
+        for j in range(np.uintp(dweight.size)):
+            dweight[j] += dy[i, j] * ((x[i, j] - mean[i]) * rstd[i])
+            dbias[j] += dy[i, j]
+
+
+@sums
+def _norm_sums(dy, x, mean, rstd, dweight, dbias):
+    """w̄ += Σ ȳ ⊙ x̂ and b̄ += Σ ȳ over four rows"""
+    a, b, c, d = dy[0], dy[1], dy[2], dy[3]
+    p, q, u, v = x[0], x[1], x[2], x[3]
+    for j in range(np.uintp(dweight.size)):
+        first = a[j] * ((p[j] - mean[0]) * rstd[0]) + b[j] * ((q[j] - mean[1]) * rstd[1])
+        dweight[j] += first + (c[j] * ((u[j] - mean[2]) * rstd[2]) + d[j] * ((v[j] - mean[3]) * rstd[3]))
+        dbias[j] += (a[j] + b[j]) + (c[j] + d[j])
 
 
 def _norm_backward_signature(T: Any) -> Any:
@@ -332,15 +286,9 @@ def norm_rows_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, n
                 dbias[0, j] += dbias[t, j]
 
 
-def _covers(*arrays: Array) -> bool:
-    """Of one element type that is compiled, and not empty"""
-    letter = arrays[0].dtype.char
-    return letter in LETTERS and all(x.dtype.char == letter for x in arrays) and arrays[0].size > 0
-
-
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
-    if not _covers(x, weight, bias) or x.ndim != 2:
+    if not covers(x, weight, bias) or x.ndim != 2:
         return reference.layer_norm(x, weight, bias, eps=eps)
     letter = x.dtype.char
     y, mean, rstd = np.empty(x.shape, letter), np.empty(len(x), letter), np.empty(len(x), letter)
@@ -350,7 +298,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
-    if not _covers(dy, x, weight, mean, rstd) or x.ndim != 2:
+    if not covers(dy, x, weight, mean, rstd) or x.ndim != 2:
         return reference.layer_norm_backward(dy, x, weight, mean, rstd)
     letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
     dx = np.empty(x.shape, letter)
@@ -363,7 +311,7 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 
 def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
     """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
-    if not _covers(x, weight) or x.ndim != 2:
+    if not covers(x, weight) or x.ndim != 2:
         return reference.rms_norm(x, weight, eps=eps)
     letter = x.dtype.char
     y, mean, rstd = np.empty(x.shape, letter), np.empty(len(x), letter), np.empty(len(x), letter)
@@ -373,7 +321,7 @@ def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Arra
 
 def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
     """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
-    if not _covers(dy, x, weight, rstd) or x.ndim != 2:
+    if not covers(dy, x, weight, rstd) or x.ndim != 2:
         return reference.rms_norm_backward(dy, x, weight, rstd)
     letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
     dx, mean = np.empty(x.shape, letter), np.zeros(len(x), letter)
@@ -464,7 +412,7 @@ def _as_before(y: Array, x: Array) -> Array:
 
 def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
-    if not _covers(x, weight, bias) or x.ndim < 2:
+    if not covers(x, weight, bias) or x.ndim < 2:
         return reference.batch_norm(x, weight, bias, eps=eps)
     letter, x3 = x.dtype.char, _by_channel(x)
     y, mean, rstd = np.empty_like(x3), np.empty(x.shape[1], letter), np.empty(x.shape[1], letter)
@@ -474,7 +422,7 @@ def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
-    if not _covers(dy, x, weight, mean, rstd) or x.ndim < 2:
+    if not covers(dy, x, weight, mean, rstd) or x.ndim < 2:
         return reference.batch_norm_backward(dy, x, weight, mean, rstd)
     letter, x3 = x.dtype.char, _by_channel(x)
     dx, dweight, dbias = np.empty_like(x3), np.empty(x.shape[1], letter), np.empty(x.shape[1], letter)
@@ -482,169 +430,6 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
         _by_channel(dy), x3, plain(weight), plain(mean), plain(rstd), dx, dweight, dbias, shares(x.size)
     )
     return _as_before(dx, x), dweight, dbias
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Elementwise
-# ---------------------------------------------------------------------------------------------------------------------
-
-GELU, GELU_TANH, SILU = range(3)
-
-
-@sums
-def _activate(kind, x, y):
-    T = x.dtype.type
-    one, half, root = T(1), T(0.5), T(math.sqrt(0.5))
-    a, b = T(math.sqrt(2 / math.pi)), T(0.044715)
-    n = np.uintp(x.size)
-    if kind == 0:
-        for j in range(n):
-            y[j] = x[j] * (half * (one + erf(x[j] * root)))
-    elif kind == 1:
-        for j in range(n):
-            y[j] = x[j] * (half * (one + tanh(a * x[j] * (one + b * x[j] * x[j]))))
-    else:
-        for j in range(n):
-            y[j] = x[j] / (one + exp(-x[j]))
-
-
-@kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), INT), parallel=True)
-def activate(kind, x, y, nt):
-    """y = f(x)"""
-    if nt == 1:
-        _activate(kind, x, y)
-    else:
-        for t in numba.prange(nt):
-            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
-            _activate(kind, x[i0:i1], y[i0:i1])
-
-
-@sums
-def _activate_backward(kind, dy, x, dx):
-    T = x.dtype.type
-    one, half, root = T(1), T(0.5), T(math.sqrt(0.5))
-    a, b, c = T(math.sqrt(2 / math.pi)), T(0.044715), T(1 / math.sqrt(2 * math.pi))
-    n = np.uintp(x.size)
-    if kind == 0:
-        for j in range(n):
-            density = c * exp(-half * x[j] * x[j])
-            dx[j] = dy[j] * (half * (one + erf(x[j] * root)) + x[j] * density)
-    elif kind == 1:
-        for j in range(n):
-            square = x[j] * x[j]
-            t = tanh(a * x[j] * (one + b * square))
-            slope = x[j] * a * (one + T(3) * b * square)
-            dx[j] = dy[j] * (half * (one + t) * (one + (one - t) * slope))
-    else:
-        for j in range(n):
-            s = one / (one + exp(-x[j]))
-            dx[j] = dy[j] * (s * (one + x[j] * (one - s)))
-
-
-@kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
-def activate_backward(kind, dy, x, dx, nt):
-    """x̄ = ȳ f'(x)"""
-    if nt == 1:
-        _activate_backward(kind, dy, x, dx)
-    else:
-        for t in numba.prange(nt):
-            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
-            _activate_backward(kind, dy[i0:i1], x[i0:i1], dx[i0:i1])
-
-
-def _forward(kind: int, x: Array) -> Array:
-    y = np.empty(x.shape, x.dtype)
-    activate[x.dtype.char](kind, plain(x).reshape(-1), y.reshape(-1), shares(4 * x.size))
-    return y
-
-
-def _backward(kind: int, dy: Array, x: Array) -> Array:
-    dx = np.empty(x.shape, x.dtype)
-    activate_backward[x.dtype.char](kind, plain(dy).reshape(-1), plain(x).reshape(-1), dx.reshape(-1), shares(4 * x.size))
-    return dx
-
-
-def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
-    if not _covers(x):
-        return reference.gelu(x, approximate=approximate)
-    return _forward(GELU_TANH if approximate == "tanh" else GELU, x)
-
-
-def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
-    """x̄ = ȳ (Φ + x Φ')"""
-    if not _covers(dy, x) or dy.shape != x.shape:
-        return reference.gelu_backward(dy, x, approximate=approximate)
-    return _backward(GELU_TANH if approximate == "tanh" else GELU, dy, x)
-
-
-def silu(x: Array) -> Array:
-    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
-    return _forward(SILU, x) if _covers(x) else reference.silu(x)
-
-
-def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
-    return _backward(SILU, dy, x) if _covers(dy, x) and dy.shape == x.shape else reference.silu_backward(dy, x)
-
-
-# Philox 4×32, 10 rounds: a block cipher run on a counter. Any element's random word follows from the key and its own place
-# alone, so the backward pass makes the mask again instead of keeping it, whatever the number of threads. Word w of
-# counter c decides on element w Q + c, Q a quarter of the elements: four loops that run side by side.
-# Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
-
-
-@helper
-def philox(counter, stream, k0, k1):
-    """The four random words of a counter"""
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    c0, c1, c2, c3 = np.uint64(counter) & low, np.uint64(counter) >> shift, stream & low, stream >> shift
-    for _ in range(10):
-        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return c0, c1, c2, c3
-
-
-@sums
-def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
-    zero = x.dtype.type(0)
-    quarter = (x.size + 3) // 4
-    whole = max(min(i1, x.size - 3 * quarter), i0)  # counters from here on have fewer than four elements
-    x0, x1, x2, x3 = x[i0:], x[quarter + i0 :], x[2 * quarter + i0 :], x[3 * quarter + i0 :]
-    y0, y1, y2, y3 = y[i0:], y[quarter + i0 :], y[2 * quarter + i0 :], y[3 * quarter + i0 :]
-    for c in range(np.uintp(whole - i0)):
-        r0, r1, r2, r3 = philox(c + np.uintp(i0), stream, key0, key1)
-        y0[c] = x0[c] * scale if r0 >= threshold else zero
-        y1[c] = x1[c] * scale if r1 >= threshold else zero
-        y2[c] = x2[c] * scale if r2 >= threshold else zero
-        y3[c] = x3[c] * scale if r3 >= threshold else zero
-    for c in range(whole, i1):
-        words = philox(np.uintp(c), stream, key0, key1)
-        for w in range(4):
-            place = w * quarter + c
-            if place < x.size:
-                y[place] = x[place] * scale if words[w] >= threshold else zero
-
-
-@kernel(lambda T: VOID(flat(T), result(T, 1, "C"), U64, T, U64, U64, U64, INT), parallel=True)
-def dropout_elements(x, y, threshold, scale, key0, key1, stream, nt):
-    """y = x scale where the random word is at least the threshold, else 0"""
-    quarter = (x.size + 3) // 4
-    for t in numba.prange(nt):
-        _dropout(x, y, threshold, scale, key0, key1, stream, t * quarter // nt, (t + 1) * quarter // nt)
-
-
-def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """y_i = x_i / (1 − p) with probability 1 − p, else 0; the same for the same seed, stream and number of elements."""
-    if not _covers(x) or p >= 1:
-        return reference.dropout(x, p=p, seed=seed, stream=stream)
-    y = np.empty(x.shape, x.dtype)
-    dropout_elements[x.dtype.char](
-        plain(x).reshape(-1), y.reshape(-1), round(p * 2**32), 1 / (1 - p), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF,
-        stream & 0xFFFFFFFFFFFFFFFF, shares(x.size),
-    )  # fmt: skip
-    return y
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -668,7 +453,7 @@ def gather_rows(table, index, y, nt):
 
 def embedding(table: Array, index: Array) -> Array:
     """y_i = table[index_i].     (V, n), (…) → (…, n)"""
-    if not _covers(table) or table.ndim != 2 or index.dtype.kind not in "iu" or index.size * table.shape[1] <= SMALL:
+    if not covers(table) or table.ndim != 2 or index.dtype.kind not in "iu" or index.size * table.shape[1] <= SMALL:
         return reference.embedding(table, index)
     y = np.empty((index.size, table.shape[1]), table.dtype)
     bad = gather_rows[table.dtype.char](plain(table), _integers(index).reshape(-1), y, threads())
@@ -696,7 +481,7 @@ def scatter_rows(out, index, source, nt):
 def scatter_add(out: Array, index: Array, source: Array) -> None:
     """out[index_i] += source_i, in place; repeats add up.     (V, …), any shape, (*index.shape, …)"""
     width = out[0].size if len(out) else 0
-    if not _covers(out, source) or not out.flags.carray or index.dtype.kind not in "iu" or width < 4 or index.size == 0:
+    if not covers(out, source) or not out.flags.carray or index.dtype.kind not in "iu" or width < 4 or index.size == 0:
         reference.scatter_add(out, index, source)
         return
     rows = plain(source).reshape(index.size, width)

@@ -1,0 +1,255 @@
+r"""Kernels that pass over single elements: activations, a loss, dropout. One pass each, vectorised, shared by the threads.
+
+What `rows` says of inputs and of threads holds here too; nothing is summed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from kernels import reference
+from kernels.cpu.build import INT, VOID, helper, kernel, result, sums
+from kernels.cpu.functions import erf, exp_nonpositive, log1p, sigmoid
+from kernels.cpu.rows import covers, flat, plain, shares
+
+Array = np.ndarray
+U64 = numba.types.uint64
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Activations
+# ---------------------------------------------------------------------------------------------------------------------
+
+GELU, GELU_TANH, SILU = range(3)
+
+
+# ½ (1 + tanh u) = σ(2u): GELU's tanh form is x σ(v),  v = x (c₀ + c₁ x²)
+C0, C1 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+
+
+@sums
+def _activate(kind, x, y):
+    T = x.dtype.type
+    one, half, root, c0, c1 = T(1), T(0.5), T(math.sqrt(0.5)), T(C0), T(C1)
+    n = np.uintp(x.size)
+    if kind == 0:
+        for j in range(n):
+            y[j] = x[j] * (half * (one + erf(x[j] * root)))
+    elif kind == 1:
+        for j in range(n):
+            y[j] = x[j] * sigmoid(x[j] * (c0 + c1 * x[j] * x[j]))
+    else:
+        for j in range(n):
+            y[j] = x[j] * sigmoid(x[j])
+
+
+@kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), INT), parallel=True)
+def activate(kind, x, y, nt):
+    """y = f(x)"""
+    if nt == 1:
+        _activate(kind, x, y)
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
+            _activate(kind, x[i0:i1], y[i0:i1])
+
+
+@sums
+def _activate_backward(kind, dy, x, dx):
+    T = x.dtype.type
+    one, half, root, c0, c1, c2 = T(1), T(0.5), T(math.sqrt(0.5)), T(C0), T(C1), T(3 * C1)
+    density = T(1 / math.sqrt(2 * math.pi))
+    n = np.uintp(x.size)
+    if kind == 0:
+        for j in range(n):
+            gauss = density * exp_nonpositive(-half * x[j] * x[j])
+            dx[j] = dy[j] * (half * (one + erf(x[j] * root)) + x[j] * gauss)
+    elif kind == 1:
+        for j in range(n):
+            square = x[j] * x[j]
+            s = sigmoid(x[j] * (c0 + c1 * square))
+            dx[j] = dy[j] * (s * (one + (one - s) * (x[j] * (c0 + c2 * square))))
+    else:
+        for j in range(n):
+            s = sigmoid(x[j])
+            dx[j] = dy[j] * (s * (one + x[j] * (one - s)))
+
+
+@kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+def activate_backward(kind, dy, x, dx, nt):
+    """x̄ = ȳ f'(x)"""
+    if nt == 1:
+        _activate_backward(kind, dy, x, dx)
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
+            _activate_backward(kind, dy[i0:i1], x[i0:i1], dx[i0:i1])
+
+
+def _forward(kind: int, x: Array) -> Array:
+    y = np.empty(x.shape, x.dtype)
+    activate[x.dtype.char](kind, plain(x).reshape(-1), y.reshape(-1), shares(4 * x.size))
+    return y
+
+
+def _backward(kind: int, dy: Array, x: Array) -> Array:
+    dx = np.empty(x.shape, x.dtype)
+    activate_backward[x.dtype.char](kind, plain(dy).reshape(-1), plain(x).reshape(-1), dx.reshape(-1), shares(4 * x.size))
+    return dx
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
+    if not covers(x):
+        return reference.gelu(x, approximate=approximate)
+    return _forward(GELU_TANH if approximate == "tanh" else GELU, x)
+
+
+def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
+    """x̄ = ȳ (Φ + x Φ')"""
+    if not covers(dy, x) or dy.shape != x.shape:
+        return reference.gelu_backward(dy, x, approximate=approximate)
+    return _backward(GELU_TANH if approximate == "tanh" else GELU, dy, x)
+
+
+def silu(x: Array) -> Array:
+    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
+    return _forward(SILU, x) if covers(x) else reference.silu(x)
+
+
+def silu_backward(dy: Array, x: Array) -> Array:
+    """x̄ = ȳ σ (1 + x (1 − σ))"""
+    return _backward(SILU, dy, x) if covers(dy, x) and dy.shape == x.shape else reference.silu_backward(dy, x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Binary cross-entropy
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@sums
+def _bits(x, t, loss):
+    zero = x.dtype.type(0)
+    for j in range(np.uintp(x.size)):
+        loss[j] = (x[j] if x[j] > zero else zero) - t[j] * x[j] + log1p(exp_nonpositive(-abs(x[j])))
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+def binary_losses(x, t, loss, nt):
+    for p in numba.prange(nt):
+        i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
+        _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
+
+
+def binary_cross_entropy(x: Array, t: Array) -> Array:
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+    if not covers(x, t) or x.shape != t.shape:
+        return reference.binary_cross_entropy(x, t)
+    loss = np.empty(x.shape, x.dtype)
+    binary_losses[x.dtype.char](plain(x).reshape(-1), plain(t).reshape(-1), loss.reshape(-1), shares(4 * x.size))
+    return loss
+
+
+@sums
+def _bits_backward(dloss, x, t, dx):
+    for j in range(np.uintp(x.size)):
+        dx[j] = dloss * (sigmoid(x[j]) - t[j])
+
+
+@sums
+def _scale_by(dloss, dx):
+    for j in range(np.uintp(dx.size)):
+        dx[j] *= dloss[j]
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT, INT), parallel=True)
+def binary_losses_backward(dloss, x, t, dx, each, nt):
+    """Every `each` elements of x share one of ℓ̄."""
+    for p in numba.prange(nt):
+        i, i1 = p * x.size // nt, (p + 1) * x.size // nt
+        if each == 1:
+            _bits_backward(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
+            _scale_by(dloss[i:i1], dx[i:i1])
+            i = i1
+        while i < i1:
+            end = min(i1, (i // each + 1) * each)
+            _bits_backward(dloss[i // each], x[i:end], t[i:end], dx[i:end])
+            i = end
+
+
+def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
+    """x̄ = ℓ̄ (σ(x) − t)"""
+    if not covers(dloss, x, t) or not dloss.shape == x.shape == t.shape:
+        return reference.binary_cross_entropy_backward(dloss, x, t)
+    dx, each = np.empty(x.shape, x.dtype), 1
+    spread = dloss.strides.index(0) if 0 in dloss.strides else x.ndim  # what a sum over the last dimensions hands back
+    if not any(dloss.strides[spread:]):
+        dloss, each = dloss[(..., *[0] * (x.ndim - spread))], math.prod(x.shape[spread:])
+    inputs = (plain(a).reshape(-1) for a in (dloss, x, t))
+    binary_losses_backward[x.dtype.char](*inputs, dx.reshape(-1), each, shares(4 * x.size))
+    return dx
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dropout
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Philox 4×32, 10 rounds: a block cipher run on a counter. Any element's random word follows from the key and its own place
+# alone, so the backward pass makes the mask again instead of keeping it, whatever the number of threads. Word w of
+# counter c decides on element w Q + c, Q a quarter of the elements: four loops that run side by side.
+# Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+
+
+@helper
+def philox(counter, stream, k0, k1):
+    """The four random words of a counter"""
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = np.uint64(counter) & low, np.uint64(counter) >> shift, stream & low, stream >> shift
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return c0, c1, c2, c3
+
+
+@sums
+def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
+    zero = x.dtype.type(0)
+    quarter = (x.size + 3) // 4
+    whole = max(min(i1, x.size - 3 * quarter), i0)  # counters from here on have fewer than four elements
+    x0, x1, x2, x3 = x[i0:], x[quarter + i0 :], x[2 * quarter + i0 :], x[3 * quarter + i0 :]
+    y0, y1, y2, y3 = y[i0:], y[quarter + i0 :], y[2 * quarter + i0 :], y[3 * quarter + i0 :]
+    for c in range(np.uintp(whole - i0)):
+        r0, r1, r2, r3 = philox(c + np.uintp(i0), stream, key0, key1)
+        y0[c] = x0[c] * scale if r0 >= threshold else zero
+        y1[c] = x1[c] * scale if r1 >= threshold else zero
+        y2[c] = x2[c] * scale if r2 >= threshold else zero
+        y3[c] = x3[c] * scale if r3 >= threshold else zero
+    for c in range(whole, i1):
+        words = philox(np.uintp(c), stream, key0, key1)
+        for w in range(4):
+            place = w * quarter + c
+            if place < x.size:
+                y[place] = x[place] * scale if words[w] >= threshold else zero
+
+
+@kernel(lambda T: VOID(flat(T), result(T, 1, "C"), U64, T, U64, U64, U64, INT), parallel=True)
+def dropout_elements(x, y, threshold, scale, key0, key1, stream, nt):
+    """y = x scale where the random word is at least the threshold, else 0"""
+    quarter = (x.size + 3) // 4
+    for t in numba.prange(nt):
+        _dropout(x, y, threshold, scale, key0, key1, stream, t * quarter // nt, (t + 1) * quarter // nt)
+
+
+def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
+    """y_i = x_i / (1 − p) with probability 1 − p, else 0; the same for the same seed, stream and number of elements."""
+    if not covers(x) or p >= 1:
+        return reference.dropout(x, p=p, seed=seed, stream=stream)
+    y = np.empty(x.shape, x.dtype)
+    dropout_elements[x.dtype.char](
+        plain(x).reshape(-1), y.reshape(-1), round(p * 2**32), 1 / (1 - p), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF,
+        stream & 0xFFFFFFFFFFFFFFFF, shares(x.size),
+    )  # fmt: skip
+    return y
