@@ -12,10 +12,12 @@ and in the end O / ℓ, with lse = m + log ℓ. Backward, P = e^{S − lse} is m
 Dropout multiplies P by Z, 0 or 1/(1 − p), where it meets V (ℓ is of P itself): O += (P ⊙ Z) V, V̄ += (P ⊙ Z)ᵀ Ō,
 S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Δ). Z is made again from its counters (see `reference.attention_dropout`), never kept.
 
+What is kept of S is its transpose, keys by queries: a vector then holds the scores of one key with several queries, and the
+maxima and sums over keys are those of whole vectors, four keys at a time, none across a vector. The products take either.
 Memory is linear in the lengths: what the register tile needs as panels is copied into them, where it does not lie like that
-already, and one block of S is kept for each thread. With causal attention, tiles above the diagonal are left out of all
-products, the staircase being as fine as the tile. Heads are read and written where they lie, by tables of offsets (see
-`matmul`). Rows are worked on in whole groups of vectors: past what a query may see, S is −∞, and P 0.
+already, and one block of Sᵀ is kept for each thread. With causal attention, tiles above the diagonal are left out of all
+products, the staircase being as fine as the tile; what they leave unseen of a tile is −∞ in S, and 0 in P. Heads are read and
+written where they lie, by tables of offsets (see `matmul`).
 
 Threads share the work in equal parts, cut between blocks of queries forward, between keys backward, also within a head. A
 thread that begins amid the keys of a head adds up its Q̄ apart; these are added in the end, in the order of the threads. Query
@@ -34,7 +36,7 @@ import numpy as np
 from kernels import reference
 from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
 from kernels.cpu.elementwise import philox
-from kernels.cpu.functions import exp, maximum
+from kernels.cpu.functions import exp_nonpositive, log, maximum
 from kernels.cpu.matmul import into_panels, offsets, tools
 from kernels.cpu.memory import scratch
 from kernels.cpu.rows import plain
@@ -44,11 +46,13 @@ from kernels.cpu.threads import threads
 Array = np.ndarray
 
 QUERIES, KEYS = 128, 512  # a block of S
-PITCH = KEYS + 16  # its row length in memory: no power of two, so that rows do not fall on the same cache lines
+PITCH = QUERIES + 16  # row length of Sᵀ in memory: no power of two, so that rows do not fall on the same cache lines
+P1, P2, P3 = np.uintp(PITCH), np.uintp(2 * PITCH), np.uintp(3 * PITCH)
+R1, R2, R3, R4 = (np.uintp(r) for r in range(1, 5))
 FAR = 1 << 40  # no diagonal
-FEW = 4  # queries at which K and V are read once, so that copying them does not pay
+FEW = 4  # queries at which each key and value is read once, so that copying them does not pay
 LINE = VECTORS * (BITS // 8)  # bytes of a row of a panel
-GROUP = 4  # vectors that a loop over a row takes at a time
+BEFORE = HEIGHT + 3 + BITS // 32  # at most so many of the queries that are looked at do not see the last of four keys
 
 MATRIX = numba.types.UniTuple(INT, 3)  # address, bytes from row to row, from column to column; of panels: to panel, to row
 TOOLS = numba.types.UniTuple(INT, 5)  # those of `matmul`
@@ -90,6 +94,11 @@ def below(x, i):
 
 
 @helper
+def transposed(x):
+    return matrix(x[0], x[2], x[1])
+
+
+@helper
 def panels(use, x, rows, columns, room, zero):
     """X as the right factor of `product`: where it lies, if in whole vectors at a good distance, or copied to `room`."""
     size = itemsize(zero)
@@ -107,75 +116,45 @@ def panels_below(x, i):
 
 
 @helper
-def panels_beyond(x, j, zero):
-    """The panels from column j on, a multiple of their width"""
-    return matrix(x[0] + j * itemsize(zero) // LINE * x[1], x[1], x[2])
-
-
-@helper
-def product(tiler, a, b, c, m, n, k, add, columns, terms, zero):
-    """C (+)= A B, B in panels; a tile of rows that ends at e needs only the first columns + e columns and terms + e terms."""
+def product(tiler, a, b, c, m, n, k, add, column, term, terms, zero):
+    """C (+)= A B, B in panels; a tile of rows i to e needs columns from `column` + i on and terms `term` + i to `terms` + e."""
     size = itemsize(zero)
-    width = LINE // size
+    width, lanes = LINE // size, BITS // 8 // size
     tiles = (m + HEIGHT - 1) // HEIGHT
-    for j in range(0, n, width):
-        panel = b[0] + j // width * b[1]
+    for panel in range(0, n, width):
         for t in range(tiles):
             i, e = t * m // tiles, (t + 1) * m // tiles
-            w = min(width, n - j, columns + e - j)
-            if w > 0:
-                at_c = c[0] + i * c[1] + j * size
-                call(tiler, (min(k, terms + e), a[0] + i * a[1], a[1], a[2], panel, b[2], at_c, c[1], e - i, w, add))
+            j = max(panel, (column + i) // lanes * lanes)
+            first = max(0, term + i)
+            if j < min(n, panel + width):
+                at_a, at_c = a[0] + i * a[1] + first * a[2], c[0] + i * c[1] + j * size
+                at_b = b[0] + panel // width * b[1] + (j - panel) * size + first * b[2]
+                w = min(n, panel + width) - j
+                call(tiler, (min(k, terms + e) - first, at_a, a[1], a[2], at_b, b[2], at_c, c[1], e - i, w, add))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rows of S
+# Rows of numbers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @sums
-def _largest(s, scale):
-    """max_j τ s_j"""
+def _largest(s):
+    """max_j s_j"""
     top = s.dtype.type(-np.inf)
     for j in range(np.uintp(s.size)):
-        top = maximum(top, s[j] * scale)
+        top = maximum(top, s[j])
     return top
 
 
 @sums
-def _exp(x):
-    """eˣ; 0 below the least normal number: arithmetic on subnormal ones is slow"""
-    low = number(-87 if itemsize(x) == 4 else -708, x)
-    y = exp(low if x < low else x)
-    return number(0, x) if x < low else y
-
-
-@sums
-def _exponentials(s, scale, shift):
-    """p = e^{τ s − shift} in the place of s, and its sum"""
+def _exponentials(s, shift):
+    """p = e^{s − shift} in the place of s, and its sum"""
     total = s.dtype.type(0)
     for j in range(np.uintp(s.size)):
-        s[j] = _exp(s[j] * scale - shift)
+        s[j] = exp_nonpositive(s[j] - shift)
         total += s[j]
     return total
-
-
-@sums
-def _slopes(s, dp, scale, lse, delta, factor):
-    """p = e^{τ s − lse} in the place of s, and factor · s̄ = factor · p (p̄ − Δ) in that of p̄"""
-    for j in range(np.uintp(s.size)):
-        p = _exp(s[j] * scale - lse)
-        dp[j] = p * (dp[j] - delta) * factor
-        s[j] = p
-
-
-@sums
-def _slopes_kept(s, dp, z, scale, lse, delta, factor):
-    """The same with dropout: p z in the place of s, and factor · p (z p̄ − Δ) in that of p̄"""
-    for j in range(np.uintp(s.size)):
-        p = _exp(s[j] * scale - lse)
-        dp[j] = p * (z[j] * dp[j] - delta) * factor
-        s[j] = p * z[j]
 
 
 @sums
@@ -216,66 +195,171 @@ def _fill(x, value):
         x[j] = value
 
 
+@helper
+def _copy(x, out):
+    for j in range(np.uintp(x.size)):
+        out[j] = x[j]
+
+
 @sums
-def _masked(s, scale, mask, to_column):
-    """s ← τ s + M; mask: address of the row of M, or 0"""
+def _masked(s, scale, mask, step):
+    """s ← τ s + M; mask: address of the row of M, or 0, its elements `step` bytes apart"""
     zero = s.dtype.type(0)
-    step = np.uintp(to_column // s.itemsize)
+    apart = np.uintp(step // s.itemsize)
     if mask == 0:
         _scale(s, scale)
-    elif step == np.uintp(0):
+    elif apart == np.uintp(0):
         shift = view(mask, 1, zero)[0]
         for j in range(np.uintp(s.size)):
             s[j] = s[j] * scale + shift
-    elif step == np.uintp(1):
+    elif apart == np.uintp(1):
         shifts = view(mask, s.size, zero)
         for j in range(np.uintp(s.size)):
             s[j] = s[j] * scale + shifts[j]
     else:
-        shifts = view(mask, s.size * to_column // s.itemsize, zero)
+        shifts = view(mask, s.size * step // s.itemsize, zero)
         for j in range(np.uintp(s.size)):
-            s[j] = s[j] * scale + shifts[j * step]
+            s[j] = s[j] * scale + shifts[j * apart]
 
 
-@helper
-def _row(at, seen, n, mask, to_column, scale, zero):
-    """(a row of S, the factor that its scores still lack): M added, −∞ past what is seen, up to whole groups of vectors.
-
-    The tiles of `product` reach up to HEIGHT columns past what a query sees: they must find zeros there.
-    """
-    one, group = number(1, zero), GROUP * (BITS // 8) // itemsize(zero)
-    seen = max(min(n, seen), 0)
-    whole = (min(n, seen + HEIGHT) + group - 1) // group * group
-    if mask != 0 or not scale > zero:
-        _masked(view(at, seen, zero), scale, mask, to_column)
-        scale = one
-    _fill(view(at + seen * itemsize(zero), whole - seen, zero), -one / zero)
-    return view(at, whole, zero), scale
+# ---------------------------------------------------------------------------------------------------------------------
+# Four rows of Sᵀ at a time: the scores of four keys with some queries
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @sums
-def _keep(z, n, counter, noise, kept):
-    """Z of four rows PITCH apart: `kept` with probability 1 − p, else 0; word r of a counter decides on row r."""
+def _hide(s, n, seen, value):
+    """`value` where query i of n does not see key r of the four: where element i + 3 − r of `seen` is 0"""
+    for i in range(np.uintp(n)):
+        s[i] = s[i] if seen[i + R3] > 0 else value
+        s[i + P1] = s[i + P1] if seen[i + R2] > 0 else value
+        s[i + P2] = s[i + P2] if seen[i + R1] > 0 else value
+        s[i + P3] = s[i + P3] if seen[i] > 0 else value
+
+
+@sums
+def _peaks(s, scale, peak):
+    """m_i ← max(m_i, max_j τ S_ij)"""
+    for i in range(np.uintp(peak.size)):
+        top = maximum(maximum(s[i] * scale, s[i + P1] * scale), maximum(s[i + P2] * scale, s[i + P3] * scale))
+        peak[i] = maximum(peak[i], top)
+
+
+@sums
+def _weights(s, scale, shift, total):
+    """P = e^{τ S − shift} in the place of S;  ℓ_i += Σ_j P_ij"""
+    for i in range(np.uintp(total.size)):
+        a, b = exp_nonpositive(s[i] * scale - shift[i]), exp_nonpositive(s[i + P1] * scale - shift[i])
+        c, d = exp_nonpositive(s[i + P2] * scale - shift[i]), exp_nonpositive(s[i + P3] * scale - shift[i])
+        s[i], s[i + P1], s[i + P2], s[i + P3] = a, b, c, d
+        total[i] += (a + b) + (c + d)
+
+
+@sums
+def _slope(s, dp, z, scale, lse, delta, factor):
+    """P Z and factor · S̄ = factor · P (Z P̄ − Δ),  P = e^{τ S − lse}"""
+    p = exp_nonpositive(s * scale - lse)
+    return p * z, p * (z * dp - delta) * factor
+
+
+@sums
+def _slopes(s, dp, z, scale, lse, delta, factor):
+    """P Z in the place of S, factor · S̄ in that of P̄;  z: Z, or nothing without dropout"""
+    one = s.dtype.type(1)
+    if z.size:
+        for i in range(np.uintp(lse.size)):
+            s[i], dp[i] = _slope(s[i], dp[i], z[i], scale, lse[i], delta[i], factor)
+            s[i + P1], dp[i + P1] = _slope(s[i + P1], dp[i + P1], z[i + P1], scale, lse[i], delta[i], factor)
+            s[i + P2], dp[i + P2] = _slope(s[i + P2], dp[i + P2], z[i + P2], scale, lse[i], delta[i], factor)
+            s[i + P3], dp[i + P3] = _slope(s[i + P3], dp[i + P3], z[i + P3], scale, lse[i], delta[i], factor)
+    else:
+        for i in range(np.uintp(lse.size)):
+            s[i], dp[i] = _slope(s[i], dp[i], one, scale, lse[i], delta[i], factor)
+            s[i + P1], dp[i + P1] = _slope(s[i + P1], dp[i + P1], one, scale, lse[i], delta[i], factor)
+            s[i + P2], dp[i + P2] = _slope(s[i + P2], dp[i + P2], one, scale, lse[i], delta[i], factor)
+            s[i + P3], dp[i + P3] = _slope(s[i + P3], dp[i + P3], one, scale, lse[i], delta[i], factor)
+
+
+@sums
+def _keep(z, n, counter, to_quad, to_key, noise, kept):
+    """Z: `kept` with probability 1 − p, else 0; a counter decides on four queries, and the counters of these lie apart."""
     zero = z.dtype.type(0)
-    z0, z1, z2, z3 = z[:n], z[PITCH:], z[2 * PITCH :], z[3 * PITCH :]
-    for j in range(np.uintp(n)):
-        r0, r1, r2, r3 = philox(counter + j, noise[3], noise[1], noise[2])
-        z0[j] = kept if r0 >= noise[0] else zero
-        z1[j] = kept if r1 >= noise[0] else zero
-        z2[j] = kept if r2 >= noise[0] else zero
-        z3[j] = kept if r3 >= noise[0] else zero
+    for r in range(4):
+        row = z[r * PITCH : r * PITCH + n]
+        for i in range(np.uintp(n // 4)):
+            r0, r1, r2, r3 = philox(counter + i * to_quad, noise[3], noise[1], noise[2])
+            row[R4 * i] = kept if r0 >= noise[0] else zero
+            row[R4 * i + R1] = kept if r1 >= noise[0] else zero
+            row[R4 * i + R2] = kept if r2 >= noise[0] else zero
+            row[R4 * i + R3] = kept if r3 >= noise[0] else zero
+        counter += to_key
 
 
 @helper
-def _noise_row(room, i, z, i0, j0, n, lengths, noise, kept, zero):
-    """Z of row i0 + i of head z, from column j0 on; made for four rows at a time."""
-    group = GROUP * (BITS // 8) // itemsize(zero)
-    whole = (n + group - 1) // group * group
-    if i % 4 == 0:
-        quads = (lengths[0] + 3) // 4
-        counter = np.uintp((z * quads + (i0 + i) // 4) * lengths[1] + j0)
-        _keep(view(room, 4 * PITCH, zero), whole, counter, noise, kept)
-    return view(room + i % 4 * PITCH * itemsize(zero), whole, zero)
+def _keep_four(room, z, i, j, n, lengths, noise, kept):
+    """Z of queries i to i + n of head z, with four keys from j on"""
+    quads = (lengths[0] + 3) // 4
+    counter = np.uintp((z * quads + i // 4) * lengths[1] + j)
+    _keep(room, n, counter, np.uintp(lengths[1]), np.uintp(1), noise, kept)
+
+
+@helper
+def _line(at, i, n, zero):
+    """n numbers of the line i of a room that holds QUERIES in each"""
+    return view(at + i * QUERIES * itemsize(zero), n, zero)
+
+
+@helper
+def _step(zero):
+    """Queries are counted in whole vectors, and by fours: so many at a time."""
+    return max(BITS // 8 // itemsize(zero), 4)
+
+
+@helper
+def _begin(j, diagonal, zero):
+    """The first query whose score with key j matters: tiles of `product` reach HEIGHT past what is seen."""
+    step = _step(zero)
+    return max(0, j - diagonal + 1 - HEIGHT) // step * step
+
+
+@helper
+def _four(s, j, first, wide, zero):
+    """Rows j to j + 4 of Sᵀ, from query `first` on"""
+    return view(s[0] + j * s[1] + first * s[2], 3 * PITCH + wide - first, zero)
+
+
+@helper
+def _stairs(at, zero):
+    """BEFORE zeros, then ones: which queries see a key, read from the right place on"""
+    _fill(view(at, BEFORE, zero), zero)
+    _fill(view(at + BEFORE * itemsize(zero), QUERIES, zero), number(1, zero))
+
+
+@helper
+def _cover(four, stairs, j, first, wide, diagonal, value, zero):
+    """`value` where a query does not see one of the four keys from j on"""
+    unseen = j + 3 - diagonal - first  # the last of them is not seen by so many queries
+    if unseen > 0:
+        steps = view(stairs + (BEFORE - unseen) * itemsize(zero), QUERIES, zero)
+        _hide(four, min(unseen, wide - first), steps, value)
+
+
+@helper
+def _scores(use, s, mask, i0, j0, n, m, wide, room, scale):
+    """Make S whole where it lacks more than the factor τ > 0: τ S + M. Returns the factor that is still lacking."""
+    zero = number(0, scale)
+    size = itemsize(zero)
+    if mask[0] == 0 and scale > zero:
+        return scale
+    at, to_key = 0, 0
+    if mask[0]:
+        at, to_key = mask[0] + i0 * mask[1] + j0 * mask[2], mask[2]
+    if mask[0] and mask[1]:  # not the same for all queries: Mᵀ
+        call(use[1], (n, m, at, mask[2], mask[1], room, PITCH * size, wide))
+        at, to_key = room, PITCH * size
+    for j in range(n):
+        _masked(view(s[0] + j * s[1], wide, zero), scale, at + j * to_key if at else 0, 0 if mask[1] == 0 else size)
+    return number(1, scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,42 +367,82 @@ def _noise_row(room, i, z, i0, j0, n, lengths, noise, kept, zero):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: VOID(INT, *[MATRIX] * 5, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
-def forward_block(tiler, q, kt, v, o, mask, lse_at, z, i0, m, room, lengths, causal, scale, noise, kept):
-    """Queries i0 to i0 + m of head z: their rows of O and lse."""
+@sums
+def _turn(peak, before, again, shift, total):
+    """For sums that were taken under the maxima `before`: e^{before − m}; ℓ ← e^{before − m} ℓ"""
+    T = peak.dtype.type
+    for i in range(np.uintp(peak.size)):
+        shift[i] = T(0) if peak[i] == -T(np.inf) else peak[i]
+        again[i] = exp_nonpositive(before[i] - shift[i])
+        total[i] *= again[i]
+        before[i] = peak[i]
+
+
+@sums
+def _end(peak, total, inverse, lse):
+    """1/ℓ and m + log ℓ; 1 and 0 for a row that attends to nothing"""
+    T = peak.dtype.type
+    for i in range(np.uintp(peak.size)):
+        ell = T(1) if total[i] == T(0) else total[i]
+        inverse[i] = T(1) / ell
+        lse[i] = T(0) if total[i] == T(0) else peak[i] + log(ell)
+
+
+@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 5, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
+def forward_block(use, q, k, v, o, mask, lse_at, z, i0, m, room, lengths, causal, scale, noise, kept):
+    """Queries i0 to i0 + m of head z: their rows of O and lse.  v: in panels"""
     zero, one = number(0, scale), number(1, scale)
+    low = -one / zero
     _, S, D, E = lengths
-    size = itemsize(zero)
-    lse, q, o = view(lse_at + i0 * size, m, zero), below(q, i0), below(o, i0)
-    p = matrix(room, PITCH * size, size)
-    peak, total = view(room + QUERIES * p[1], m, zero), view(room + QUERIES * (p[1] + size), m, zero)
-    at_noise = room + QUERIES * (p[1] + 2 * size)
+    size, step = itemsize(zero), _step(zero)
+    lanes = BITS // 8 // size
+    columns, wide = (m + lanes - 1) // lanes * lanes, (m + step - 1) // step * step
+    q, o, lse = below(q, i0), below(o, i0), view(lse_at + i0 * size, m, zero)
+    s = matrix(room, PITCH * size, size)
+    lines = room + KEYS * s[1]
+    peak, before, again = _line(lines, 0, wide, zero), _line(lines, 1, wide, zero), _line(lines, 2, wide, zero)
+    shift, total = _line(lines, 3, wide, zero), _line(lines, 4, wide, zero)
+    stairs = lines + 5 * QUERIES * size
+    keep = _line(lines, 8, 4 * PITCH, zero)
+    at_q = lines + 8 * QUERIES * size + 4 * s[1]
+    at_mask = at_q + QUERIES * D * size
+    _stairs(stairs, zero)
+    _fill(peak, low)
+    _fill(before, low)
+    _fill(total, zero)
+    qt = panels(use, transposed(q), D, m, at_q, zero)  # of Qᵀ     (D, m)
     limit = min(S, i0 + m) if causal else S
     for k0 in range(0, limit, KEYS):
         n = min(KEYS, limit - k0)
         diagonal = i0 - k0 if causal else FAR
-        product(tiler, q, panels_beyond(kt, k0, zero), p, m, n, D, 0, diagonal, FAR, zero)  # S = Q Kᵀ     (m, n)
-        for i in range(m):
-            at_mask = mask[0] + (i0 + i) * mask[1] + k0 * mask[2] if mask[0] else 0
-            s, factor = _row(p[0] + i * p[1], diagonal + i + 1, n, at_mask, mask[2], scale, zero)
-            top = _largest(s, factor)
-            if k0 > 0:
-                top = maximum(top, peak[i])
-            shift = zero if top == -np.inf else top
-            ell = _exponentials(s, factor, shift)
-            if k0 > 0:
-                again = exp(peak[i] - shift)
-                if again != one:
-                    _scale(view(o[0] + i * o[1], E, zero), again)
-                ell += total[i] * again
-            peak[i], total[i] = top, ell
+        product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = K Qᵀ     (n, m)
+        factor = _scores(use, s, mask, i0, k0, n, m, wide, at_mask, scale)
+        for j in range(n, (n + 3) // 4 * 4):
+            _fill(view(s[0] + j * s[1], wide, zero), low)
+        for j in range(0, n, 4):
+            first = _begin(j, diagonal, zero)
+            four = _four(s, j, first, wide, zero)
+            _cover(four, stairs, j, first, wide, diagonal, low, zero)
+            _peaks(four, factor, peak[first:])
+        _turn(peak, before, again, shift, total)
+        for i in range(m if k0 else 0):
+            if again[i] != one:
+                _scale(view(o[0] + i * o[1], E, zero), again[i])
+        for j in range(0, n, 4):
+            first = _begin(j, diagonal, zero)
+            four = _four(s, j, first, wide, zero)
+            _weights(four, factor, shift[first:], total[first:])
             if noise[0]:
-                _multiply(s, _noise_row(at_noise, i, z, i0, k0, n, lengths, noise, kept, zero))
-        product(tiler, p, panels_below(v, k0), o, m, E, n, 1 if k0 > 0 else 0, FAR, diagonal, zero)  # O += P V     (m, E)
+                _keep_four(keep, z, i0 + first, k0 + j, wide - first, lengths, noise, kept)
+                for r in range(4):
+                    _multiply(four[r * PITCH : r * PITCH + wide - first], keep[r * PITCH :])
+        add, v_below = 1 if k0 else 0, panels_below(v, k0)
+        product(use[0], transposed(s), v_below, o, m, E, n, add, -FAR, -FAR, diagonal, zero)  # O += P V     (m, E)
+    inverse, logs = again, before
+    _end(peak, total, inverse, logs)
     for i in range(m):
-        nothing = total[i] == zero
-        _scale(view(o[0] + i * o[1], E, zero), one if nothing else one / total[i])
-        lse[i] = zero if nothing else peak[i] + np.log(total[i])
+        _scale(view(o[0] + i * o[1], E, zero), inverse[i])
+        lse[i] = logs[i]
 
 
 TABLES = numba.types.Array(INT, 2, "C", readonly=True)
@@ -342,21 +466,18 @@ def forward(use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noi
         S, E = v.shape
         mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
         mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
-        at_kt = address(room) + t * part
-        at_v = at_kt + (S + width - 1) // width * width * D * size
+        at_v = address(room) + t * part
         place = at_v + (E + width - 1) // width * width * S * size
-        kt, values, packed = matrix(0, 0, 0), matrix(0, 0, 0), -1
+        values, packed = matrix(0, 0, 0), -1
         z, i0 = cuts[t, 0], cuts[t, 1]
         while z < cuts[t + 1, 0] or (z == cuts[t + 1, 0] and i0 < cuts[t + 1, 1]):
-            if packed < 0 or heads[1, z] != heads[1, packed] or heads[2, z] != heads[2, packed]:
-                keys = head(k, heads[1, z])
-                kt = panels(use, matrix(keys[0], keys[2], keys[1]), D, S, at_kt, zero)  # of Kᵀ     (D, S)
+            if packed < 0 or heads[2, z] != heads[2, packed]:
                 values = panels(use, head(v, heads[2, z]), S, E, at_v, zero)
                 packed = z
             masks = matrix(address(mask) + heads[3, z] if mask.size else 0, mask_rs, mask_cs)
             end = T if z < cuts[t + 1, 0] else cuts[t + 1, 1]
             for i in range(i0, end, QUERIES):
-                job = (use[0], head(q, heads[0, z]), kt, values, head(out, heads[4, z]), masks)
+                job = (use, head(q, heads[0, z]), head(k, heads[1, z]), values, head(out, heads[4, z]), masks)
                 numbers = (address(lse) + z * T * size, z, i, min(QUERIES, end - i), place, (T, S, D, E), causal)
                 call(block, (*job, *numbers, scale, noise, kept))
             z, i0 = z + 1, 0
@@ -385,9 +506,9 @@ def decode(q, k, v, mask, out, lse, heads, causal, scale, room, nt):
                 for j in range(n):
                     p[j] = _dot(query, view(keys[0] + j * keys[1], D, zero))
                 _masked(p[:n], scale, address(mask) + heads[3, z] + i * mask_rs if mask.size else 0, mask_cs)
-                top = _largest(p[:n], one)
+                top = _largest(p[:n])
                 shift = zero if top == -np.inf else top
-                total = _exponentials(p[:n], one, shift)
+                total = _exponentials(p[:n], shift)
                 _fill(o, zero)
                 for j in range(n):
                     _add_scaled(o, view(values[0] + j * values[1], E, zero), p[j])
@@ -415,56 +536,68 @@ def _row_dots(x, y, i0, m, n, delta, zero):
                 delta[i] += load(at_x + j * x[2], zero) * load(at_y + j * y[2], zero)
 
 
-@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 10, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
+@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 10, *[INT] * 6, LENGTHS, INT, T, NOISE, T), callback=True)
 def backward_head(
-    use, q, out, dout, mask, dq, kt, vt, k, dk, dv, lse_at, z, j0, keys, room, lengths, causal, scale, noise, kept
+    use, q, out, dout, mask, dq, k, v, k_panels, dk, dv, lse_at, z, j0, keys, room, fresh, lengths, causal, scale, noise, kept
 ):  # fmt: skip
-    """Query head z and `keys` of its keys, from j0 on, where kt, vt, k, dk, dv and the mask begin: what it adds to Q̄, K̄, V̄."""
-    zero = number(0, scale)
+    """Query head z and `keys` of its keys, from j0 on, where k, v, dk, dv and the mask begin: what it adds to Q̄, K̄, V̄.
+
+    `fresh`: K̄ and V̄ hold nothing yet.
+    """
+    zero, one = number(0, scale), number(1, scale)
+    low = -one / zero
     T, S, D, E = lengths
-    size = itemsize(zero)
+    size, step = itemsize(zero), _step(zero)
+    lanes = BITS // 8 // size
     wide_d, wide_e = (D * size + LINE - 1) // LINE * LINE, (E * size + LINE - 1) // LINE * LINE
-    lse, tiler = view(lse_at, T, zero), use[0]
-    p = matrix(room, PITCH * size, size)
-    ds = matrix(p[0] + QUERIES * p[1], p[1], size)
-    at_q = ds[0] + QUERIES * p[1]
+    s = matrix(room, PITCH * size, size)
+    ds = matrix(s[0] + KEYS * s[1], s[1], size)
+    lines = ds[0] + KEYS * s[1]
+    stairs = lines + 2 * QUERIES * size
+    keep, all_kept = _line(lines, 5, 4 * PITCH, zero), view(lines, 0, zero)
+    at_q = lines + 5 * QUERIES * size + 4 * s[1]
     at_do = at_q + QUERIES * wide_d
-    delta = view(at_do + QUERIES * wide_e, QUERIES, zero)
-    at_noise = at_do + QUERIES * (wide_e + size)
+    at_qt = at_do + QUERIES * wide_e
+    at_dot = at_qt + QUERIES * D * size
+    _stairs(stairs, zero)
     for i0 in range(0, T, QUERIES):
         m = min(QUERIES, T - i0)
+        columns, wide = (m + lanes - 1) // lanes * lanes, (m + step - 1) // step * step
         limit = min(keys, i0 + m - j0) if causal else keys
         if limit <= 0:
             continue
         q_i, do_i, dq_i = below(q, i0), below(dout, i0), below(dq, i0)
         q_panels, do_panels = panels(use, q_i, m, D, at_q, zero), panels(use, do_i, m, E, at_do, zero)
+        qt, dot = panels(use, transposed(q_i), D, m, at_qt, zero), panels(use, transposed(do_i), E, m, at_dot, zero)
+        lse, delta = _line(lines, 0, wide, zero), _line(lines, 1, wide, zero)
+        _fill(lse, zero)
+        _fill(delta, zero)
+        _copy(view(lse_at + i0 * size, m, zero), lse)
         _row_dots(out, dout, i0, m, E, delta, zero)  # Δ
         for k0 in range(0, limit, KEYS):
             n = min(KEYS, limit - k0)
             diagonal = i0 - j0 - k0 if causal else FAR
-            product(tiler, q_i, panels_beyond(kt, k0, zero), p, m, n, D, 0, diagonal, FAR, zero)  # S = Q Kᵀ     (m, n)
-            product(tiler, do_i, panels_beyond(vt, k0, zero), ds, m, n, E, 0, diagonal, FAR, zero)  # P̄ = Ō Vᵀ     (m, n)
-            for i in range(m):
-                at_mask = mask[0] + (i0 + i) * mask[1] + k0 * mask[2] if mask[0] else 0
-                s, factor = _row(p[0] + i * p[1], diagonal + i + 1, n, at_mask, mask[2], scale, zero)
-                seen = max(min(n, diagonal + i + 1), 0)
-                dp = view(ds[0] + i * p[1], s.size, zero)
-                _fill(dp[seen:], zero)
+            product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = K Qᵀ     (n, m)
+            factor = _scores(use, s, mask, i0, k0, n, m, wide, ds[0], scale)
+            product(use[0], below(v, k0), dot, ds, n, columns, E, 0, -diagonal, -FAR, FAR, zero)  # P̄ᵀ = V Ōᵀ     (n, m)
+            for j in range(0, n, 4):
+                first = _begin(j, diagonal, zero)
+                four, slopes = _four(s, j, first, wide, zero), _four(ds, j, first, wide, zero)
+                _cover(four, stairs, j, first, wide, diagonal, low, zero)
+                _cover(slopes, stairs, j, first, wide, diagonal, zero, zero)
                 if noise[0]:
-                    kept_row = _noise_row(at_noise, i, z, i0, j0 + k0, n, lengths, noise, kept, zero)
-                    _slopes_kept(s, dp, kept_row, factor, lse[i0 + i], delta[i], scale)
-                else:
-                    _slopes(s, dp, factor, lse[i0 + i], delta[i], scale)
-            product(tiler, ds, panels_below(k, k0), dq_i, m, D, n, 1 if k0 else 0, FAR, diagonal, zero)  # Q̄ += τ S̄ K     (m, D)
-            tiles = (n + HEIGHT - 1) // HEIGHT
-            for t in range(tiles):  # of keys; queries before row r do not see them
-                j, h = t * n // tiles, (t + 1) * n // tiles - t * n // tiles
-                r = max(0, j0 + k0 + j - i0) if causal else 0
-                p_t = matrix(p[0] + r * p[1] + j * size, size, p[1])  # Pᵀ     (h, m − r)
-                ds_t = matrix(ds[0] + r * p[1] + j * size, size, p[1])
-                to_v, to_k = below(dv, k0 + j), below(dk, k0 + j)
-                product(tiler, p_t, panels_below(do_panels, r), to_v, h, E, m - r, 1, FAR, FAR, zero)  # V̄ += Pᵀ Ō   (h, E)
-                product(tiler, ds_t, panels_below(q_panels, r), to_k, h, D, m - r, 1, FAR, FAR, zero)  # K̄ += τ S̄ᵀ Q
+                    _keep_four(keep, z, i0 + first, j0 + k0 + j, wide - first, lengths, noise, kept)
+                _slopes(four, slopes, keep if noise[0] else all_kept, factor, lse[first:], delta[first:], scale)
+            k_below, add = panels_below(k_panels, k0), 1 if k0 else 0
+            product(use[0], transposed(ds), k_below, dq_i, m, D, n, add, -FAR, -FAR, diagonal, zero)  # Q̄ += τ S̄ K     (m, D)
+            known = min(n, max(0, diagonal)) if causal else n if i0 else 0  # earlier blocks saw so many of these keys
+            for j, h, add in ((0, known, 1), (known, n - known, 0 if fresh else 1)):
+                to_v, to_k, term = below(dv, k0 + j), below(dk, k0 + j), j - diagonal
+                product(use[0], below(s, j), do_panels, to_v, h, E, m, add, -FAR, term, FAR, zero)  # V̄ += Pᵀ Ō     (h, E)
+                product(use[0], below(ds, j), q_panels, to_k, h, D, m, add, -FAR, term, FAR, zero)  # K̄ += τ S̄ᵀ Q     (h, D)
+    for j in range(max(0, T - j0) if causal and fresh else keys, keys):  # which no query sees
+        _fill(view(dk[0] + j * dk[1], D, zero), zero)
+        _fill(view(dv[0] + j * dv[1], E, zero), zero)
 
 
 def _backward_signature(T: Any) -> Any:
@@ -492,26 +625,19 @@ def backward(
         zero = number(0, scale)
         size = itemsize(zero)
         width = LINE // size
-        wide_s, wide_d = (longest + width - 1) // width * width, (D + width - 1) // width * width
+        wide_d = (D + width - 1) // width * width
         mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
         mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
         at_apart = address(room) + t * part  # Q̄ of a head that another thread began
-        at_kt = at_apart + (part - _room(longest, D, E, size) * size)
-        at_vt = at_kt + wide_s * D * size
-        at_k = at_vt + wide_s * E * size
+        at_k = at_apart + (part - _room(longest, D, E, size) * size)
         place = at_k + wide_d * longest * size
         g, j0 = cuts[t, 0], cuts[t, 1]
         while g < cuts[t + 1, 0] or (g == cuts[t + 1, 0] and j0 < cuts[t + 1, 1]):
             end = S if g < cuts[t + 1, 0] else cuts[t + 1, 1]
             first = order[starts[g]]
             keys, values = below(head(k, heads[1, first]), j0), below(head(v, heads[2, first]), j0)
-            kt = panels(use, matrix(keys[0], keys[2], keys[1]), D, end - j0, at_kt, zero)  # of Kᵀ     (D, end − j0)
-            vt = panels(use, matrix(values[0], values[2], values[1]), E, end - j0, at_vt, zero)
             k_panels = panels(use, keys, end - j0, D, at_k, zero)
             to_k, to_v = head(dk, heads[7, first]), head(dv, heads[8, first])
-            for j in range(j0, end):
-                _fill(view(to_k[0] + j * to_k[1], D, zero), zero)
-                _fill(view(to_v[0] + j * to_v[1], E, zero), zero)
             for x in range(starts[g], starts[g + 1]):
                 z = order[x]
                 to_q = head(dq, heads[6, z])
@@ -519,8 +645,8 @@ def backward(
                     to_q = matrix(at_apart + (x - starts[g]) * T * D * size, D * size, size)
                 masks = matrix(address(mask) + heads[3, z] + j0 * mask_cs if mask.size else 0, mask_rs, mask_cs)
                 inputs = (use, head(q, heads[0, z]), head(out, heads[4, z]), head(dout, heads[5, z]), masks)
-                numbers = (address(lse) + z * T * size, z, j0, end - j0, place, (T, S, D, E), causal)
-                outputs = (to_q, kt, vt, k_panels, below(to_k, j0), below(to_v, j0))
+                numbers = (address(lse) + z * T * size, z, j0, end - j0, place, x == starts[g], (T, S, D, E), causal)
+                outputs = (to_q, keys, values, k_panels, below(to_k, j0), below(to_v, j0))
                 call(block, (*inputs, *outputs, *numbers, scale, noise, kept))
             g, j0 = g + 1, 0
     size, zero = room.itemsize, number(0, scale)
@@ -545,8 +671,7 @@ def _room(keys, d, e, size):
     """Elements of workspace of a thread, backward, beside the Q̄ that it keeps apart"""
     width = LINE // size
     wide_d, wide_e = (d + width - 1) // width * width, (e + width - 1) // width * width
-    panels = (keys + width - 1) // width * width * (d + e) + wide_d * keys
-    return panels + (2 * QUERIES + 4) * PITCH + QUERIES * (wide_d + wide_e + 1)
+    return wide_d * keys + (2 * KEYS + 4) * PITCH + QUERIES * (wide_d + wide_e + d + e + 5)
 
 
 def _matrix(x: Array) -> Array:
@@ -650,8 +775,8 @@ def attention(
         return out, lse
     cuts = _cuts(number, rows, keys, causal, False, nt)
     width = LINE // size
-    panels = -(-keys // width) * width * d + -(-e // width) * width * keys
-    part = (panels + (QUERIES + 4) * PITCH + 2 * QUERIES + 15) // 16 * 16
+    masks = KEYS * PITCH if mask.size else 0
+    part = (-(-e // width) * width * keys + (KEYS + 4) * PITCH + QUERIES * (8 + d) + masks + 15) // 16 * 16
     room = scratch(letter, nt * part)[: nt * part]
     noise = _noise(dropout_p, seed, stream)
     forward[letter](
