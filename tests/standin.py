@@ -13,6 +13,15 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 reads = []  # one entry for each time that the host waited for a value
 
 
+class Flags:
+    """What there is on a device: nothing is read-only there."""
+
+    __slots__ = ("c_contiguous", "f_contiguous", "owndata")
+
+    def __init__(self, host):
+        self.c_contiguous, self.f_contiguous, self.owndata = host.c_contiguous, host.f_contiguous, host.owndata
+
+
 class DeviceArray(NDArrayOperatorsMixin):
     __slots__ = ("host", "base")
     __hash__ = None
@@ -52,7 +61,7 @@ class DeviceArray(NDArrayOperatorsMixin):
     itemsize = property(lambda self: self.host.itemsize)
     nbytes = property(lambda self: self.host.nbytes)
     strides = property(lambda self: self.host.strides)
-    flags = property(lambda self: self.host.flags)
+    flags = property(lambda self: Flags(self.host.flags))
     T = property(lambda self: wrapped(self.host.T, self))
     real = property(lambda self: wrapped(self.host.real, self))
 
