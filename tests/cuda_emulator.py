@@ -108,21 +108,15 @@ def ld4(array, index):
 
 def tf32(x):
     """Round to nearest, ties away from zero, at 10 bits of mantissa."""
-    return np.uint32((int(np.float32(x).view(np.uint32)) + 0x1000) & 0xFFFFE000)
+    return np.uint32((int(np.float32(x).view(np.uint32)) + 0x1000) & 0xFFFFE000).view(np.float32)
 
 
 def mma(d, a, b):
     """Each lane's part of D + A B, from the parts of A and B that all lanes of its warp hold."""
     lanes = ask("warp", 0xFFFFFFFF, (a, b))
     g, q = divmod(getcurrent().thread.lane, 4)
-
-    def element(words, *place):
-        return np.uint32(words[place[0]]).view(np.float32)
-
-    A = {(g + 8 * (e % 2), p + 4 * (e // 2)): element(lanes[4 * g + p][0], e) for p in range(4) for e in range(4)}
-    B = {
-        (p + 4 * e, 2 * q + n): element(lanes[4 * (2 * q + n) + p][1], e) for p in range(4) for e in range(2) for n in range(2)
-    }
+    A = {(g + 8 * (e % 2), p + 4 * (e // 2)): lanes[4 * g + p][0][e] for p in range(4) for e in range(4)}
+    B = {(p + 4 * e, 2 * q + n): lanes[4 * (2 * q + n) + p][1][e] for p in range(4) for e in range(2) for n in range(2)}
     places = [(g, 2 * q), (g, 2 * q + 1), (g + 8, 2 * q), (g + 8, 2 * q + 1)]
     return tuple(
         np.float32(x + sum(np.float64(A[i, k]) * np.float64(B[k, j]) for k in range(8)))

@@ -566,8 +566,8 @@ FAULTS = {  # module, door, the line as it is, and as it must not be
     "no barrier before the tiles are read": (
         "matmul",
         "matmul",
-        "            cuda.syncthreads()\n            for e in range(deep):",
-        "            for e in range(deep):",
+        "            cuda.syncthreads()\n            loop(a, b",
+        "            loop(a, b",
     ),
     "a swapped index in a product": ("matmul", "matmul", "a[p, k, y * micro + m]", "a[p, y * micro + m, k]"),
     "no guard at the edge of a product": ("matmul", "matmul", "if i < M and j + uint32(n) < N:", "if j + uint32(n) < N:"),

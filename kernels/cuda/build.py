@@ -158,12 +158,13 @@ def ld4(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def tf32(typing: Any, x: Any) -> Any:
-    """x rounded to the 10 bits of mantissa that a tensor core multiplies, as a word."""
+    """x rounded to the 10 bits of mantissa that a tensor core multiplies."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.call(ir.InlineAsm(ir.FunctionType(_I, [_F]), "cvt.rna.tf32.f32 $0, $1;", "=r,f"), arguments)
+        word = builder.call(ir.InlineAsm(ir.FunctionType(_I, [_F]), "cvt.rna.tf32.f32 $0, $1;", "=r,f"), arguments)
+        return builder.bitcast(word, _F)
 
-    return types.uint32(float32), generate
+    return float32(float32), generate
 
 
 @intrinsic
@@ -173,16 +174,17 @@ def mma(typing: Any, d: Any, a: Any, b: Any) -> Any:
     Lane 4 g + q holds A[g, q], A[g + 8, q], A[g, q + 4], A[g + 8, q + 4];  B[q, g], B[q + 4, g];
     D[g, 2q], D[g, 2q + 1], D[g + 8, 2q], D[g + 8, 2q + 1].
     """
-    floats, fours, twos = types.UniTuple(float32, 4), types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2)
+    fours, twos = types.UniTuple(float32, 4), types.UniTuple(float32, 2)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         d, a, b = (cgutils.unpack_tuple(builder, x) for x in arguments)
+        words = [builder.bitcast(x, _I) for x in (*a, *b)]
         function = ir.FunctionType(ir.LiteralStructType([_F] * 4), [_I] * 6 + [_F] * 4)
         text = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3},{$4,$5,$6,$7},{$8,$9},{$10,$11,$12,$13};"
-        call = builder.call(ir.InlineAsm(function, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True), [*a, *b, *d])
+        call = builder.call(ir.InlineAsm(function, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True), [*words, *d])
         return cgutils.pack_array(builder, [builder.extract_value(call, k) for k in range(4)])
 
-    return floats(floats, fours, twos), generate
+    return fours(fours, fours, twos), generate
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -143,8 +143,13 @@ def blocked(A, B, C):
 # factor lies with k running fastest, a thread takes four steps of one line, else four lines of one step.
 
 
-def _mover(wide: int, deep: int, along_k: bool, vector: bool) -> tuple[Any, ...]:
-    """Functions of a thread: where it begins in a tile, the four numbers into registers, and from there to their places."""
+@device
+def _same(x):
+    return x
+
+
+def _mover(wide: int, deep: int, along_k: bool, vector: bool, kept: Any) -> tuple[Any, ...]:
+    """Functions of a thread: where it begins in a tile, the four numbers into registers, and from there, as `kept`, on."""
     per_line, per_step = deep // 4, wide // 4
 
     @device
@@ -186,59 +191,41 @@ def _mover(wide: int, deep: int, along_k: bool, vector: bool) -> tuple[Any, ...]
         t = uint32(cuda.threadIdx.x)
         for q in range(4):
             if along_k:
-                shared[p, t % uint32(per_line) * uint32(4) + uint32(q), t // uint32(per_line)] = r[q]
+                shared[p, t % uint32(per_line) * uint32(4) + uint32(q), t // uint32(per_line)] = kept(r[q])
             else:
-                shared[p, t // uint32(per_step), t % uint32(per_step) * uint32(4) + uint32(q)] = r[q]
+                shared[p, t // uint32(per_step), t % uint32(per_step) * uint32(4) + uint32(q)] = kept(r[q])
 
     return begin, fetch, fetch_edge, put
 
 
 ARGUMENTS = (F1, F1, F1, *[INT] * 7)  # A, B, C flat; M, N, K, Z_A, Z_B, depth, parts
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Registers, two buffers, 16-byte loads
-# ---------------------------------------------------------------------------------------------------------------------
 
-
-@functools.cache
-def sgemm(form: str, vector: bool, wide: int) -> Kernel:
-    """The kernel for factors that lie as `form` says: N in row order, T transposed. `wide`: the side of its tile of C.
+def _product(
+    name: str, form: str, vector: bool, tile: tuple[int, ...], hold: tuple[Any, ...], work: tuple[Any, ...], **budget: int
+) -> Kernel:
+    """The kernel for factors that lie as `form` says: N in row order, T transposed.
 
     A: Z_A matrices (M, K), or (K, M) for T; B: Z_B of (K, N), or (N, K); C: Z · parts of (M, N). Matrix z of the Z products is
     made of A[z mod Z_A] and B[z mod Z_B]; part p sums k from p · depth to (p + 1) · depth. `vector`: every row begins at a
-    multiple of 16 bytes.
+    multiple of 16 bytes. `tile`: the side of a tile of C, steps k of a tile of A or B, and the length of a line of those in
+    shared memory. `hold`: the shape of a thread's part of C, and of what it takes of A and of B at a time. `work`: functions of
+    a thread: how a number is kept in shared memory, a tile multiplied (in a loop or written out), and its part of C stored.
     """
-    deep, micro = (8, 8) if wide == 128 else (16, 4)
-    pitch = wide + 4  # of a line of shared memory: neighbours in k fall on other banks, and 16 bytes stay aligned
+    wide, deep, pitch = tile
+    (height, width), hold_a, hold_b = hold
+    kept, loop, written_out, store = work
     transposed_a, transposed_b = form[0] == "T", form[1] == "T"
-    begin_a, fetch_a, edge_a, put_a = _mover(wide, deep, not transposed_a, vector)
-    begin_b, fetch_b, edge_b, put_b = _mover(wide, deep, transposed_b, vector)
-    halves, gap = micro // 4, 64
+    begin_a, fetch_a, edge_a, put_a = _mover(wide, deep, not transposed_a, vector, kept)
+    begin_b, fetch_b, edge_b, put_b = _mover(wide, deep, transposed_b, vector, kept)
 
-    @device
-    def step(a, b, p, k, y, x, ra, rb, acc):
-        for m in range(micro):
-            ra[m] = a[p, k, y * micro + m]
-        for h in range(halves):  # a thread's columns are four and four, `gap` apart: neighbours read neighbouring banks
-            for n in range(4):
-                rb[4 * h + n] = b[p, k, h * gap + x * 4 + n]
-        for m in range(micro):
-            for n in range(micro):
-                acc[m, n] += ra[m] * rb[n]
-
-    @kernel(
-        ARGUMENTS,
-        threads=256,
-        registers=128 if wide == 128 else 80,  # with 128, two blocks of 256 threads fill the registers of a multiprocessor
-        shared=2 * 2 * deep * pitch * 4,
-        name=f"sgemm_{form}_{wide}{'_vector' if vector else ''}",
-    )
+    @kernel(ARGUMENTS, threads=256, shared=2 * 2 * deep * pitch * 4, name=f"{name}{'_vector' if vector else ''}", **budget)
     def product(A, B, C, m_, n_, k_, z_a, z_b, depth, parts):
         a = cuda.shared.array((2, deep, pitch), float32)
         b = cuda.shared.array((2, deep, pitch), float32)
-        acc = cuda.local.array((micro, micro), float32)
-        ra = cuda.local.array(micro, float32)
-        rb = cuda.local.array(micro, float32)
+        acc = cuda.local.array((height, width), float32)
+        ra = cuda.local.array(hold_a, float32)
+        rb = cuda.local.array(hold_b, float32)
         fa = cuda.local.array(4, float32)
         fb = cuda.local.array(4, float32)
         M, N, K = uint32(m_), uint32(n_), uint32(k_)
@@ -253,17 +240,14 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
         end = k0 + uint32(depth)
         if end > K:
             end = K
-        t = uint32(cuda.threadIdx.x)
-        x = t % uint32(16)
-        y = t // uint32(16)
         in_a = i0 + uint32(wide) <= M
         in_b = j0 + uint32(wide) <= N
         at_a = uint64(z % uint32(z_a)) * uint64(M) * uint64(K) + begin_a(i0, k0, M if transposed_a else K)
         at_b = uint64(z % uint32(z_b)) * uint64(K) * uint64(N) + begin_b(j0, k0, K if transposed_b else N)
         step_a = M * uint32(deep) if transposed_a else uint32(deep)
         step_b = uint32(deep) if transposed_b else N * uint32(deep)
-        for m in range(micro):
-            for n in range(micro):
+        for m in range(height):
+            for n in range(width):
                 acc[m, n] = float32(0.0)
         left = uint32(0)  # whole tiles, in which nothing looks for an edge
         if in_a and in_b and end > k0:
@@ -277,8 +261,7 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
             put_a(a, uint32(0), fa)
             put_b(b, uint32(0), fb)
             cuda.syncthreads()
-            for e in range(deep):
-                step(a, b, uint32(0), uint32(e), y, x, ra, rb, acc)
+            loop(a, b, uint32(0), ra, rb, acc)
             cuda.syncthreads()
             k += uint32(deep)
             rest_a += uint64(step_a)
@@ -297,31 +280,78 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
                 if left > uint32(0):  # the next tile is on its way while this one is multiplied
                     fetch_a(A, at_a, fa)
                     fetch_b(B, at_b, fb)
-                for half in range(deep // 8):
-                    e = uint32(8 * half)
-                    step(a, b, p, e, y, x, ra, rb, acc)  # written out: NVVM would leave this loop a loop
-                    step(a, b, p, e + uint32(1), y, x, ra, rb, acc)
-                    step(a, b, p, e + uint32(2), y, x, ra, rb, acc)
-                    step(a, b, p, e + uint32(3), y, x, ra, rb, acc)
-                    step(a, b, p, e + uint32(4), y, x, ra, rb, acc)
-                    step(a, b, p, e + uint32(5), y, x, ra, rb, acc)
-                    step(a, b, p, e + uint32(6), y, x, ra, rb, acc)
-                    step(a, b, p, e + uint32(7), y, x, ra, rb, acc)
+                written_out(a, b, p, ra, rb, acc)
                 if left > uint32(0):
                     p = uint32(1) - p
                     put_a(a, p, fa)
                     put_b(b, p, fb)
                 cuda.syncthreads()
+        store(C, uint64(zc) * uint64(M), i0, j0, M, N, acc)
+
+    return product
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Registers, two buffers, 16-byte loads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def sgemm(form: str, vector: bool, wide: int) -> Kernel:
+    """16 × 16 threads for a tile of `wide` × `wide` elements, 8 × 8 or 4 × 4 of each, one step k at a time."""
+    deep, micro = (8, 8) if wide == 128 else (16, 4)
+    pitch = wide + 4  # neighbours in k fall on other banks, and 16 bytes stay aligned
+    halves, gap = micro // 4, 64
+
+    @device
+    def step(a, b, p, k, ra, rb, acc):
+        t = uint32(cuda.threadIdx.x)
+        x = t % uint32(16)
+        y = t // uint32(16)
+        for m in range(micro):
+            ra[m] = a[p, k, y * micro + m]
+        for h in range(halves):  # a thread's columns are four and four, `gap` apart: neighbours read neighbouring banks
+            for n in range(4):
+                rb[4 * h + n] = b[p, k, h * gap + x * 4 + n]
+        for m in range(micro):
+            for n in range(micro):
+                acc[m, n] += ra[m] * rb[n]
+
+    @device
+    def loop(a, b, p, ra, rb, acc):
+        for e in range(deep):
+            step(a, b, p, uint32(e), ra, rb, acc)
+
+    @device
+    def written_out(a, b, p, ra, rb, acc):
+        for half in range(deep // 8):
+            e = uint32(8 * half)
+            step(a, b, p, e, ra, rb, acc)  # NVVM would leave this loop a loop
+            step(a, b, p, e + uint32(1), ra, rb, acc)
+            step(a, b, p, e + uint32(2), ra, rb, acc)
+            step(a, b, p, e + uint32(3), ra, rb, acc)
+            step(a, b, p, e + uint32(4), ra, rb, acc)
+            step(a, b, p, e + uint32(5), ra, rb, acc)
+            step(a, b, p, e + uint32(6), ra, rb, acc)
+            step(a, b, p, e + uint32(7), ra, rb, acc)
+
+    @device
+    def store(C, above, i0, j0, M, N, acc):
+        t = uint32(cuda.threadIdx.x)
+        x = t % uint32(16)
+        y = t // uint32(16)
         for m in range(micro):
             i = i0 + y * uint32(micro) + uint32(m)
-            row = (uint64(zc) * uint64(M) + uint64(i)) * uint64(N)
+            row = (above + uint64(i)) * uint64(N)
             for h in range(halves):
                 j = j0 + uint32(h * gap) + x * uint32(4)
                 for n in range(4):
                     if i < M and j + uint32(n) < N:
                         C[row + uint64(j + uint32(n))] = acc[m, 4 * h + n]
 
-    return product
+    registers = 128 if wide == 128 else 80  # with 128, two blocks of 256 threads fill the registers of a multiprocessor
+    hold, work = ((micro, micro), micro, micro), (_same, loop, written_out, store)
+    return _product(f"sgemm_{form}_{wide}", form, vector, (wide, deep, pitch), hold, work, registers=registers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,127 +361,58 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
 
 @functools.cache
 def tensor(form: str, vector: bool) -> Kernel:
-    """As `sgemm`, but a warp multiplies 64 × 32 elements by 4 × 4 instructions of 16 × 8 × 8."""
-    wide, deep, pitch = 128, 8, 136  # 136 ≡ 8 mod 32: the four steps and eight lines of a warp fall on 32 banks
-    transposed_a, transposed_b = form[0] == "T", form[1] == "T"
-    begin_a, fetch_a, edge_a, put_a = _mover(wide, deep, not transposed_a, vector)
-    begin_b, fetch_b, edge_b, put_b = _mover(wide, deep, transposed_b, vector)
+    """As `sgemm`, but a warp multiplies 64 × 32 elements by 4 × 4 instructions of 16 × 8 × 8, eight steps k at a time."""
+    tile = 128, 8, 136  # 136 ≡ 8 mod 32: the four steps and eight lines of a warp fall on 32 banks
 
     @device
-    def multiply_add(a, b, p, q, g, line, column, wa, acc):
-        """The 64 × 32 elements of a warp, eight k on."""
+    def place():
+        """This lane's line in A, its warp's first column and, in an instruction, the lane's g and q: see `mma`."""
+        t = uint32(cuda.threadIdx.x)
+        warp, g = t // uint32(32), t % uint32(32) // uint32(4)
+        return warp // uint32(4) * uint32(64) + g, warp % uint32(4) * uint32(32), g, t % uint32(4)
+
+    @device
+    def multiply_add(a, b, p, wa, wb, acc):
+        line, column, g, q = place()
         for m in range(4):
             i = line + uint32(16 * m)
-            wa[m, 0] = tf32(a[p, q, i])
-            wa[m, 1] = tf32(a[p, q, i + uint32(8)])
-            wa[m, 2] = tf32(a[p, q + uint32(4), i])
-            wa[m, 3] = tf32(a[p, q + uint32(4), i + uint32(8)])
+            wa[m, 0] = a[p, q, i]
+            wa[m, 1] = a[p, q, i + uint32(8)]
+            wa[m, 2] = a[p, q + uint32(4), i]
+            wa[m, 3] = a[p, q + uint32(4), i + uint32(8)]
         for n in range(4):
             j = column + uint32(8 * n) + g
-            wb = (tf32(b[p, q, j]), tf32(b[p, q + uint32(4), j]))
+            wb[0] = b[p, q, j]
+            wb[1] = b[p, q + uint32(4), j]
             for m in range(4):
                 e = 4 * m + n
-                d = mma((acc[e, 0], acc[e, 1], acc[e, 2], acc[e, 3]), (wa[m, 0], wa[m, 1], wa[m, 2], wa[m, 3]), wb)
+                c = (acc[e, 0], acc[e, 1], acc[e, 2], acc[e, 3])
+                d = mma(c, (wa[m, 0], wa[m, 1], wa[m, 2], wa[m, 3]), (wb[0], wb[1]))
                 acc[e, 0] = d[0]  # by number: a tuple indexed by a variable would lie in memory
                 acc[e, 1] = d[1]
                 acc[e, 2] = d[2]
                 acc[e, 3] = d[3]
 
     @device
-    def store(C, row, i, j, M, N, x, y):
+    def pair(C, row, i, j, M, N, x, y):
         """Two neighbours of a row"""
         if i < M and j < N:
             C[row + uint64(j)] = x
         if i < M and j + uint32(1) < N:
             C[row + uint64(j + uint32(1))] = y
 
-    @kernel(
-        ARGUMENTS,
-        threads=256,
-        registers=128,
-        shared=2 * 2 * deep * pitch * 4,
-        least=80,
-        name=f"tensor_{form}{'_vector' if vector else ''}",
-    )
-    def product(A, B, C, m_, n_, k_, z_a, z_b, depth, parts):
-        a = cuda.shared.array((2, deep, pitch), float32)
-        b = cuda.shared.array((2, deep, pitch), float32)
-        acc = cuda.local.array((16, 4), float32)  # of 4 × 4 instructions
-        fa = cuda.local.array(4, float32)
-        fb = cuda.local.array(4, float32)
-        wa = cuda.local.array((4, 4), uint32)
-        M, N, K = uint32(m_), uint32(n_), uint32(k_)
-        across = (N + uint32(wide - 1)) // uint32(wide)
-        down = (M + uint32(wide - 1)) // uint32(wide)
-        block = uint32(cuda.blockIdx.x)
-        j0 = block % across * uint32(wide)
-        i0 = block // across % down * uint32(wide)
-        zc = block // across // down
-        z = zc // uint32(parts)
-        k0 = zc % uint32(parts) * uint32(depth)
-        end = k0 + uint32(depth)
-        if end > K:
-            end = K
-        t = uint32(cuda.threadIdx.x)
-        warp = t // uint32(32)
-        g = t % uint32(32) // uint32(4)
-        q = t % uint32(4)
-        line = warp // uint32(4) * uint32(64) + g  # of this lane in its warp's 64 × 32 elements
-        column = warp % uint32(4) * uint32(32)
-        in_a = i0 + uint32(wide) <= M
-        in_b = j0 + uint32(wide) <= N
-        at_a = uint64(z % uint32(z_a)) * uint64(M) * uint64(K) + begin_a(i0, k0, M if transposed_a else K)
-        at_b = uint64(z % uint32(z_b)) * uint64(K) * uint64(N) + begin_b(j0, k0, K if transposed_b else N)
-        step_a = M * uint32(deep) if transposed_a else uint32(deep)
-        step_b = uint32(deep) if transposed_b else N * uint32(deep)
-        for e in range(16):
-            for h in range(4):
-                acc[e, h] = float32(0.0)
-        left = uint32(0)  # whole tiles, in which nothing looks for an edge
-        if in_a and in_b and end > k0:
-            left = (end - k0) // uint32(deep)
-        k = k0 + left * uint32(deep)
-        rest_a = at_a + uint64(left) * uint64(step_a)
-        rest_b = at_b + uint64(left) * uint64(step_b)
-        while k < end:  # first what such tiles leave of k, and all of it at the edges of C
-            edge_a(A, rest_a, i0, k, M, end, fa)
-            edge_b(B, rest_b, j0, k, N, end, fb)
-            put_a(a, uint32(0), fa)
-            put_b(b, uint32(0), fb)
-            cuda.syncthreads()
-            multiply_add(a, b, uint32(0), q, g, line, column, wa, acc)
-            cuda.syncthreads()
-            k += uint32(deep)
-            rest_a += uint64(step_a)
-            rest_b += uint64(step_b)
-        if left > uint32(0):
-            fetch_a(A, at_a, fa)
-            fetch_b(B, at_b, fb)
-            put_a(a, uint32(0), fa)
-            put_b(b, uint32(0), fb)
-            cuda.syncthreads()
-            p = uint32(0)
-            while left > uint32(0):
-                left -= uint32(1)
-                at_a += uint64(step_a)
-                at_b += uint64(step_b)
-                if left > uint32(0):  # the next tile is on its way while this one is multiplied
-                    fetch_a(A, at_a, fa)
-                    fetch_b(B, at_b, fb)
-                multiply_add(a, b, p, q, g, line, column, wa, acc)
-                if left > uint32(0):
-                    p = uint32(1) - p
-                    put_a(a, p, fa)
-                    put_b(b, p, fb)
-                cuda.syncthreads()
+    @device
+    def store(C, above, i0, j0, M, N, acc):
+        line, column, g, q = place()
         for e in range(16):
             i = i0 + line + uint32(16 * (e // 4))
             j = j0 + column + uint32(8 * (e % 4)) + q * uint32(2)
-            row = (uint64(zc) * uint64(M) + uint64(i)) * uint64(N)
-            store(C, row, i, j, M, N, acc[e, 0], acc[e, 1])
-            store(C, row + uint64(N) * uint64(8), i + uint32(8), j, M, N, acc[e, 2], acc[e, 3])
+            row = (above + uint64(i)) * uint64(N)
+            pair(C, row, i, j, M, N, acc[e, 0], acc[e, 1])
+            pair(C, row + uint64(N) * uint64(8), i + uint32(8), j, M, N, acc[e, 2], acc[e, 3])
 
-    return product
+    hold, work = ((16, 4), (4, 4), 2), (tf32, multiply_add, multiply_add, store)
+    return _product(f"tensor_{form}", form, vector, tile, hold, work, registers=128, least=80)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
