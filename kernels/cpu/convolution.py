@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numba
@@ -47,6 +48,7 @@ from kernels.cpu.convolution_loops import (
     tools,
     weight,
 )
+from kernels.cpu.matmul import SERIAL
 from kernels.cpu.simd import lanes
 from kernels.cpu.threads import threads as count_threads
 
@@ -199,7 +201,7 @@ def _result(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def _workspace(*sizes: int) -> list[int]:
     """Addresses of pieces of so many bytes, each on a cache line, of this thread's memory: until it asks again."""
-    places = np.cumsum([0] + [-(-size // 64) * 64 for size in sizes]).tolist()
+    places = [0, *accumulate(-(-size // 64) * 64 for size in sizes)]
     start = memory.scratch("d", places[-1] // 8).ctypes.data
     return [start + p for p in places[:-1]]
 
@@ -216,14 +218,22 @@ def _taken(*arrays: Array) -> bool:
     return known and all(b.size for b in arrays) and not numba.config.DISABLE_JIT
 
 
+def _threads(y: Array, w: Array) -> int:
+    """One for little work: every element of y is a sum of as many products as w has weights for one output."""
+    return count_threads() if y.size * (w.size // w.shape[0]) > SERIAL else 1
+
+
 def _two(sizes: tuple[int, ...], missing: int = 1) -> tuple[int, int]:
     """A line is an image of height 1."""
     return tuple(int(m) for m in (sizes if len(sizes) == 2 else (missing, *sizes)))
 
 
-def _geometry(channels: int, size: Any, outputs: int, counts: Any, kernel: Any, how: dict[str, Any]) -> Geometry:
-    stride, padding, dilation = _two(how["stride"]), _two(how["padding"], 0), _two(how["dilation"])
-    return Geometry(channels, _two(size), outputs, _two(counts), _two(kernel), stride, padding, dilation)
+@lru_cache(1024)
+def _geometry(
+    channels: int, size: Any, outputs: int, counts: Any, kernel: Any, *, stride: Any, padding: Any, dilation: Any
+) -> Geometry:
+    how = _two(stride), _two(padding, 0), _two(dilation)
+    return Geometry(channels, _two(size), outputs, _two(counts), _two(kernel), *how)
 
 
 def _plain(g: Geometry) -> bool:
@@ -297,12 +307,14 @@ def _products(x: Array, w: Array, y: Array, groups: int, rows: Offsets, ks: Offs
     return y
 
 
+@lru_cache(1024)
 def _turned(g: Geometry) -> Geometry:
     """With stride 1, a convolution is the input gradient of the one with its taps in reverse: of O channels from C."""
     padding = tuple(d * (k - 1) - p for d, k, p in zip(g.dilation, g.kernel, g.padding, strict=True))
     return g._replace(channels=g.outputs, size=g.counts, outputs=g.channels, counts=g.size, padding=padding)
 
 
+@lru_cache(1024)
 def _turns(g: Geometry) -> bool:
     return g.stride == (1, 1) and min(_turned(g).padding) >= 0
 
@@ -403,9 +415,10 @@ def conv(
     counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes)
     if not _taken(x, w) or min(counts) < 1:
         return reference.conv(x, w, **how, groups=groups)
-    x, w, threads = np.ascontiguousarray(x), np.ascontiguousarray(w), count_threads()
-    g, taps = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], how), math.prod(w.shape[2:])
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    g, taps = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], **how), math.prod(w.shape[2:])
     y = _result((x.shape[0], w.shape[0], *counts), x.dtype)
+    threads = _threads(y, w)
     if _plain(g):
         return _products(x, w, y, groups, steps(g.outputs, g.channels), steps(g.channels, 1), None, threads)
     if 2 * g.outputs <= lanes(x.itemsize) and g.outputs * taps <= FOLDED and _turns(g):
@@ -430,8 +443,8 @@ def conv_input_grad(
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not _taken(dy, w) or min(size) < 1:
         return reference.conv_input_grad(dy, w, size, **how, groups=groups)
-    dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), count_threads()
-    g = _geometry(w.shape[1], size, w.shape[0] // groups, dy.shape[2:], w.shape[2:], how)
+    dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), _threads(dy, w)
+    g = _geometry(w.shape[1], size, w.shape[0] // groups, dy.shape[2:], w.shape[2:], **how)
     dx = _result((dy.shape[0], w.shape[1] * groups, *size), dy.dtype)
     columns, plain = g.channels * math.prod(g.kernel), _plain(g)
     if plain or columns <= FOLDED:
@@ -455,9 +468,10 @@ def conv_weight_grad(
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not _taken(x, dy) or min(size) < 1:
         return reference.conv_weight_grad(x, dy, size, **how, groups=groups)
-    x, dy, threads = np.ascontiguousarray(x), np.ascontiguousarray(dy), count_threads()
-    g = _geometry(x.shape[1] // groups, x.shape[2:], dy.shape[1] // groups, dy.shape[2:], size, how)
+    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    g = _geometry(x.shape[1] // groups, x.shape[2:], dy.shape[1] // groups, dy.shape[2:], size, **how)
     dw = _result((dy.shape[1], g.channels, *size), x.dtype)
+    threads = _threads(dy, dw)
     if _winograd_pays(g, groups):
         return _winograd_weight(x, dy, dw, g, threads)
     k, taps, straight = tools(x.dtype.char), math.prod(g.kernel), _plain(g)

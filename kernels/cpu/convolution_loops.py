@@ -189,18 +189,27 @@ def over_pixels(t, threads, job):
     shares = 1 if folded else max(1, threads // total)  # with fewer images than threads, panels are shared out
     size = height * width * channels
     b_panel = (inner + 1) * panel  # one row more: panels 4 KB apart would share few lines of the cache
-    few = WINDOW[-1]  # rows at a time: a panel of results at a time would open too many lines
+    # Whole vectors of x are read where they lie, unless its rows, and those of y, lie at a distance that maps them all to the
+    # same few cache lines: then a panel of results at a time would open too many, and a row of tiles is taken at a time.
+    far = item * pixels % 4096 == 0
+    whole, some, depth = (0, WINDOW[-1], 1024) if far else (panels if pixels % lanes == 0 else pixels // panel, 1 << 40, 128)
     for u in range(t * total * shares // threads, (t + 1) * total * shares // threads):
         z, share = u // shares, u % shares
         right = own + t * own_bytes
         out = right + (item * panels * b_panel + 63) // 64 * 64 if folded else y + item * z * size
-        for b in range(share * panels // shares, (share + 1) * panels // shares):
-            n, src = min(panel, pixels - b * panel), x + item * (z * inner * pixels + b * panel)
-            to, whole = right + item * b * b_panel, (n + lanes - 1) // lanes * lanes
-            call(pack, (inner, n, src, item * pixels, item, to, item * panel, whole))
+        first, last = share * panels // shares, (share + 1) * panels // shares
+        torn = min(max(first, whole), last)
+        left = w + item * (z % groups) * w_step
         product(
-            tile, item, few, 1024, w + item * (z % groups) * w_step, rows, results, ks, inner,
-            right, b_panel, panel, out, places, pixels, share * panels // shares, (share + 1) * panels // shares, 0,
+            tile, item, some, depth, left, rows, results, ks, inner,
+            x + item * z * inner * pixels, panel, pixels, out, places, pixels, first, torn, 0,
+        )  # fmt: skip
+        for b in range(torn, last):
+            n, src = min(panel, pixels - b * panel), x + item * (z * inner * pixels + b * panel)
+            to, wide = right + item * b * b_panel, (n + lanes - 1) // lanes * lanes
+            call(pack, (inner, n, src, item * pixels, item, to, item * panel, wide))
+        product(
+            tile, item, some, depth, left, rows, results, ks, inner, right, b_panel, panel, out, places, pixels, torn, last, 0,
         )  # fmt: skip
         if folded:
             call(fold, (y + item * z * size, out, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw))
