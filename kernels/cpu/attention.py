@@ -453,68 +453,89 @@ def _forward_signature(T: Any) -> Any:
     return VOID(TOOLS, INT, *[given(T, 2)] * 4, *outputs, TABLES, TABLES, INT, T, NOISE, T, result(T, 1, "C"))
 
 
+@helper
+def _forward_share(t, part, use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room):
+    """The queries of all heads, end to end, from (head, query) cuts[t] to cuts[t + 1]"""
+    zero = number(0, scale)
+    size = itemsize(zero)
+    width = LINE // size
+    T, D = q.shape
+    S, E = v.shape
+    mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
+    mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
+    at_v = address(room) + t * part
+    place = at_v + (E + width - 1) // width * width * S * size
+    values, packed = matrix(0, 0, 0), -1
+    z, i0 = cuts[t, 0], cuts[t, 1]
+    while z < cuts[t + 1, 0] or (z == cuts[t + 1, 0] and i0 < cuts[t + 1, 1]):
+        if packed < 0 or heads[2, z] != heads[2, packed]:
+            values = panels(use, head(v, heads[2, z]), S, E, at_v, zero)
+            packed = z
+        masks = matrix(address(mask) + heads[3, z] if mask.size else 0, mask_rs, mask_cs)
+        end = T if z < cuts[t + 1, 0] else cuts[t + 1, 1]
+        for i in range(i0, end, QUERIES):
+            job = (use, head(q, heads[0, z]), head(k, heads[1, z]), values, head(out, heads[4, z]), masks)
+            numbers = (address(lse) + z * T * size, z, i, min(QUERIES, end - i), place, (T, S, D, E), causal)
+            call(block, (*job, *numbers, scale, noise, kept))
+        z, i0 = z + 1, 0
+
+
 @kernel(_forward_signature, parallel=True)
 def forward(use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room):
-    """Thread t takes the queries of all heads, end to end, from (head, query) cuts[t] to cuts[t + 1]."""
+    """Each thread its share of the queries, in its part of the room"""
     nt = cuts.shape[0] - 1
     part = room.size // nt * room.itemsize
-    for t in numba.prange(nt):
-        zero = number(0, scale)
-        size = itemsize(zero)
-        width = LINE // size
-        T, D = q.shape
-        S, E = v.shape
-        mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
-        mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
-        at_v = address(room) + t * part
-        place = at_v + (E + width - 1) // width * width * S * size
-        values, packed = matrix(0, 0, 0), -1
-        z, i0 = cuts[t, 0], cuts[t, 1]
-        while z < cuts[t + 1, 0] or (z == cuts[t + 1, 0] and i0 < cuts[t + 1, 1]):
-            if packed < 0 or heads[2, z] != heads[2, packed]:
-                values = panels(use, head(v, heads[2, z]), S, E, at_v, zero)
-                packed = z
-            masks = matrix(address(mask) + heads[3, z] if mask.size else 0, mask_rs, mask_cs)
-            end = T if z < cuts[t + 1, 0] else cuts[t + 1, 1]
-            for i in range(i0, end, QUERIES):
-                job = (use, head(q, heads[0, z]), head(k, heads[1, z]), values, head(out, heads[4, z]), masks)
-                numbers = (address(lse) + z * T * size, z, i, min(QUERIES, end - i), place, (T, S, D, E), causal)
-                call(block, (*job, *numbers, scale, noise, kept))
-            z, i0 = z + 1, 0
+    if nt == 1:
+        _forward_share(0, part, use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room)
+    else:
+        for t in numba.prange(nt):
+            _forward_share(
+                numba.intp(t), part, use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room
+            )
 
 
 def _decode_signature(T: Any) -> Any:
     return VOID(*[given(T, 2)] * 4, result(T, 2), result(T, 1, "C"), TABLES, INT, T, result(T, 1, "C"), INT)
 
 
-@kernel(_decode_signature, parallel=True)
-def decode(q, k, v, mask, out, lse, heads, causal, scale, room, nt):
-    """A few queries a head, with rows of q, k, v contiguous: each key and value is read once, nothing is copied."""
+@helper
+def _decode_share(q, k, v, mask, out, lse, heads, causal, scale, p, z0, z1):
+    """Heads z0 to z1.  p: room for a row of S"""
     T, D = q.shape
     S, E = v.shape
     mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
     mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
-    for t in numba.prange(nt):
-        zero, one = number(0, scale), number(1, scale)
-        p = room[t * S : t * S + S]
-        for z in range(t * heads.shape[1] // nt, (t + 1) * heads.shape[1] // nt):
-            keys, values = head(k, heads[1, z]), head(v, heads[2, z])
-            for i in range(T):
-                n = min(S, i + 1) if causal else S
-                query = view(address(q) + heads[0, z] + i * q.strides[0], D, zero)
-                o = view(address(out) + heads[4, z] + i * out.strides[0], E, zero)
-                for j in range(n):
-                    p[j] = _dot(query, view(keys[0] + j * keys[1], D, zero))
-                _masked(p[:n], scale, address(mask) + heads[3, z] + i * mask_rs if mask.size else 0, mask_cs)
-                top = _largest(p[:n])
-                shift = zero if top == -np.inf else top
-                total = _exponentials(p[:n], shift)
-                _fill(o, zero)
-                for j in range(n):
-                    _add_scaled(o, view(values[0] + j * values[1], E, zero), p[j])
-                nothing = total == zero
-                _scale(o, one if nothing else one / total)
-                lse[z * T + i] = zero if nothing else top + np.log(total)
+    zero, one = number(0, scale), number(1, scale)
+    for z in range(z0, z1):
+        keys, values = head(k, heads[1, z]), head(v, heads[2, z])
+        for i in range(T):
+            n = min(S, i + 1) if causal else S
+            query = view(address(q) + heads[0, z] + i * q.strides[0], D, zero)
+            o = view(address(out) + heads[4, z] + i * out.strides[0], E, zero)
+            for j in range(n):
+                p[j] = _dot(query, view(keys[0] + j * keys[1], D, zero))
+            _masked(p[:n], scale, address(mask) + heads[3, z] + i * mask_rs if mask.size else 0, mask_cs)
+            top = _largest(p[:n])
+            shift = zero if top == -np.inf else top
+            total = _exponentials(p[:n], shift)
+            _fill(o, zero)
+            for j in range(n):
+                _add_scaled(o, view(values[0] + j * values[1], E, zero), p[j])
+            nothing = total == zero
+            _scale(o, one if nothing else one / total)
+            lse[z * T + i] = zero if nothing else top + np.log(total)
+
+
+@kernel(_decode_signature, parallel=True)
+def decode(q, k, v, mask, out, lse, heads, causal, scale, room, nt):
+    """A few queries a head, with rows of q, k, v contiguous: each key and value is read once, nothing is copied."""
+    S, n = len(v), heads.shape[1]
+    if nt == 1:
+        _decode_share(q, k, v, mask, out, lse, heads, causal, scale, room[:S], 0, n)
+    else:
+        for t in numba.prange(nt):
+            z0, z1 = numba.intp(t) * n // nt, (numba.intp(t) + 1) * n // nt
+            _decode_share(q, k, v, mask, out, lse, heads, causal, scale, room[t * S : t * S + S], z0, z1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -608,11 +629,48 @@ def _backward_signature(T: Any) -> Any:
     )  # fmt: skip
 
 
+@helper
+def _backward_share(
+    t, part, use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale,
+    noise, kept, room, longest
+):  # fmt: skip
+    """The keys of all key heads, end to end, from (key head, key) cuts[t] to cuts[t + 1]"""
+    T, D = q.shape
+    S, E = v.shape
+    zero = number(0, scale)
+    size = itemsize(zero)
+    width = LINE // size
+    wide_d = (D + width - 1) // width * width
+    mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
+    mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
+    at_apart = address(room) + t * part  # Q̄ of a head that another thread began
+    at_k = at_apart + (part - _room(longest, D, E, size) * size)
+    place = at_k + wide_d * longest * size
+    g, j0 = cuts[t, 0], cuts[t, 1]
+    while g < cuts[t + 1, 0] or (g == cuts[t + 1, 0] and j0 < cuts[t + 1, 1]):
+        end = S if g < cuts[t + 1, 0] else cuts[t + 1, 1]
+        first = order[starts[g]]
+        keys, values = below(head(k, heads[1, first]), j0), below(head(v, heads[2, first]), j0)
+        k_panels = panels(use, keys, end - j0, D, at_k, zero)
+        to_k, to_v = head(dk, heads[7, first]), head(dv, heads[8, first])
+        for x in range(starts[g], starts[g + 1]):
+            z = order[x]
+            to_q = head(dq, heads[6, z])
+            if j0 > 0:
+                to_q = matrix(at_apart + (x - starts[g]) * T * D * size, D * size, size)
+            masks = matrix(address(mask) + heads[3, z] + j0 * mask_cs if mask.size else 0, mask_rs, mask_cs)
+            inputs = (use, head(q, heads[0, z]), head(out, heads[4, z]), head(dout, heads[5, z]), masks)
+            numbers = (address(lse) + z * T * size, z, j0, end - j0, place, x == starts[g], (T, S, D, E), causal)
+            outputs = (to_q, keys, values, k_panels, below(to_k, j0), below(to_v, j0))
+            call(block, (*inputs, *outputs, *numbers, scale, noise, kept))
+        g, j0 = g + 1, 0
+
+
 @kernel(_backward_signature, parallel=True)
 def backward(
     use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale, noise, kept, room, longest
 ):  # fmt: skip
-    """Thread t takes the keys of all key heads, end to end, from (key head, key) cuts[t] to cuts[t + 1].
+    """Each thread its share of the keys, in its part of the room
 
     `order`: the query heads, those of one key head together; `starts`: where each begins; `longest`: most keys of a thread in
     one head.
@@ -620,35 +678,17 @@ def backward(
     nt = cuts.shape[0] - 1
     part = room.size // nt * room.itemsize
     T, D = q.shape
-    S, E = v.shape
-    for t in numba.prange(nt):
-        zero = number(0, scale)
-        size = itemsize(zero)
-        width = LINE // size
-        wide_d = (D + width - 1) // width * width
-        mask_rs = 0 if mask.shape[0] == 1 else mask.strides[0]
-        mask_cs = 0 if mask.shape[1] == 1 else mask.strides[1]
-        at_apart = address(room) + t * part  # Q̄ of a head that another thread began
-        at_k = at_apart + (part - _room(longest, D, E, size) * size)
-        place = at_k + wide_d * longest * size
-        g, j0 = cuts[t, 0], cuts[t, 1]
-        while g < cuts[t + 1, 0] or (g == cuts[t + 1, 0] and j0 < cuts[t + 1, 1]):
-            end = S if g < cuts[t + 1, 0] else cuts[t + 1, 1]
-            first = order[starts[g]]
-            keys, values = below(head(k, heads[1, first]), j0), below(head(v, heads[2, first]), j0)
-            k_panels = panels(use, keys, end - j0, D, at_k, zero)
-            to_k, to_v = head(dk, heads[7, first]), head(dv, heads[8, first])
-            for x in range(starts[g], starts[g + 1]):
-                z = order[x]
-                to_q = head(dq, heads[6, z])
-                if j0 > 0:
-                    to_q = matrix(at_apart + (x - starts[g]) * T * D * size, D * size, size)
-                masks = matrix(address(mask) + heads[3, z] + j0 * mask_cs if mask.size else 0, mask_rs, mask_cs)
-                inputs = (use, head(q, heads[0, z]), head(out, heads[4, z]), head(dout, heads[5, z]), masks)
-                numbers = (address(lse) + z * T * size, z, j0, end - j0, place, x == starts[g], (T, S, D, E), causal)
-                outputs = (to_q, keys, values, k_panels, below(to_k, j0), below(to_v, j0))
-                call(block, (*inputs, *outputs, *numbers, scale, noise, kept))
-            g, j0 = g + 1, 0
+    if nt == 1:
+        _backward_share(
+            0, part, use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale,
+            noise, kept, room, longest
+        )  # fmt: skip
+    else:
+        for t in numba.prange(nt):
+            _backward_share(
+                numba.intp(t), part, use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts,
+                causal, scale, noise, kept, room, longest
+            )  # fmt: skip
     size, zero = room.itemsize, number(0, scale)
     for t in range(nt):
         g, j0 = cuts[t, 0], cuts[t, 1]

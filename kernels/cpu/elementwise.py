@@ -138,9 +138,12 @@ def _bits(x, t, loss):
 
 @kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
 def binary_losses(x, t, loss, nt):
-    for p in numba.prange(nt):
-        i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
-        _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
+    if nt == 1:
+        _bits(x, t, loss)
+    else:
+        for p in numba.prange(nt):
+            i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
+            _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
 
 
 def binary_cross_entropy(x: Array, t: Array) -> Array:
@@ -164,19 +167,27 @@ def _scale_by(dloss, dx):
         dx[j] *= dloss[j]
 
 
+@helper
+def _binary_losses_backward(dloss, x, t, dx, each, i, i1):
+    if each == 1:
+        _bits_backward(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
+        _scale_by(dloss[i:i1], dx[i:i1])
+        i = i1
+    while i < i1:
+        end = min(i1, (i // each + 1) * each)
+        _bits_backward(dloss[i // each], x[i:end], t[i:end], dx[i:end])
+        i = end
+
+
 @kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT, INT), parallel=True)
 def binary_losses_backward(dloss, x, t, dx, each, nt):
     """Every `each` elements of x share one of ℓ̄."""
-    for p in numba.prange(nt):
-        i, i1 = p * x.size // nt, (p + 1) * x.size // nt
-        if each == 1:
-            _bits_backward(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
-            _scale_by(dloss[i:i1], dx[i:i1])
-            i = i1
-        while i < i1:
-            end = min(i1, (i // each + 1) * each)
-            _bits_backward(dloss[i // each], x[i:end], t[i:end], dx[i:end])
-            i = end
+    if nt == 1:
+        _binary_losses_backward(dloss, x, t, dx, each, 0, x.size)
+    else:
+        for p in numba.prange(nt):
+            i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
+            _binary_losses_backward(dloss, x, t, dx, each, i0, i1)
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
@@ -239,8 +250,11 @@ def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
 def dropout_elements(x, y, threshold, scale, key0, key1, stream, nt):
     """y = x scale where the random word is at least the threshold, else 0"""
     quarter = (x.size + 3) // 4
-    for t in numba.prange(nt):
-        _dropout(x, y, threshold, scale, key0, key1, stream, t * quarter // nt, (t + 1) * quarter // nt)
+    if nt == 1:
+        _dropout(x, y, threshold, scale, key0, key1, stream, 0, quarter)
+    else:
+        for t in numba.prange(nt):
+            _dropout(x, y, threshold, scale, key0, key1, stream, t * quarter // nt, (t + 1) * quarter // nt)
 
 
 def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:

@@ -363,8 +363,11 @@ def _batch_signature(T: Any) -> Any:
 @kernel(_batch_signature, parallel=True)
 def batch_norm_channels(x, weight, bias, y, mean, rstd, eps, nt):
     """Each channel normalised over batch and places; threads share the channels."""
-    for t in numba.prange(nt):
-        _batch_norm(x, weight, bias, y, mean, rstd, eps, t * x.shape[1] // nt, (t + 1) * x.shape[1] // nt)
+    if nt == 1:
+        _batch_norm(x, weight, bias, y, mean, rstd, eps, 0, x.shape[1])
+    else:
+        for t in numba.prange(nt):
+            _batch_norm(x, weight, bias, y, mean, rstd, eps, t * x.shape[1] // nt, (t + 1) * x.shape[1] // nt)
 
 
 @sums
@@ -396,9 +399,12 @@ def _batch_backward_signature(T: Any) -> Any:
 @kernel(_batch_backward_signature, parallel=True)
 def batch_norm_channels_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, nt):
     """x̄, w̄ and b̄ by channels"""
-    for t in numba.prange(nt):
-        c0, c1 = t * x.shape[1] // nt, (t + 1) * x.shape[1] // nt
-        _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1)
+    if nt == 1:
+        _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, 0, x.shape[1])
+    else:
+        for t in numba.prange(nt):
+            c0, c1 = t * x.shape[1] // nt, (t + 1) * x.shape[1] // nt
+            _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1)
 
 
 def _by_channel(x: Array) -> Array:
@@ -462,6 +468,14 @@ def embedding(table: Array, index: Array) -> Array:
     return y.reshape((*index.shape, table.shape[1]))
 
 
+@sums
+def _scatter(out, index, source, j0, j1):
+    for i in range(index.size):
+        row, add = out[index[i], j0:j1], source[i, j0:j1]
+        for j in range(np.uintp(row.size)):
+            row[j] += add[j]
+
+
 @kernel(lambda T: INT(result(T, 2, "C"), TABLE, flat(T, 2), INT), parallel=True)
 def scatter_rows(out, index, source, nt):
     """out[index_i] += source_i in the order of i; threads share the columns, so no two write to one place"""
@@ -469,12 +483,11 @@ def scatter_rows(out, index, source, nt):
         if not -len(out) <= index[i] < len(out):
             return i + 1
     n = out.shape[1]
-    for t in numba.prange(nt):
-        j0, j1 = t * n // nt, (t + 1) * n // nt
-        for i in range(index.size):
-            row, add = out[index[i], j0:j1], source[i, j0:j1]
-            for j in range(np.uintp(row.size)):
-                row[j] += add[j]
+    if nt == 1:
+        _scatter(out, index, source, 0, n)
+    else:
+        for t in numba.prange(nt):
+            _scatter(out, index, source, t * n // nt, (t + 1) * n // nt)
     return 0
 
 
