@@ -1,8 +1,8 @@
 """The kernels on a GPU, beside cuBLAS and PyTorch, and whole training steps: `python -m benchmarks cuda`.
 
 Time on the device is read from its events, around as many calls as fill a turn; what the host spends on one launch is shown
-apart. Each result is compared with the library's own before it is timed. Roofs are measured, too: multiply-adds in
-registers, and a copy of memory. The figures are written to benchmarks/results/cuda-<device>.json.
+apart. Products, softmax and attention are compared with CuPy's or PyTorch's before they are timed. Roofs are measured, too:
+multiply-adds in registers, and a copy of memory. The figures are written to benchmarks/results/cuda-<device>.json.
 """
 
 from __future__ import annotations
@@ -200,6 +200,7 @@ def attentions(lab: Lab, shapes: tuple[tuple[int, ...], ...], torch: Any) -> lis
             return attention.attention_backward(dout, q, k, v, out, lse, causal=True)[0]
 
         rivals: list[dict[str, Call]] = [{}, {}]
+        checks: list[Call | None] = [None, None]
         if torch is not None:
             place = torch.get_default_device()
             qt, kt, vt, dt = (torch.as_tensor(device.moved(x, "cpu")).to(place) for x in (q, k, v, dout))
@@ -216,10 +217,11 @@ def attentions(lab: Lab, shapes: tuple[tuple[int, ...], ...], torch: Any) -> lis
                 return torch.autograd.grad(sdpa(qt, kt, vt, is_causal=True), (qt, kt, vt), dt)
 
             rivals = [{"SDPA": alone}, {"SDPA": graded}]
+            checks = [lambda f=alone: lab.library.asarray(f()), lambda f=graded: lab.library.asarray(f()[0])]
         flops = 4 * B * H * D * T * (T + 1) // 2
         shape = f"{B} × {H} × {T} × {D}"
-        cases.append(Case(f"attention {shape}", forward, None, flops, "Tflop/s", rivals[0]))
-        cases.append(Case(f"attention and gradient {shape}", both, None, 3.5 * flops, "Tflop/s", rivals[1]))
+        cases.append(Case(f"attention {shape}", forward, checks[0], flops, "Tflop/s", rivals[0]))
+        cases.append(Case(f"attention and gradient {shape}", both, checks[1], 3.5 * flops, "Tflop/s", rivals[1]))
     return cases
 
 

@@ -420,6 +420,7 @@ def place(request, monkeypatch):
     if device.obstacle():
         pytest.skip(device.obstacle())
     library = device.library()
+    monkeypatch.setattr(matmul, "LEAST", 32)
     return Place(library.asarray, library.asnumpy, library.cuda.runtime.getDeviceProperties(0)["major"])
 
 
