@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, kernel, result, sums
-from kernels.cpu.functions import exp_nonpositive, log, maximum
+from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -68,7 +68,7 @@ def _softmax(x, y, logarithm, i0, i1):
         if logarithm:
             for j in range(np.uintp(row.size)):
                 total += exp_nonpositive(row[j] - m)
-            shift = m if total == T(0) else m + log(total)
+            shift = m if total == T(0) else m + np.log(total)
             for j in range(np.uintp(row.size)):
                 out[j] = row[j] - shift
         else:
@@ -120,7 +120,7 @@ def _losses(x, target, loss, lse, ignore, i0, i1):
         m, total = _peak(row), T(0)
         for j in range(np.uintp(row.size)):
             total += exp_nonpositive(row[j] - m)
-        lse[i] = m if total == T(0) else m + log(total)
+        lse[i] = m if total == T(0) else m + np.log(total)
         loss[i] = T(0) if target[i] == ignore else lse[i] - row[target[i]]
 
 
