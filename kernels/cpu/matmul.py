@@ -45,7 +45,7 @@ A_ROOM = 17 * SLOT * DEPTH  # elements of a copied block of A
 PANEL_ROOM = 1 << 22  # elements of B in panels at a time
 PACKING = 12  # rows of C that could be computed in the time in which their part of B is copied into panels
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
-SERIAL = 96**3  # products below which a second thread costs more than it brings
+SERIAL = 80**3  # products below which a second thread costs more than it brings
 FLOAT, DOUBLE = np.dtype("f"), np.dtype("d")
 LETTERS = {FLOAT: "f", DOUBLE: "d"}  # the types of the elements; others are the reference's
 
@@ -88,25 +88,25 @@ def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add,
     """C[:m, :n] (+)= A B, m ≤ ROWS, B in panels b_ps apart with rows b_rs apart; `room`: where A is to be copied to, or 0."""
     width = VECTORS * (BITS // 8) // size
     tiles = (m + HEIGHT - 1) // HEIGHT
+    least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
     for k0 in range(0, max(k, 1), DEPTH):
-        depth = min(DEPTH, k - k0)
+        depth, again = min(DEPTH, k - k0), 1 if add or k0 else 0
         if room:
             for p in range(tiles):
-                i = p * m // tiles
-                height = (p + 1) * m // tiles - i
-                source = a + i * a_rs + k0 * a_cs
+                height, source = least + (p < taller), a + (p * least + min(p, taller)) * a_rs + k0 * a_cs
                 call(packer, (depth, height, source, a_cs, a_rs, room + p * SLOT * DEPTH * size, SLOT * size, SLOT))
+        panel = b + k0 * b_rs
         for j in range(0, n, width):
-            panel = b + j // width * b_ps + k0 * b_rs
+            at_a, at_c = a + k0 * a_cs, c + j * size
             for p in range(tiles):
-                i = p * m // tiles
-                height = (p + 1) * m // tiles - i
+                height = least + (p < taller)
                 if room:
-                    at_a, rs, cs = room + p * SLOT * DEPTH * size, size, SLOT * size
+                    copied = room + p * SLOT * DEPTH * size
+                    call(tiler, (depth, copied, size, SLOT * size, panel, b_rs, at_c, c_rs, height, min(width, n - j), again))
                 else:
-                    at_a, rs, cs = a + i * a_rs + k0 * a_cs, a_rs, a_cs
-                at_c, again = c + i * c_rs + j * size, 1 if add or k0 else 0
-                call(tiler, (depth, at_a, rs, cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), again))
+                    call(tiler, (depth, at_a, a_rs, a_cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), again))
+                at_a, at_c = at_a + height * a_rs, at_c + height * c_rs
+            panel += b_ps
 
 
 class Tools(dict):
@@ -151,13 +151,15 @@ def small(tiler, packer, a, b, c):
             call(packer, (k, min(width, n - p * width), source, b_rs, b.strides[1], out, width * size, width))
         at_b, b_ps, b_rs = address(room), k * width * size, width * size
     (a_rs, a_cs), c_rs = a.strides, c.strides[0]
-    tiles = (m + HEIGHT - 1) // HEIGHT
+    tiles = max((m + HEIGHT - 1) // HEIGHT, 1)
+    least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
     for j in range(0, n, width):
+        at_a, at_c = address(a), address(c) + j * size
         for p in range(tiles):
-            i = p * m // tiles
-            height, at_c = (p + 1) * m // tiles - i, address(c) + i * c_rs + j * size
-            at_a, panel = address(a) + i * a_rs, at_b + j // width * b_ps
-            call(tiler, (k, at_a, a_rs, a_cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), 0))
+            height = least + (p < taller)
+            call(tiler, (k, at_a, a_rs, a_cs, at_b, b_rs, at_c, c_rs, height, min(width, n - j), 0))
+            at_a, at_c = at_a + height * a_rs, at_c + height * c_rs
+        at_b += b_ps
     return True
 
 

@@ -235,7 +235,6 @@ def _emit_tiles(
     """
     builder, zero, wide = vec.builder, ir.Constant(I64, 0), vec.lanes * vec.itemsize
     adding = builder.icmp_signed("!=", add, zero)
-    add_mask = vec.splat(adding)
     masks = [vec.mask(n, v) for v in range(len(heights))]
     leave = builder.append_basic_block("leave")
 
@@ -280,21 +279,15 @@ def _emit_tiles(
         return [builder.select(turned, zero, moved), vec.at(next_c, builder.select(more, apart[1], zero))]
 
     def write(totals: list, height: int, width: int, whole: bool) -> None:
-        cells = [(row, v) for row in c_rows(height) for v in range(width)]
-        if whole:
-            with builder.if_else(adding) as (then_add, otherwise_set):
-                with then_add:
-                    for (row, v), x in zip(cells, totals, strict=True):
-                        where = vec.at(row, v * wide)
-                        vec.store(builder.fadd(x, vec.load(where)), where)
-                with otherwise_set:
-                    for (row, v), x in zip(cells, totals, strict=True):
-                        vec.store(x, vec.at(row, v * wide))
-        else:
-            for (row, v), x in zip(cells, totals, strict=True):
-                where = vec.at(row, v * wide)
-                old = vec.load(where, builder.and_(masks[v], add_mask))
-                vec.store(builder.fadd(x, old), where, masks[v])
+        places = [vec.at(row, v * wide) for row in c_rows(height) for v in range(width)]
+        edges = [None if whole or v < width - 1 else masks[v] for _ in range(height) for v in range(width)]
+        with builder.if_else(adding) as (then_add, otherwise_set):
+            with then_add:
+                for where, edge, x in zip(places, edges, totals, strict=True):
+                    vec.store(builder.fadd(x, vec.load(where, edge)), where, edge)
+            with otherwise_set:
+                for where, edge, x in zip(places, edges, totals, strict=True):
+                    vec.store(x, where, edge)
         builder.branch(leave)
 
     for width, tallest in enumerate(heights, start=1):
