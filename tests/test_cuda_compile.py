@@ -20,7 +20,7 @@ SINGLE = """naive tiled blocked softmax_rows log_softmax_rows cross_entropy_rows
     embedding_rows scatter_rows adam_each squares leaky_relu_each leaky_relu_each_backward nearest_each
     nearest_each_backward binary_cross_entropy_each binary_cross_entropy_each_backward row_products one_query_64
     attention_backward_queries_64 to_columns from_columns sgemm_NT_64 attention_32_masked""".split()
-RUNS = {75: HOT[:1] + HOT[2:3], 80: sorted({*HOT, *SINGLE}), 90: HOT[:3]}  # all of them on all in the deep run
+RUNS = {75: HOT[:1] + HOT[2:3], 80: sorted({*HOT, *SINGLE}), 90: [*HOT[:3], "sgemm_NT_128"]}  # in the deep run, all
 
 
 def compiled(arch):

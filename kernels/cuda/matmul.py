@@ -286,6 +286,7 @@ def _product(
                     put_a(a, p, fa)
                     put_b(b, p, fb)
                 cuda.syncthreads()
+        zc = uint32(cuda.blockIdx.x) // across // down  # once more, since it would hold a register all the way
         store(C, uint64(zc) * uint64(M), i0, j0, M, N, acc)
 
     return product
@@ -304,10 +305,12 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
     halves, gap = micro // 4, 64
 
     @device
-    def step(a, b, p, k, ra, rb, acc):
+    def place():
         t = uint32(cuda.threadIdx.x)
-        x = t % uint32(16)
-        y = t // uint32(16)
+        return t // uint32(16), t % uint32(16)
+
+    @device
+    def step(a, b, p, k, y, x, ra, rb, acc):
         for m in range(micro):
             ra[m] = a[p, k, y * micro + m]
         for h in range(halves):  # a thread's columns are four and four, `gap` apart: neighbours read neighbouring banks
@@ -319,27 +322,27 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
 
     @device
     def loop(a, b, p, ra, rb, acc):
+        y, x = place()
         for e in range(deep):
-            step(a, b, p, uint32(e), ra, rb, acc)
+            step(a, b, p, uint32(e), y, x, ra, rb, acc)
 
     @device
     def written_out(a, b, p, ra, rb, acc):
+        y, x = place()
         for half in range(deep // 8):
             e = uint32(8 * half)
-            step(a, b, p, e, ra, rb, acc)  # NVVM would leave this loop a loop
-            step(a, b, p, e + uint32(1), ra, rb, acc)
-            step(a, b, p, e + uint32(2), ra, rb, acc)
-            step(a, b, p, e + uint32(3), ra, rb, acc)
-            step(a, b, p, e + uint32(4), ra, rb, acc)
-            step(a, b, p, e + uint32(5), ra, rb, acc)
-            step(a, b, p, e + uint32(6), ra, rb, acc)
-            step(a, b, p, e + uint32(7), ra, rb, acc)
+            step(a, b, p, e, y, x, ra, rb, acc)  # NVVM would leave this loop a loop
+            step(a, b, p, e + uint32(1), y, x, ra, rb, acc)
+            step(a, b, p, e + uint32(2), y, x, ra, rb, acc)
+            step(a, b, p, e + uint32(3), y, x, ra, rb, acc)
+            step(a, b, p, e + uint32(4), y, x, ra, rb, acc)
+            step(a, b, p, e + uint32(5), y, x, ra, rb, acc)
+            step(a, b, p, e + uint32(6), y, x, ra, rb, acc)
+            step(a, b, p, e + uint32(7), y, x, ra, rb, acc)
 
     @device
     def store(C, above, i0, j0, M, N, acc):
-        t = uint32(cuda.threadIdx.x)
-        x = t % uint32(16)
-        y = t // uint32(16)
+        y, x = place()
         for m in range(micro):
             i = i0 + y * uint32(micro) + uint32(m)
             row = (above + uint64(i)) * uint64(N)
