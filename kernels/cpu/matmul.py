@@ -33,7 +33,7 @@ from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result
 from kernels.cpu.functions import erf, tanh
 from kernels.cpu.memory import scratch
-from kernels.cpu.simd import BITS, HEIGHT, MASKED, VECTORS, address, call, lanes, pack, tile, view
+from kernels.cpu.simd import BITS, HEIGHT, MASKED, VECTORS, address, call, inline_tile, lanes, pack, tile, view
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -46,6 +46,7 @@ PANEL_ROOM = 1 << 22  # elements of B in panels at a time
 PACKING = 12  # rows of C that could be computed in the time in which their part of B is copied into panels
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 SERIAL = 80**3  # products below which a second thread costs more than it brings
+SMALL = 128**3  # products below which one thread does without a plan
 FLOAT, DOUBLE = np.dtype("f"), np.dtype("d")
 LETTERS = {FLOAT: "f", DOUBLE: "d"}  # the types of the elements; others are the reference's
 
@@ -83,9 +84,11 @@ def panels(packer, b, b_rs, b_cs, k, n, first, last, out, size):
         call(packer, (k, min(width, n - j), b + j * b_cs, b_rs, b_cs, out + j * k * size, width * size, width))
 
 
-@kernel(lambda T: VOID(*[INT] * 16), callback=True)
-def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, room, size):
+@kernel(lambda T: VOID(*[INT] * 7, numba.types.CPointer(T), *[INT] * 6), callback=True)
+def multiply(packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, room):
     """C[:m, :n] (+)= A B, m ≤ ROWS, B in panels b_ps apart with rows b_rs apart; `room`: where A is to be copied to, or 0."""
+    first = numba.carray(c, 1)
+    zero, size = first.dtype.type(0), first.itemsize
     width = VECTORS * (BITS // 8) // size
     tiles = (m + HEIGHT - 1) // HEIGHT
     least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
@@ -97,24 +100,21 @@ def multiply(tiler, packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add,
                 call(packer, (depth, height, source, a_cs, a_rs, room + p * SLOT * DEPTH * size, SLOT * size, SLOT))
         panel = b + k0 * b_rs
         for j in range(0, n, width):
-            at_a, at_c = a + k0 * a_cs, c + j * size
+            at_a, rs, cs, at_c = a + k0 * a_cs, a_rs, a_cs, address(first) + j * size
+            if room:
+                at_a, rs, cs = room, size, SLOT * size
             for p in range(tiles):
                 height = least + (p < taller)
-                if room:
-                    copied = room + p * SLOT * DEPTH * size
-                    call(tiler, (depth, copied, size, SLOT * size, panel, b_rs, at_c, c_rs, height, min(width, n - j), again))
-                else:
-                    call(tiler, (depth, at_a, a_rs, a_cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), again))
-                at_a, at_c = at_a + height * a_rs, at_c + height * c_rs
+                inline_tile(depth, at_a, rs, cs, panel, b_rs, at_c, c_rs, height, min(width, n - j), again, zero)
+                at_a, at_c = at_a + (SLOT * DEPTH * size if room else height * a_rs), at_c + height * c_rs
             panel += b_ps
 
 
 class Tools(dict):
-    """Addresses of the C functions that kernels call, by element type.
-    `panels` and `multiply` know elements by their size alone."""
+    """Addresses of the C functions that kernels call, by element type; `panels` knows elements by their size alone."""
 
     def __missing__(self, letter: str) -> tuple[int, ...]:
-        self[letter] = tile[letter], pack[letter], panels["f"], multiply["f"], finish[letter]
+        self[letter] = tile[letter], pack[letter], panels["f"], multiply[letter], finish[letter]
         return self[letter]
 
 
@@ -132,8 +132,8 @@ def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: numba.boolean(INT, INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
-def small(tiler, packer, a, b, c):
+@kernel(lambda T: numba.boolean(INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
+def small(packer, a, b, c):
     """C = A B by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product.
 
     False, and nothing done, where the shapes do not agree or k is so long that its sums should be taken in blocks.
@@ -151,28 +151,17 @@ def small(tiler, packer, a, b, c):
             call(packer, (k, min(width, n - p * width), source, b_rs, b.strides[1], out, width * size, width))
         at_b, b_ps, b_rs = address(room), k * width * size, width * size
     (a_rs, a_cs), c_rs = a.strides, c.strides[0]
-    tiles = max((m + HEIGHT - 1) // HEIGHT, 1)
+    tiles, zero = max((m + HEIGHT - 1) // HEIGHT, 1), c.dtype.type(0)
     least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
     for j in range(0, n, width):
         at_a, at_c = address(a), address(c) + j * size
         for p in range(tiles):
             height = least + (p < taller)
-            call(tiler, (k, at_a, a_rs, a_cs, at_b, b_rs, at_c, c_rs, height, min(width, n - j), 0))
+            inline_tile(k, at_a, a_rs, a_cs, at_b, b_rs, at_c, c_rs, height, min(width, n - j), 0, zero)
             at_a, at_c = at_a + height * a_rs, at_c + height * c_rs
         at_b += b_ps
     return True
 
-
-class Small(dict):
-    """What the door needs for a small product, by the type of the elements: the kernel, and the functions that it calls."""
-
-    def __missing__(self, dtype: np.dtype) -> tuple:
-        letter = LETTERS[dtype]
-        self[dtype] = small[letter], tile[letter], pack[letter]
-        return self[dtype]
-
-
-smalls = Small()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All others
@@ -203,8 +192,7 @@ def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, 
         for i in range(i0, i1, ROWS):
             rows = min(ROWS, i1 - i)
             at_a, at_c = address(a) + za + i * a_rs, address(c) + zc + i * c_rs + j * size
-            numbers = (at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a, size)
-            call(use[3], (use[0], use[1], *numbers))
+            call(use[3], (use[1], at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a))
             if bias.size or activation:
                 call(use[4], (at_c, c_rs, rows, columns, address(bias) + j * size if bias.size else 0, activation))
 
@@ -344,14 +332,15 @@ def matmul(
 ) -> Array:
     """C = f(A B + bias), or C + A B.     (…, m, k), (…, k, n) → (…, m, n)"""
     dtype = a.dtype
-    if out is bias is activation is None and dtype is b.dtype and a.ndim == 2 == b.ndim and (dtype is FLOAT or dtype is DOUBLE):
+    letter = "f" if dtype is FLOAT else "d" if dtype is DOUBLE else LETTERS.get(dtype)
+    if dtype is b.dtype and out is bias is activation is None and a.ndim == 2 == b.ndim and letter:
         n = b.shape[1]
-        if a.size * n <= SERIAL:
-            function, tiler, packer = smalls[dtype]
+        products = a.size * n
+        if products <= SERIAL or (products <= SMALL and threads() == 1):
             c = np.empty((len(a), n), dtype)
-            if function(tiler, packer, a, b, c):
+            if small[letter](pack[letter], a, b, c):
                 return c
-    letter, f = LETTERS.get(dtype), ACTIVATIONS.get(activation)
+    f = ACTIVATIONS.get(activation)
     if letter is None or (b.dtype is not dtype and b.dtype != dtype):
         return reference.matmul(a, b, out=out, bias=bias, activation=activation, accumulate=accumulate)
     how = plan(letter, a.shape, a.strides, b.shape, b.strides, None if out is None else out.strides, threads())
