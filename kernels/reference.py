@@ -37,6 +37,8 @@ def matmul(
         rows = math.prod(a.shape[:-1])
         c = matmul(a.reshape(rows, a.shape[-1]), b, bias=bias, activation=activation)
         return c.reshape(*a.shape[:-1], b.shape[-1])
+    if out is not None and bias is not None and np.may_share_memory(out, bias):
+        bias = bias.copy()
     # BLAS takes rows at any distance, but not a stride of 0 (an expanded gradient): NumPy would fall back to plain loops.
     a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))
     if accumulate and out is not None:
@@ -393,15 +395,18 @@ def attention_backward(
     dq *= scale
     dk = matmul(np.swapaxes(ds, -1, -2), q)
     dk *= scale
+    dq, dk, dv = (_summed_to(grad, x.shape) for grad, x in zip((dq, dk, dv), (q, k, v), strict=True))
     if into is not None:
         for given, grad in zip(into, (dq, dk, dv), strict=True):
-            given[...] = _summed_to(grad, given.shape)
+            given[...] = grad
         dq, dk, dv = into
     return dq, dk, dv, ds if mask_grad else None
 
 
 def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
     """x, summed over the leading dimensions that an array of this shape was repeated along."""
+    if x.shape == shape:
+        return x
     x = x.sum(axis=tuple(range(x.ndim - len(shape))))
     return x.sum(axis=tuple([i for i, n in enumerate(shape) if n != x.shape[i]]), keepdims=True)
 

@@ -534,6 +534,8 @@ class Tensor:
             dtype = np.float32
         if dtype is not None:
             array = array.astype(_dtype(dtype), copy=False)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype.kind not in "fciub":
             raise TypeError(f"tensor: expected numbers, got {array.dtype}")
         self._data = _freeze(array if device is None else devices.moved(array, devices.checked(device)))
@@ -815,20 +817,22 @@ class Writing:
 
     def __enter__(self) -> list[np.ndarray]:
         self.opened: list[np.ndarray] = []
-        arrays = []
         now = _last_write[0] = next(ticks)
-        for t in self.tensors:
-            _own_stamp(t)[0] = now
-            array = t._data
-            arrays.append(array)
-            chain = []  # a view is written through to what it views
-            while isinstance(array, _ndarray):  # device arrays cannot be made read-only: the stamps alone watch over them
-                chain.append(array)
-                array = array.base
-            for array in reversed(chain):
-                array.setflags(True)
-            self.opened += chain
-        return arrays
+        try:
+            for t in self.tensors:
+                _own_stamp(t)[0] = now
+                self._open(t._data)
+        except BaseException:  # what cannot be written to: memory that somebody else protects
+            self.__exit__()
+            raise
+        return [t._data for t in self.tensors]
+
+    def _open(self, array: Any) -> None:
+        """A view is written through to what it views. Device arrays are never read-only: the stamps alone watch over them."""
+        if isinstance(array, _ndarray):
+            self._open(array.base)
+            self.opened.append(array)
+            array.setflags(True)
 
     def __exit__(self, *error: object) -> None:
         for array in self.opened:

@@ -9,7 +9,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import functional as F
-from scratchgen.tensor import Function, constant
+from scratchgen.tensor import Function, Writing, constant
 
 
 def leaf(*values):
@@ -933,3 +933,20 @@ def test_an_index_of_two_dimensions_beside_a_number():
     expected = np.zeros_like(x)
     np.add.at(expected[1], (slice(None), index), 1.0)
     assert np.array_equal(t.grad.data, expected)
+
+
+def test_writing_closes_what_it_opened_where_a_later_tensor_refuses():
+    open_first, protected = sg.tensor([1.0, 2.0]), constant(np.frombuffer(bytes(8), np.float32))
+    with pytest.raises(ValueError), Writing([open_first, protected]):
+        raise AssertionError("memory that Python protects was opened")
+    assert not open_first.data.flags.writeable
+    with Writing([open_first]) as (array,):
+        array[0] = 3.0
+    assert open_first.tolist() == [3.0, 2.0] and not array.flags.writeable
+
+
+def test_a_tensor_has_the_machines_byte_order():
+    swapped = np.arange(3.0).astype(np.dtype("f").newbyteorder())
+    x = sg.tensor(swapped, requires_grad=True)
+    (x * x).sum().backward()
+    assert x.dtype == np.float32 and x.dtype.isnative and x.grad.tolist() == [0.0, 2.0, 4.0]

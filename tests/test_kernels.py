@@ -170,13 +170,49 @@ def test_what_is_not_covered_goes_to_the_reference():
         assert np.array_equal(kernels.matmul(half, half.T), half @ half.T)
 
 
+def test_the_other_byte_order_goes_to_the_reference_and_leaves_no_trace():
+    """Numba, given such an array, would take the machine's own for one of them from then on."""
+    x = np.linspace(-2, 2, 60).reshape(1, 1, 10, 6).astype("f")
+    options = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0}
+
+    def adam(x):
+        lists = [[abs(x)] for _ in range(4)]
+        kernels.adam(*lists, **options)
+        return lists[0][0]
+
+    doors = {
+        "gelu": lambda x: kernels.gelu(x, approximate="tanh"),
+        "dropout": lambda x: kernels.dropout(x, p=0.5, seed=1),
+        "softmax": lambda x: kernels.softmax(x, -1),
+        "leaky_relu": lambda x: kernels.leaky_relu(x, 0.1),
+        "attention": lambda x: kernels.attention(x, x, x)[0],
+        "cross_entropy": lambda x: kernels.cross_entropy(x[0, 0], np.zeros(10, int))[0],
+        "adam": adam,
+    }
+    for name, door in doors.items():
+        with kernels.use("reference"):
+            expected = door(x)
+        with kernels.use("cpu"):
+            for given in (x, x.astype(x.dtype.newbyteorder()), x):
+                np.testing.assert_allclose(door(given), expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("storey", ["reference", "cpu"])
+@pytest.mark.parametrize("bias", [None, np.zeros(5, "f")])
+def test_matmul_names_an_activation_that_it_does_not_know(storey, bias):
+    with kernels.use(storey), pytest.raises(ValueError, match="'elu'"):
+        kernels.matmul(np.zeros((2, 3), "f"), np.zeros((3, 5), "f"), bias=bias, activation="elu")
+
+
 def test_out_may_be_an_operand():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 40, 40))
     with kernels.use("cpu"):
-        c = a.copy()
+        c, d = a.copy(), a.copy()
         assert kernels.matmul(c, b, out=c) is c
+        kernels.matmul(a, b, out=d, bias=d[0])
     np.testing.assert_allclose(c, a @ b, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(d, a @ b + a[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("door", ["embedding", "cross_entropy", "scatter_add", "nearest"])

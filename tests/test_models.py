@@ -345,6 +345,14 @@ def test_gpt_generates_with_its_cache_what_it_would_without(config, rule, monkey
             GPT.forward(model, sg.tensor(np.zeros((1, n), np.int64)), caches)
 
 
+def test_gpt_refuses_too_few_caches_before_any_takes_a_token():
+    model = build(GPTConfig(11, 8, 2, 2, 16)).eval()
+    caches = [nn.KeyValueCache()]
+    with pytest.raises(ValueError, match="expected a cache for each of 2 blocks, got 1"):
+        model(sg.tensor(np.zeros((1, 3), np.int64)), caches)
+    assert caches[0].length == 0
+
+
 def test_gpt_without_blocks_generates_too():
     model = build(GPTConfig(11, 8, 0, 2, 16)).eval()
     start = np.array([[1, 2, 3]])

@@ -595,6 +595,14 @@ def test_attention_to_oneself_is_causal_when_asked():
     close(m(*[tensor(x[0])] * 3, is_causal=True)[1], weights[0].mean(0))
 
 
+def test_a_cycle_of_modules_has_a_device_and_its_parameters_once():
+    a, b = nn.Module(), nn.Module()
+    a.other, b.other = b, a
+    assert a.device == "cpu" and not list(a.parameters())
+    b.fc = nn.Linear(2, 2)
+    assert a.device == "cpu" and [n for n, _ in a.named_parameters()] == ["other.fc.weight", "other.fc.bias"]
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("need", [False, True])
 def test_attention_with_a_cache_is_attention_to_all_so_far(batch_first, need):
@@ -614,6 +622,18 @@ def test_attention_with_a_cache_is_attention_to_all_so_far(batch_first, need):
         close(y, padded.data[:, a:b] if batch_first else padded.data[a:b])
     with pytest.raises(ValueError, match="cat: expected shapes that agree"):
         m(*[tensor(x[:1, :1])] * 3, cache=cache)
+
+
+def test_with_a_cache_the_queries_are_the_last_of_the_positions():
+    m = randomized(nn.MultiheadAttention(6, 3, batch_first=True))
+    x = rng(17).normal(size=(2, 5, 6))
+    last, all_so_far = tensor(x[:, 3:]), tensor(x)
+    expected, _ = m(all_so_far, all_so_far, all_so_far, is_causal=True)
+    for need in (False, True):
+        y, _ = m(last, all_so_far, all_so_far, need_weights=need, is_causal=True, cache=nn.KeyValueCache())
+        close(y, expected.data[:, 3:])
+        y, _ = m(last[:, 1:], all_so_far, all_so_far, need_weights=need, is_causal=True, cache=nn.KeyValueCache())
+        close(y, expected.data[:, 4:])
 
 
 def test_attention_to_nothing_is_zero():

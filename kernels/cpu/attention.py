@@ -39,7 +39,7 @@ from kernels.cpu.elementwise import philox
 from kernels.cpu.functions import exp_nonpositive, log, maximum
 from kernels.cpu.matmul import into_panels, offsets, tools
 from kernels.cpu.memory import scratch
-from kernels.cpu.rows import plain
+from kernels.cpu.rows import covers, plain
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
 from kernels.cpu.threads import threads
 
@@ -748,9 +748,8 @@ def _cuts(heads: int, rows: int, others: int, causal: bool, by_keys: bool, nt: i
 
 def _lead(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[int, ...] | None:
     """The leading dimensions, or None where only the reference will do."""
-    letter = q.dtype.char
     arrays = (q, k, v) if mask is None else (q, k, v, mask)
-    if letter not in NO_MASK or any(x.dtype.char != letter or x.ndim < 2 or x.size == 0 for x in arrays):
+    if not covers(*arrays) or any(x.ndim < 2 or x.size == 0 for x in arrays):
         return None
     if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
         return None
@@ -858,9 +857,9 @@ def attention_backward(
     """
     lead = None if mask_grad or dropout_p >= 1 else _lead(q, k, v, mask)
     letter, size = q.dtype.char, q.itemsize
-    if into is not None and any(x.strides[-1] != size or x.dtype.char != letter for x in into):
+    if into is not None and any(x.strides[-1] != size or x.dtype != q.dtype for x in into):
         lead = None
-    if lead is None or not dout.dtype.char == out.dtype.char == lse.dtype.char == letter:
+    if lead is None or not dout.dtype == out.dtype == lse.dtype == q.dtype:
         return reference.attention_backward(
             dout, q, k, v, out, lse, causal=causal, mask=mask, scale=scale, mask_grad=mask_grad, dropout_p=dropout_p,
             seed=seed, stream=stream, into=into,

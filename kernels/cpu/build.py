@@ -28,8 +28,10 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 
 TYPES = {"f": numba.float32, "d": numba.float64}
+LETTERS = {np.dtype(letter): letter for letter in TYPES}  # other types, the other byte order too, are the reference's
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
 SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
 

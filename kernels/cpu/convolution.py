@@ -410,7 +410,7 @@ def conv(
     x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1
 ) -> Array:
     """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
-    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    how = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
     sizes = zip(x.shape[2:], padding, dilation, w.shape[2:], stride, strict=True)
     counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes)
     if not _taken(x, w) or min(counts) < 1:
@@ -440,7 +440,7 @@ def conv_input_grad(
     groups: int = 1,
 ) -> Array:
     """x̄[n, c, s i + d t − p] += ȳ[n, o, i] w[o, c, t]: the transposed convolution, to an image of `size`."""
-    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    how = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
     if not _taken(dy, w) or min(size) < 1:
         return reference.conv_input_grad(dy, w, size, **how, groups=groups)
     dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), _threads(dy, w)
@@ -465,7 +465,7 @@ def conv_weight_grad(
     groups: int = 1,
 ) -> Array:
     """w̄[o, c, t] = Σ_{n,i} x[n, c, s i + d t − p] ȳ[n, o, i], for a kernel of `size`."""
-    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    how = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
     if not _taken(x, dy) or min(size) < 1:
         return reference.conv_weight_grad(x, dy, size, **how, groups=groups)
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)

@@ -107,17 +107,17 @@ def product(tile, item, chunk, depth, a, ro, rows, ko, inner, b, b_panel, b_row,
     lanes = BITS // 8 // item
     panel = lanes * len(WINDOW)
     for i0 in range(0, rows, chunk):
-        some = min(chunk, rows - i0)
+        at_once = min(chunk, rows - i0)
         for q in range(first, last):
             n = min(panel, columns - q * panel)
             height = WINDOW[(n + lanes - 1) // lanes - 1]
-            count = (some + height - 1) // height
+            count = (at_once + height - 1) // height
             for k in range(0, inner, depth):
                 right = b + item * (q * b_panel + k * b_row)
                 steps, adding = min(depth, inner - k), add | np.int64(k > 0)
                 for p in range(count):
-                    i = i0 + p * some // count
-                    m = i0 + (p + 1) * some // count - i
+                    i = i0 + p * at_once // count
+                    m = i0 + (p + 1) * at_once // count - i
                     left = (steps, a, ro + 8 * i, ko + 8 * k)
                     call(tile, (*left, right, item * b_row, c + item * q * panel, cr + 8 * i, m, n, adding))
 
@@ -192,7 +192,7 @@ def over_pixels(t, threads, job):
     # Whole vectors of x are read where they lie, unless its rows, and those of y, lie at a distance that maps them all to the
     # same few cache lines: then a panel of results at a time would open too many, and a row of tiles is taken at a time.
     far = item * pixels % 4096 == 0
-    whole, some, depth = (0, WINDOW[-1], 1024) if far else (panels if pixels % lanes == 0 else pixels // panel, 1 << 40, 128)
+    whole, at_once, depth = (0, WINDOW[-1], 1024) if far else (panels if pixels % lanes == 0 else pixels // panel, 1 << 40, 128)
     for u in range(t * total * shares // threads, (t + 1) * total * shares // threads):
         z, share = u // shares, u % shares
         right = own + t * own_bytes
@@ -201,7 +201,7 @@ def over_pixels(t, threads, job):
         torn = min(max(first, whole), last)
         left = w + item * (z % groups) * w_step
         product(
-            tile, item, some, depth, left, rows, results, ks, inner,
+            tile, item, at_once, depth, left, rows, results, ks, inner,
             x + item * z * inner * pixels, panel, pixels, out, places, pixels, first, torn, 0,
         )  # fmt: skip
         for b in range(torn, last):
@@ -209,7 +209,8 @@ def over_pixels(t, threads, job):
             to, wide = right + item * b * b_panel, (n + lanes - 1) // lanes * lanes
             call(pack, (inner, n, src, item * pixels, item, to, item * panel, wide))
         product(
-            tile, item, some, depth, left, rows, results, ks, inner, right, b_panel, panel, out, places, pixels, torn, last, 0,
+            tile, item, at_once, depth, left, rows, results, ks, inner, right, b_panel, panel, out, places, pixels, torn,
+            last, 0,
         )  # fmt: skip
         if folded:
             call(fold, (y + item * z * size, out, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw))

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, result
-from kernels.cpu.rows import LETTERS, flat, plain, shares
+from kernels.cpu.rows import covers, flat, plain, shares
 
 Array = np.ndarray
 
@@ -52,12 +52,12 @@ def _rectified(sign: Array, x: Array, slope: float) -> Array:
 
 def leaky_relu(x: Array, slope: float) -> Array:
     """y = x for x > 0, else slope · x;  slope 0 is ReLU, of −∞ too"""
-    return _rectified(x, x, slope) if x.size and x.dtype.char in LETTERS else reference.leaky_relu(x, slope)
+    return _rectified(x, x, slope) if covers(x) else reference.leaky_relu(x, slope)
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
     """x̄ = ȳ for y > 0, else slope · ȳ:  for slope ≥ 0, y has the sign of x"""
-    if not y.size or y.dtype.char not in LETTERS or dy.dtype != y.dtype or dy.shape != y.shape:
+    if not covers(y, dy) or dy.shape != y.shape:
         return reference.leaky_relu_backward(dy, y, slope)
     return _rectified(y, dy, slope)
 
@@ -134,7 +134,7 @@ def gather(dy, rows, columns, dx, total, nt):
 
 
 def _images(x: Array, rows: Array, columns: Array) -> bool:
-    return x.size > 0 and x.dtype.char in LETTERS and x.ndim >= 2 and rows.size > 0 and columns.size > 0
+    return covers(x) and x.ndim >= 2 and rows.size > 0 and columns.size > 0
 
 
 def nearest(x: Array, rows: Array, columns: Array) -> Array:

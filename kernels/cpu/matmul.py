@@ -30,7 +30,7 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result
+from kernels.cpu.build import INT, LETTERS, TABLE, VOID, given, helper, kernel, result
 from kernels.cpu.functions import erf, tanh
 from kernels.cpu.memory import scratch
 from kernels.cpu.simd import BITS, HEIGHT, MASKED, VECTORS, address, call, inline_tile, lanes, pack, tile, view
@@ -47,8 +47,7 @@ PACKING = 12  # rows of C that could be computed in the time in which their part
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 SERIAL = 80**3  # products below which a second thread costs more than it brings
 SMALL = 128**3  # products below which one thread does without a plan
-FLOAT, DOUBLE = np.dtype("f"), np.dtype("d")
-LETTERS = {FLOAT: "f", DOUBLE: "d"}  # the types of the elements; others are the reference's
+FLOAT, DOUBLE = LETTERS
 
 
 @kernel(lambda T: VOID(numba.types.CPointer(T), INT, INT, INT, INT, INT), callback=True)
@@ -362,14 +361,12 @@ def matmul(
             return c
     if how.kernel is None:  # nothing to compute
         return c
+    if f is None or (bias is not None and (bias.shape != shape[-1:] or bias.dtype != dtype)):
+        return reference.finish(matmul(a, b, out=c, accumulate=accumulate), bias, activation)
     if bias is None:
         bias = NONE[letter]
-    elif bias.shape != shape[-1:] or bias.dtype != dtype:
-        f = None
-    elif not bias.flags.c_contiguous:
+    elif not bias.flags.c_contiguous or np.may_share_memory(c, bias):
         bias = bias.copy()
-    if f is None:
-        return reference.finish(matmul(a, b, out=c, accumulate=accumulate), bias, activation)
     x, y = a, c
     if how.flat:
         x, y = a.reshape(how.flat), c.reshape(how.flat[0], shape[-1])

@@ -14,8 +14,8 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, VOID, helper, kernel, result, sums
-from kernels.cpu.rows import LETTERS, flat, plain, shares
+from kernels.cpu.build import INT, LETTERS, VOID, helper, kernel, result, sums
+from kernels.cpu.rows import flat, plain, shares
 from kernels.cpu.simd import address, view
 
 Array = np.ndarray
@@ -33,9 +33,10 @@ def _table(written: int, *lists: Sequence[Array]) -> tuple[str, Array]:
 
     The type is "" where only the reference will do. The first lists, `written` of them, are to be written to.
     """
-    letter = lists[0][0].dtype.char if lists[0] else ""
+    dtype = lists[0][0].dtype if lists[0] else None
+    letter = LETTERS.get(dtype, "")
     table = np.empty((len(lists[0]), 6), np.intp)
-    if letter not in LETTERS:
+    if not letter:
         return "", table
     before = 0
     for k, xs in enumerate(zip(*lists, strict=True)):
@@ -43,7 +44,7 @@ def _table(written: int, *lists: Sequence[Array]) -> tuple[str, Array]:
         for i, x in enumerate(xs):
             flags = x.flags
             usable = flags.carray if i < written else flags.c_contiguous and flags.aligned
-            if x.dtype.char != letter or x.shape != shape or not usable:
+            if x.dtype != dtype or x.shape != shape or not usable:
                 return "", table
             flats.append(x.reshape(-1))
         table[k, 0] = before

@@ -13,13 +13,12 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, TABLE, VOID, kernel, result, sums
+from kernels.cpu.build import INT, LETTERS, TABLE, VOID, kernel, result, sums
 from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
 SMALL = 1 << 14  # elements that one thread is done with before a second one has woken up
-LETTERS = "fd"
 
 
 def flat(T: Any, ndim: int = 1) -> Any:
@@ -35,8 +34,8 @@ def plain(x: Array) -> Array:
 
 def covers(*arrays: Array) -> bool:
     """Of one element type that is compiled, and not empty"""
-    letter = arrays[0].dtype.char
-    return letter in LETTERS and all(x.dtype.char == letter for x in arrays) and arrays[0].size > 0
+    dtype = arrays[0].dtype
+    return dtype in LETTERS and all(x.dtype == dtype for x in arrays) and arrays[0].size > 0
 
 
 def shares(elements: int) -> int:
@@ -92,7 +91,7 @@ def softmax_rows(x, y, logarithm, nt):
 
 
 def _normalised(x: Array, axis: int, logarithm: int) -> Array:
-    if x.dtype.char not in LETTERS or x.ndim == 0 or x.size == 0:
+    if not covers(x) or x.ndim == 0:
         return (reference.log_softmax if logarithm else reference.softmax)(x, axis)
     if axis not in (-1, x.ndim - 1):
         return np.moveaxis(_normalised(np.moveaxis(x, axis, -1), -1, logarithm), -1, axis)
@@ -144,7 +143,7 @@ def _integers(index: Array) -> Array:
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
     """ℓ_n = lse_n − x_{n, t_n},  lse_n = log Σ_j e^{x_nj};  ℓ_n = 0 where t_n = ignore_index.     (N, V), (N) → (N), (N)"""
-    if x.dtype.char not in LETTERS or x.size == 0 or target.dtype.kind not in "iu":
+    if not covers(x) or target.dtype.kind not in "iu":
         return reference.cross_entropy(x, target, ignore_index=ignore_index)
     loss, lse = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
     bad = cross_entropy_rows[x.dtype.char](plain(x), _integers(target), loss, lse, ignore_index, shares(x.size))
@@ -178,9 +177,9 @@ def cross_entropy_rows_backward(dloss, x, target, lse, dx, ignore, nt):
 
 def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
     """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
-    letter = x.dtype.char
-    if letter not in LETTERS or x.size == 0 or target.dtype.kind not in "iu" or {dloss.dtype.char, lse.dtype.char} != {letter}:
+    if not covers(x, dloss, lse) or target.dtype.kind not in "iu":
         return reference.cross_entropy_backward(dloss, x, target, lse, ignore_index=ignore_index)
+    letter = x.dtype.char
     dx = np.empty(x.shape, letter)
     cross_entropy_rows_backward[letter](
         plain(dloss), plain(x), _integers(target), plain(lse), dx, ignore_index, shares(x.size)

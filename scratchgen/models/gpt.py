@@ -127,6 +127,8 @@ class GPT(nn.Module):
 
         `caches`, one for each block, hold what came before these tokens, and take them up.
         """
+        if caches and len(caches) != self.config.n_layer:
+            raise ValueError(f"GPT: expected a cache for each of {self.config.n_layer} blocks, got {len(caches)}")
         past, T = caches[0].length if caches else 0, ids.shape[1]
         if past + T > self.config.block_size:
             raise ValueError(f"GPT: expected at most {self.config.block_size} tokens, got {past + T}")

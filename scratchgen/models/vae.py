@@ -135,8 +135,8 @@ class VAE(nn.Module):
         optimizers["adam"].zero_grad()
         loss.backward()
         optimizers["adam"].step()
-        reconstruction, kl = (term.detach().mean().item() for term in (-log_likelihood, kl))
-        return {"loss": loss.item(), "reconstruction": reconstruction, "kl": kl}
+        means = {"reconstruction": -log_likelihood.detach().mean(), "kl": kl.detach().mean()}
+        return {"loss": loss.item()} | {name: mean.item() for name, mean in means.items()}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:

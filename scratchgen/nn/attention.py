@@ -55,8 +55,8 @@ class MultiheadAttention(Module):
     ahead, with or without a mask. A row that may attend to nothing gives zeros before Wᵒ. The weights returned in
     training are those left by dropout.
 
-    With a `cache`, key and value are new positions only: they are taken up by it, S counts all that it then holds, and with
-    `is_causal` the L queries are the last of them.
+    With a `cache`, key and value are new positions only: they are taken up by it, S counts all that it then holds (for the
+    masks too), and with `is_causal` the L queries are the last of them.
 
     in_proj_weight (3E, E) holds W_q, W_k, W_v; where kdim or vdim differ from E they are q_proj_weight, k_proj_weight,
     v_proj_weight instead. They start Xavier-uniform, the biases zero. `generator` draws weights and dropout.
@@ -128,19 +128,18 @@ class MultiheadAttention(Module):
             q, k, v = (t.transpose(0, 1) for t in (q, k, v))
         n, heads = q.shape[0], (self.num_heads, self.head_dim)
         q, k, v = (t.reshape(n, t.shape[1], *heads).transpose(1, 2) for t in (q, k, v))  # (N, H, ·, d)
-        past = 0
         if cache is not None:
-            past = cache.length
             k, v = cache.append(k, v)
         length, source = q.shape[2], k.shape[2]
+        ahead = 0 if cache is None else source - length  # so many keys come before the first query's own
 
         mask = self._mask(n, length, source, key_padding_mask, attn_mask, q.dtype)
         dropout = self.dropout if self.training else 0.0
         fused = not need_weights and dropout < 1
-        if past and length == 1:  # the last position may look at all
+        if ahead and length == 1:  # the last position may look at all
             is_causal = False
-        if is_causal and (mask is not None or not fused or past):
-            future = _additive("attn_mask", devices.beside(~np.tri(length, source, past, dtype=bool), q.data), q.dtype)
+        if is_causal and (mask is not None or not fused or ahead):
+            future = _additive("attn_mask", devices.beside(~np.tri(length, source, ahead, dtype=bool), q.data), q.dtype)
             mask, is_causal = future if mask is None else mask + future, False
         weights = None
         if fused:
