@@ -89,7 +89,7 @@ def build(who: str, case: str) -> Callable[[], float]:
     sg.manual_seed(1)  # from here on, the noise
     if who != "ours":
         return twin(model, data, who)
-    optimizers = model.optimizers()
+    optimizers, data = model.optimizers(), [x if x is None else sg.tensor(x) for x in data]  # tensors, as the rivals have
     return lambda: next(iter(model.training_step(data, optimizers).values()))
 
 

@@ -2,7 +2,7 @@
 
 `gan` the adversarial game · `vae` the evidence lower bound · `gpt` the chain rule of probability. A model is a Module
 with `config` (a frozen dataclass), `optimizers()`, `training_step(batch, optimizers)`, `evaluate(batches)` and
-`generate(...)`; it knows nothing of files, progress bars or the command line.
+`generate(...)`; a batch holds arrays or tensors; it knows nothing of files, progress bars or the command line.
 """
 
 from scratchgen.models.gan import GAN, GANConfig

@@ -27,6 +27,7 @@ import numpy as np
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
 from scratchgen.ops import randn, sigmoid, tanh
+from scratchgen.ops.operands import as_tensor
 from scratchgen.tensor import Tensor, no_grad
 
 
@@ -190,12 +191,12 @@ class GAN(nn.Module):
             "generator": optim.Adam(self.generator.parameters(), lr=self.config.lr, betas=betas),
         }
 
-    def training_step(self, batch: tuple[np.ndarray, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
+    def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """One step of D upwards on V, then one of G against it; batch (x, _), pictures in [0, 1].
 
         Returns both losses and the mean judgements D(x), D(G(z)) from before the steps.
         """
-        x = Tensor(batch[0], device=self.device) * 2 - 1
+        x = as_tensor(batch[0]).to(self.device) * 2 - 1
         # D: the generated pictures are constants here, so that only D moves
         fake = self.generator(self.noise(len(x)))
         d_real, d_fake = self.discriminator(x), self.discriminator(fake.detach())

@@ -20,12 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
 from scratchgen.calculus import checkpoint
+from scratchgen.ops.operands import as_tensor
 from scratchgen.tensor import Tensor, no_grad
 from scratchgen.text import sample
 
@@ -153,9 +155,9 @@ class GPT(nn.Module):
         groups = [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return {"adamw": optim.AdamW(groups, lr=self.config.lr, betas=(0.9, self.config.beta2))}
 
-    def training_step(self, batch: tuple[np.ndarray, np.ndarray], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
+    def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """Lower the loss on one batch (x, y) of windows, y one token ahead of x; gradients are clipped to norm 1."""
-        x, y = (Tensor(ids, device=self.device) for ids in batch)
+        x, y = (as_tensor(ids).to(self.device) for ids in batch)
         loss = self.loss(x, y)
         optimizers["adamw"].zero_grad()
         loss.backward()

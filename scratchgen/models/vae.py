@@ -28,6 +28,7 @@ import numpy as np
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
 from scratchgen.ops import exp, randn_like, sigmoid
+from scratchgen.ops.operands import as_tensor
 from scratchgen.tensor import Tensor, no_grad
 
 
@@ -117,26 +118,30 @@ class VAE(nn.Module):
         self.encoder = encoder(config.shape, config.hidden, config.latent)
         self.decoder = decoder(config.shape, config.hidden, config.latent)
 
-    def elbo(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The two terms of (2) for each picture, in nats: E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""
+    def losses(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The terms of −ELBO for each picture, in nats: −E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""
         mean, log_var = self.encoder(x)
         eps = randn_like(mean, generator=generator)
         z = mean + exp(0.5 * log_var) * eps  # (3)
-        log_likelihood = -F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").sum((1, 2, 3))
-        return log_likelihood, F.kl_standard_gaussian(mean, log_var).sum(1)
+        reconstruction = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").sum((1, 2, 3))
+        return reconstruction, F.kl_standard_gaussian(mean, log_var).sum(1)
+
+    def elbo(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The two terms of (2) for each picture, in nats: E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""
+        reconstruction, kl = self.losses(x, generator=generator)
+        return -reconstruction, kl
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
         return {"adam": optim.Adam(self.parameters(), lr=self.config.lr)}
 
-    def training_step(self, batch: tuple[np.ndarray, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
+    def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """Raise the mean bound over one batch (x, _) of pictures in [0, 1]. Returns the loss and its two terms, in nats."""
-        log_likelihood, kl = self.elbo(Tensor(batch[0], device=self.device))  # (B), (B)
-        loss = (self.config.beta * kl - log_likelihood).mean()
+        reconstruction, kl = self.losses(as_tensor(batch[0]).to(self.device))  # (B), (B)
+        loss = (reconstruction + self.config.beta * kl).mean()
         optimizers["adam"].zero_grad()
         loss.backward()
         optimizers["adam"].step()
-        means = {"reconstruction": -log_likelihood.detach().mean(), "kl": kl.detach().mean()}
-        return {"loss": loss.item()} | {name: mean.item() for name, mean in means.items()}
+        return {"loss": loss.item(), "reconstruction": float(reconstruction.data.mean()), "kl": float(kl.data.mean())}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
