@@ -1,7 +1,7 @@
 """What is done to all parameters at once: one pass over their memory, in one call, shared by the threads.
 
-A model has dozens of small arrays, each too small to be worth waking a thread for. A table says where each begins; the
-threads share the elements of all of them, end to end.
+A model has dozens of small arrays, each too small to be worth waking a thread for. A table says where each begins. Each
+thread takes its part of every array: products cut gradients the same way, and some of them are still in its cache.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ ADDRESSES = numba.types.Array(numba.intp, 2, "C", readonly=True)
 
 @kernel(lambda T: VOID(result(INT, 1, "C"), *[flat(T)] * 4))
 def fill(row, a, b, c, d):
-    """One row of a table, from the elements before it on."""
-    row[1], row[2], row[3], row[4], row[5] = a.size, address(a), address(b), address(c), address(d)
+    """One row of a table"""
+    row[0], row[1], row[2], row[3], row[4] = a.size, address(a), address(b), address(c), address(d)
 
 
 def _table(written: int, *lists: Sequence[Array]) -> tuple[str, Array]:
-    """A row for each parameter: the elements before it, its own, then its address in each list; and their element type.
+    """A row for each parameter: its number of elements, then its address in each list; and their element type.
 
     The type is "" where only the reference will do. The first lists, `written` of them, are to be written to.
     """
     dtype = lists[0][0].dtype if lists[0] else None
     letter = LETTERS.get(dtype, "")
-    table = np.empty((len(lists[0]), 6), np.intp)
+    table = np.empty((len(lists[0]), 5), np.intp)
     if not letter:
         return "", table
-    before = 0
     for k, xs in enumerate(zip(*lists, strict=True)):
         shape, flats = xs[0].shape, []
         for i, x in enumerate(xs):
@@ -47,21 +46,18 @@ def _table(written: int, *lists: Sequence[Array]) -> tuple[str, Array]:
             if x.dtype != dtype or x.shape != shape or not usable:
                 return "", table
             flats.append(x.reshape(-1))
-        table[k, 0] = before
-        before += xs[0].size
         fill[letter](table[k], *flats, *flats[:1] * (4 - len(flats)))
     return letter, table
 
 
 def _shares(table: Array) -> int:
-    return shares(int(table[-1, 0] + table[-1, 1]))
+    return shares(int(table[:, 0].sum()))
 
 
 @helper
 def _piece(table, k, t, nt):
     """From which element of parameter k to which falls to thread t."""
-    total = table[-1, 0] + table[-1, 1]
-    return max(t * total // nt - table[k, 0], 0), min((t + 1) * total // nt - table[k, 0], table[k, 1])
+    return t * table[k, 0] // nt, (t + 1) * table[k, 0] // nt
 
 
 @helper
@@ -86,8 +82,8 @@ def adamw_all(table, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps, nt)
         for k in range(len(table)):
             i, j = _piece(table, k, t, nt)
             if i < j:
-                p, m = _part(table[k, 2], i, j, decay), _part(table[k, 3], i, j, decay)
-                v, g = _part(table[k, 4], i, j, decay), _part(table[k, 5], i, j, decay)
+                p, m = _part(table[k, 1], i, j, decay), _part(table[k, 2], i, j, decay)
+                v, g = _part(table[k, 3], i, j, decay), _part(table[k, 4], i, j, decay)
                 _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
 
 
@@ -157,7 +153,7 @@ def squares_all(table, like, parts, nt):
         for k in range(len(table)):
             i, j = _piece(table, k, t, nt)
             if i < j:
-                parts[t] += _squares(_part(table[k, 2], i, j, like))
+                parts[t] += _squares(_part(table[k, 1], i, j, like))
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
@@ -183,7 +179,7 @@ def scale_all(table, factor, nt):
         for k in range(len(table)):
             i, j = _piece(table, k, t, nt)
             if i < j:
-                _scale(_part(table[k, 2], i, j, factor), factor)
+                _scale(_part(table[k, 1], i, j, factor), factor)
 
 
 def scale(arrays: Sequence[Array], factor: float) -> None:
