@@ -950,3 +950,13 @@ def test_a_tensor_has_the_machines_byte_order():
     x = sg.tensor(swapped, requires_grad=True)
     (x * x).sum().backward()
     assert x.dtype == np.float32 and x.dtype.isnative and x.grad.tolist() == [0.0, 2.0, 4.0]
+
+
+def test_the_gradient_of_a_bias_alone_can_be_differentiated():
+    """b̄ = Σ_rows ȳ, so with ȳ = y² its derivative in the direction u is Σ_rows 2 y u, for every row."""
+    x, w, b = sg.tensor(np.ones((3, 2))), sg.tensor(np.ones((4, 2))), sg.tensor(np.arange(4.0), requires_grad=True)
+    y = F.linear(x, w, b)  # (3, 4)
+    (g,) = sg.grad((y * y * y / 3).sum(), b, create_graph=True)
+    (h,) = sg.grad((g * sg.tensor(np.arange(1.0, 5.0))).sum(), b)
+    np.testing.assert_allclose(g.data, (y.data**2).sum(0))
+    np.testing.assert_allclose(h.data, (2 * y.data).sum(0) * np.arange(1.0, 5.0))

@@ -16,6 +16,7 @@ import scratchgen as sg
 from kernels import reference
 from scratchgen import functional as F
 from scratchgen import optim
+from scratchgen.ops import fused
 
 RNG = np.random.default_rng(0)
 
@@ -119,6 +120,13 @@ def test_a_stack_of_products_goes_where_it_is_told_to():
     wanted = np.maximum(out + product(a, b) + bias, 0)
     assert reference.matmul(a, b, out=out, bias=bias, activation="relu", accumulate=True) is out
     close(out, wanted)
+
+
+def test_a_bias_that_lies_in_the_result_is_read_before_it_is_written():
+    a, b, c = draw(3, 4), draw(4, 5), draw(3, 5)
+    expected = a @ b + c[0]
+    kernels.reference.matmul(a, b, out=c, bias=c[0])
+    close(c, expected)
 
 
 def test_matmul_refuses_an_activation_it_does_not_know():
@@ -591,3 +599,8 @@ def test_the_doors_that_no_op_calls_are_the_compositions():
     x, w = draw(4, 5), draw(5)
     close(reference.rms_norm(x, w, eps=0.1)[0], F.rms_norm(sg.tensor(x), 5, sg.tensor(w), eps=0.1).data)
     close(reference.silu(x), F.silu(sg.tensor(x)).data)
+
+
+def test_the_composed_kl_has_the_value_of_its_kernel():
+    mean, log_var = sg.tensor(draw(3, 4)), sg.tensor(draw(3, 4))
+    close(fused.StandardGaussianKL().composed(mean, log_var).data, F.kl_standard_gaussian(mean, log_var).data)

@@ -619,7 +619,7 @@ def attention_backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """With P = e^{S − lse}:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
 
-    `into`: where to write Q̄, K̄, V̄, summed where they were repeated.
+    Each has the shape of what it is a gradient of: summed where that was repeated. `into`: where to write Q̄, K̄, V̄.
     """
     check("attention_backward", dout, q, k, v, out, lse, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -633,9 +633,10 @@ def attention_backward(
         *grads, ds = _composed_backward(dout, q, k, v, out, lse, noise, **options)
     else:
         grads = _fused_backward(dout, q, k, v, out, lse, lead, width, **options)
+    grads = [reference._summed_to(grad, x.shape) for grad, x in zip(grads, (q, k, v), strict=True)]
     if into is not None:
         for given, grad in zip(into, grads, strict=True):
-            given[...] = reference._summed_to(grad, given.shape)
+            given[...] = grad
         grads = into
     return *grads, ds if mask_grad else None
 

@@ -93,10 +93,10 @@ class Mean(Sum):
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         n = math.prod([x.shape[d] for d in dims])
         self.share = 1 / n if n else math.nan
-        return super().forward(x, dims=dims, keepdim=keepdim) * self.share
+        return Sum.forward(self, x, dims=dims, keepdim=keepdim) * self.share
 
     def backward(self, dy: Tensor) -> Tensor:
-        return super().backward(dy * self.share)
+        return Sum.backward(self, dy * self.share)
 
 
 class Spread(Function):
