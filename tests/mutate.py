@@ -49,7 +49,8 @@ FIRST = 1.5  # seconds of processor time for a mutant in the first round; what s
 ENGINE = (
     "Function.apply Function._several Function.inputs Function._refuse_changed Function.outputs Function.needs_input_grad "
     "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
-    "_unbroadcast grad _seeds Tensor.backward Tensor.detach Tensor.writing place constant _freeze _stamp_of_base _own_stamp "
+    "_unbroadcast grad _seeds Tensor.backward Tensor.detach Writing.__init__ Writing.__enter__ Writing._open place constant "
+    "_freeze _stamp_of_base _own_stamp "
     "numbers_first _sole _references"
 ).split()
 SWEEP = "_sweep _leading_to _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed".split()
