@@ -228,7 +228,7 @@ def attentions(lab: Lab, shapes: tuple[tuple[int, ...], ...], torch: Any) -> lis
 def rows(lab: Lab, n: int, width: int, torch: Any) -> list[Case]:
     """What passes over memory once or twice, beside the measured bandwidth."""
     from kernels import reference
-    from kernels.cuda import convolution, optimizer
+    from kernels.cuda import convolution, elementwise, optimizer
     from kernels.cuda import rows as kernel
 
     x, dy, w, b = lab.normal(n, width), lab.normal(n, width), lab.normal(width), lab.normal(width)
@@ -260,9 +260,9 @@ def rows(lab: Lab, n: int, width: int, torch: Any) -> list[Case]:
         Case("cross-entropy", lambda: kernel.cross_entropy(x, target)[0], None, size, "GB/s", {}),
         Case("layer norm", lambda: kernel.layer_norm(x, w, b)[0], None, 2 * size, "GB/s", beside("layer_norm", (width,))),
         Case("layer norm, gradient", lambda: kernel.layer_norm_backward(dy, x, w, mean, rstd)[0], None, 5 * size, "GB/s", {}),
-        Case("gelu", lambda: kernel.gelu(x), None, 2 * size, "GB/s", beside("gelu")),
-        Case("gelu, gradient", lambda: kernel.gelu_backward(dy, x), None, 3 * size, "GB/s", {}),
-        Case("dropout", lambda: kernel.dropout(x, p=0.1, seed=1), None, 2 * size, "GB/s", beside("dropout", 0.1)),
+        Case("gelu", lambda: elementwise.gelu(x), None, 2 * size, "GB/s", beside("gelu")),
+        Case("gelu, gradient", lambda: elementwise.gelu_backward(dy, x), None, 3 * size, "GB/s", {}),
+        Case("dropout", lambda: elementwise.dropout(x, p=0.1, seed=1), None, 2 * size, "GB/s", beside("dropout", 0.1)),
         Case("adamw", lambda: optimizer.adamw([p[0]], [p[1]], [p[2]], [p[3]], **options), None, 7 * size, "GB/s", {}),
         Case("convolution, 32 channels to 64", lambda: convolution.conv(image, taps, **geometry), None, flops, "Tflop/s", {}),
     ]

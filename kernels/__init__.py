@@ -78,8 +78,8 @@ CPU = {
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "attention_dropout")
-# The rooms of `cuda/`, named alike but for `elementwise`; its other doors are the reference's, on device arrays.
-DEVICE = {**ROOM, **dict.fromkeys((*CPU["elementwise"], *BASE), "rows")}
+# The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
+DEVICE = {**ROOM, **dict.fromkeys(BASE, "elementwise")}
 del DEVICE["einsum"]  # the library's own
 
 storey = "reference"

@@ -24,7 +24,7 @@ from tests import standin
 pytest.importorskip("numba.cuda")
 
 import kernels as doors
-from kernels.cuda import attention, build, convolution, images, matmul, optimizer, rows
+from kernels.cuda import attention, build, convolution, elementwise, images, matmul, optimizer, rows
 
 try:
     from tests import cuda_emulator as emulator
@@ -37,6 +37,7 @@ MODULES = {
     "matmul": matmul,
     "attention": attention,
     "rows": rows,
+    "elementwise": elementwise,
     "convolution": convolution,
     "images": images,
     "optimizer": optimizer,
@@ -600,7 +601,7 @@ FAULTS = {  # module, door, the line as it is, and as it must not be
         "if t == ignored:\n            loss[i]",
         "if False:\n            loss[i]",
     ),
-    "one element too many": ("rows", "gelu", "if i < x.size:\n            y[i]", "if i <= x.size:\n            y[i]"),
+    "one element too many": ("elementwise", "gelu", "if i < x.size:\n            y[i]", "if i <= x.size:\n            y[i]"),
     "a swapped window": ("convolution", "conv", "i = window // ow * sh", "i = window % ow * sh"),
     "padding forgotten on the way back": ("convolution", "conv_input_grad", "y = i + ph - a * dh", "y = i - a * dh"),
 }
@@ -636,7 +637,7 @@ def test_a_planted_fault_is_found(emulated, monkeypatch, tmp_path, fault):
 SIMULATED = """
 import numpy as np
 from kernels import reference
-from kernels.cuda import build, convolution, matmul, optimizer, rows
+from kernels.cuda import build, convolution, elementwise, matmul, optimizer
 assert build.config.ENABLE_CUDASIM
 build.run = lambda kernel, blocks, arguments: kernel.jitted[blocks, kernel.threads](*arguments)
 rng = np.random.default_rng(0)
@@ -650,8 +651,8 @@ build.launch(matmul.blocked, 1, a, b, c)
 np.testing.assert_allclose(c, a @ b, rtol=1e-5, atol=1e-5)
 c = matmul.multiply(a, normal(1, 3, 5).swapaxes(1, 2))
 x = normal(3, 7)
-np.testing.assert_allclose(rows.gelu(x), reference.gelu(x), rtol=1e-5, atol=1e-6)
-np.testing.assert_array_equal(rows.dropout(x, p=0.5, seed=3), reference.dropout(x, p=0.5, seed=3))
+np.testing.assert_allclose(elementwise.gelu(x), reference.gelu(x), rtol=1e-5, atol=1e-6)
+np.testing.assert_array_equal(elementwise.dropout(x, p=0.5, seed=3), reference.dropout(x, p=0.5, seed=3))
 arguments = [normal(20), normal(20), normal(20), abs(normal(20))]
 others = [x.copy() for x in arguments]
 options = dict(step=2, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)

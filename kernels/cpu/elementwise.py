@@ -24,7 +24,6 @@ U64 = numba.types.uint64
 
 GELU, GELU_TANH, SILU = range(3)
 
-
 # ½ (1 + tanh u) = σ(2u): GELU's tanh form is x σ(v),  v = x (c₀ + c₁ x²)
 C0, C1 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 
@@ -34,10 +33,10 @@ def _activate(kind, x, y):
     T = x.dtype.type
     one, half, root, c0, c1 = T(1), T(0.5), T(math.sqrt(0.5)), T(C0), T(C1)
     n = np.uintp(x.size)
-    if kind == 0:
+    if kind == GELU:
         for j in range(n):
             y[j] = x[j] * (half * (one + erf(x[j] * root)))
-    elif kind == 1:
+    elif kind == GELU_TANH:
         for j in range(n):
             y[j] = x[j] * sigmoid(x[j] * (c0 + c1 * x[j] * x[j]))
     else:
@@ -62,11 +61,11 @@ def _activate_backward(kind, dy, x, dx):
     one, half, root, c0, c1, c2 = T(1), T(0.5), T(math.sqrt(0.5)), T(C0), T(C1), T(3 * C1)
     density = T(1 / math.sqrt(2 * math.pi))
     n = np.uintp(x.size)
-    if kind == 0:
+    if kind == GELU:
         for j in range(n):
             gauss = density * exp_nonpositive(-half * x[j] * x[j])
             dx[j] = dy[j] * (half * (one + erf(x[j] * root)) + x[j] * gauss)
-    elif kind == 1:
+    elif kind == GELU_TANH:
         for j in range(n):
             square = x[j] * x[j]
             s = sigmoid(x[j] * (c0 + c1 * square))

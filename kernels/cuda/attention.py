@@ -24,8 +24,8 @@ import numpy as np
 from numba import boolean, cuda, float32, uint32
 
 from kernels import reference
+from kernels.cuda import elementwise, rows
 from kernels.cuda import matmul as products
-from kernels.cuda import rows
 from kernels.cuda.build import (
     F2,
     F3,
@@ -586,7 +586,7 @@ def attention(
         lse = np.where(total == 0, q.dtype.type(0), top + np.log(np.where(total == 0, q.dtype.type(1), total)))
         p = rows.softmax(scores, -1)
         if dropout_p:
-            p = rows.attention_dropout(p, p=dropout_p, seed=seed, stream=stream)
+            p = elementwise.attention_dropout(p, p=dropout_p, seed=seed, stream=stream)
         return products.matmul(p, v), lse
     stack, count = (_filled(x, lead, width) for x in (q, k, v)), math.prod(lead)
     out, lse = empty(q, (count, t, width)), empty(q, (count, t))
@@ -645,7 +645,7 @@ def _composed_backward(
     dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, noise: dict[str, Any], **options: Any
 ) -> tuple[Array, ...]:
     p = np.exp(_composed(q, k, **options) - lse)
-    z = rows.attention_dropout if noise["p"] else lambda x, **_: x
+    z = elementwise.attention_dropout if noise["p"] else lambda x, **_: x
     dv = products.matmul(z(p, **noise).swapaxes(-1, -2), dout)
     ds = (z(products.matmul(dout, v.swapaxes(-1, -2)), **noise) - (dout * out).sum(axis=-1, keepdims=True)) * p
     dq = products.matmul(ds, k) * q.dtype.type(options["scale"])

@@ -193,6 +193,7 @@ def mma(typing: Any, d: Any, a: Any, b: Any) -> Any:
 
 WARPS = 4
 THREADS = 32 * WARPS  # of a block that computes one row
+FLAT = 256  # of a block that computes single elements
 
 
 @device

@@ -15,9 +15,8 @@ import numpy as np
 from numba import cuda, float32, types
 
 from kernels import reference
-from kernels.cuda.build import F3, INT, Array, cdiv, check, empty, is_float32, kernel, launch, plain
+from kernels.cuda.build import F3, FLAT, INT, Array, cdiv, check, empty, is_float32, kernel, launch, plain
 from kernels.cuda.matmul import multiply
-from kernels.cuda.rows import FLAT
 
 COLUMNS = 1 << 28  # bytes
 F4 = types.Array(float32, 4, "C")

@@ -6,8 +6,7 @@ import numpy as np
 from numba import cuda, float32
 
 from kernels import reference
-from kernels.cuda.build import F1, F3, FLOAT, I1, Array, cdiv, check, empty, is_float32, kernel, launch, plain, whole
-from kernels.cuda.rows import FLAT
+from kernels.cuda.build import F1, F3, FLAT, FLOAT, I1, Array, cdiv, check, empty, is_float32, kernel, launch, plain, whole
 
 
 @kernel((F1, F1, FLOAT), threads=FLAT, registers=40)

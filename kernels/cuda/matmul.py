@@ -27,7 +27,7 @@ import numpy as np
 from numba import cuda, float32, uint32, uint64
 
 from kernels import reference
-from kernels.cuda import rows
+from kernels.cuda import elementwise
 from kernels.cuda.build import (
     F1,
     F3,
@@ -519,5 +519,5 @@ def _finished(c: Array, bias: Array | None, activation: str | None) -> Array:
         bias = None
     if not (is_float32(c, bias) and c.flags.c_contiguous):
         return reference.finish(c, bias, activation)
-    rows.finish(c, bias, activation)
+    elementwise.finish(c, bias, activation)
     return c

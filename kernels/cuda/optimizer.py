@@ -12,6 +12,7 @@ from numba import cuda, float32
 from kernels import reference
 from kernels.cuda.build import (
     F1,
+    FLAT,
     FLOAT,
     THREADS,
     WARPS,
@@ -25,7 +26,7 @@ from kernels.cuda.build import (
     launch,
     plain,
 )
-from kernels.cuda.rows import FLAT, ROOM
+from kernels.cuda.rows import ROOM
 
 
 @kernel((F1, F1, F1, F1, *[FLOAT] * 9), threads=FLAT, registers=40)

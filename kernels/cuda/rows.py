@@ -1,4 +1,4 @@
-r"""Kernels that pass over rows or over single elements.
+r"""Kernels that pass over rows.
 
 A row is one block's: its 128 threads take every 128th element each, and join their sums over warps and shared memory. The
 order of every sum is fixed, so the same input gives the same bits.
@@ -10,13 +10,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import boolean, cuda, float32, uint64
+from numba import boolean, cuda, float32
 
 from kernels import reference
 from kernels.cuda.build import (
     F1,
     F2,
     F3,
+    FLAT,
     FLOAT,
     I1,
     INT,
@@ -37,7 +38,6 @@ from kernels.cuda.build import (
 )
 
 ROOM = 4 * WARPS  # bytes of shared memory that a sum over a block takes
-FLAT = 256  # threads of a block that computes single elements
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Softmax and its relatives
@@ -379,302 +379,6 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
     arrays = _channels(dy), _channels(x), plain(weight), plain(mean), plain(rstd), _channels(dx), dweight, dbias
     launch(channel_norm_backward, x.shape[1], *arrays)
     return dx, dweight, dbias
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Element by element
-# ---------------------------------------------------------------------------------------------------------------------
-
-ROOT_HALF, ROOT_TWO_OVER_PI, CUBIC = float(np.sqrt(0.5)), float(np.sqrt(2 / np.pi)), 0.044715
-ONE_OVER_ROOT_TWO_PI = float(1 / np.sqrt(2 * np.pi))
-
-
-@device
-def _gelu(x):
-    return float32(0.5) * x * (float32(1.0) + math.erf(x * float32(ROOT_HALF)))
-
-
-@device
-def _gelu_slope(x):
-    phi = float32(0.5) * (float32(1.0) + math.erf(x * float32(ROOT_HALF)))
-    return phi + x * math.exp(float32(-0.5) * x * x) * float32(ONE_OVER_ROOT_TWO_PI)
-
-
-@device
-def _gelu_tanh(x):
-    t = math.tanh(float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(CUBIC) * x * x))
-    return float32(0.5) * x * (float32(1.0) + t)
-
-
-@device
-def _gelu_tanh_slope(x):
-    t = math.tanh(float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(CUBIC) * x * x))
-    slope = float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(3.0 * CUBIC) * x * x)  # x u'(x)
-    return float32(0.5) * (float32(1.0) + t) * ((float32(1.0) - t) * slope + float32(1.0))
-
-
-@device
-def _silu(x):
-    return x / (float32(1.0) + math.exp(-x))
-
-
-@device
-def _silu_slope(x):
-    s = float32(1.0) / (float32(1.0) + math.exp(-x))
-    return s * (float32(1.0) + x * (float32(1.0) - s))
-
-
-@device
-def _erf(x):
-    return math.erf(x)
-
-
-@device
-def _relu(x):
-    return x if x > float32(0.0) or x != x else float32(0.0)
-
-
-def _map(name: str, function: Any) -> Any:
-    @kernel((F1, F1), threads=FLAT, registers=40, name=name)
-    def each(x, y):
-        i = cuda.grid(1)
-        if i < x.size:
-            y[i] = function(x[i])
-
-    return each
-
-
-def _map_backward(name: str, slope: Any) -> Any:
-    @kernel((F1, F1, F1), threads=FLAT, registers=40, name=name)
-    def each(dy, x, dx):
-        i = cuda.grid(1)
-        if i < x.size:
-            dx[i] = dy[i] * slope(x[i])
-
-    return each
-
-
-def _finish(name: str, function: Any) -> Any:
-    @kernel((F2, F1), threads=FLAT, registers=40, name=name)
-    def each(c, bias):
-        """c = f(c + bias), without a bias where that is empty"""
-        at = cuda.grid(1)
-        if at < c.size:
-            i = at // c.shape[1]
-            j = at % c.shape[1]
-            c[i, j] = function(c[i, j] + bias[j]) if bias.size else function(c[i, j])
-
-    return each
-
-
-@device
-def _same(x):
-    return x
-
-
-MAPS = {
-    "gelu": _map("gelu", _gelu),
-    "gelu_tanh": _map("gelu_tanh", _gelu_tanh),
-    "silu": _map("silu", _silu),
-    "erf": _map("erf", _erf),
-}
-SLOPES = {
-    "gelu": _map_backward("gelu_backward", _gelu_slope),
-    "gelu_tanh": _map_backward("gelu_tanh_backward", _gelu_tanh_slope),
-    "silu": _map_backward("silu_backward", _silu_slope),
-}
-FINISH = {
-    None: _finish("add_bias", _same),
-    "relu": _finish("finish_relu", _relu),
-    "gelu": _finish("finish_gelu", _gelu),
-    "gelu_tanh": _finish("finish_gelu_tanh", _gelu_tanh),
-}
-
-
-def finish(c: Array, bias: Array | None, activation: str | None) -> None:
-    """c ← f(c + bias), in place.     (…, n), (n)"""
-    if activation not in FINISH:
-        raise ValueError(f"matmul: expected activation None, 'relu', 'gelu' or 'gelu_tanh', got {activation!r}")
-    if c.size:
-        flat = c.reshape(-1, c.shape[-1])
-        launch(FINISH[activation], cdiv(c.size, FLAT), flat, empty(c, 0) if bias is None else plain(bias))
-
-
-def _each(x: Array, name: str, otherwise: Any) -> Array:
-    if not is_float32(x) or not x.size:
-        return otherwise(x)
-    x = plain(x)
-    y = empty(x, x.shape)
-    launch(MAPS[name], cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1))
-    return y
-
-
-def _each_backward(dy: Array, x: Array, name: str, otherwise: Any) -> Array:
-    check(f"{name}_backward", dy, x)
-    if not is_float32(dy, x) or not x.size or dy.shape != x.shape:
-        return otherwise(dy, x)
-    dy, x = plain(dy), plain(x)
-    dx = empty(x, x.shape)
-    launch(SLOPES[name], cdiv(x.size, FLAT), dy.reshape(-1), x.reshape(-1), dx.reshape(-1))
-    return dx
-
-
-def erf(x: Array) -> Array:
-    """2/√π ∫₀ˣ e^{−t²} dt, of other types through float32"""
-    return _each(x, "erf", lambda x: erf(x.astype(np.float32)).astype(x.dtype) if x.size else x.copy())
-
-
-def _kind(approximate: str) -> str:
-    return "gelu_tanh" if approximate == "tanh" else "gelu"
-
-
-def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
-
-    def composed(x: Array) -> Array:
-        if approximate == "tanh":
-            return reference.gelu(x, approximate=approximate)
-        return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
-
-    return _each(x, _kind(approximate), composed)
-
-
-def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
-    """x̄ = ȳ (Φ + x Φ')"""
-
-    def composed(dy: Array, x: Array) -> Array:
-        if approximate == "tanh":
-            return reference.gelu_backward(dy, x, approximate=approximate)
-        phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
-        return dy * (phi + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
-
-    return _each_backward(dy, x, _kind(approximate), composed)
-
-
-def silu(x: Array) -> Array:
-    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
-    return _each(x, "silu", reference.silu)
-
-
-def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
-    return _each_backward(dy, x, "silu", reference.silu_backward)
-
-
-@kernel((F1, F1, F1), threads=FLAT, registers=40)
-def binary_cross_entropy_each(x, t, loss):
-    i = cuda.grid(1)
-    if i < x.size:
-        loss[i] = math.log1p(math.exp(-abs(x[i]))) + _relu(x[i]) - t[i] * x[i]
-
-
-@kernel((F1, F1, F1, F1), threads=FLAT, registers=40)
-def binary_cross_entropy_each_backward(dloss, x, t, dx):
-    i = cuda.grid(1)
-    if i < x.size:
-        dx[i] = dloss[i] * (float32(1.0) / (float32(1.0) + math.exp(-x[i])) - t[i])
-
-
-def binary_cross_entropy(x: Array, t: Array) -> Array:
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
-    check("binary_cross_entropy", x, t)
-    if not is_float32(x, t) or x.shape != t.shape or not x.size:
-        return reference.binary_cross_entropy(x, t)
-    x, t = plain(x), plain(t)
-    loss = empty(x, x.shape)
-    launch(binary_cross_entropy_each, cdiv(x.size, FLAT), *[y.reshape(-1) for y in (x, t, loss)])
-    return loss
-
-
-def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
-    """x̄ = ℓ̄ (σ(x) − t)"""
-    check("binary_cross_entropy_backward", dloss, x, t)
-    if not is_float32(dloss, x, t) or not dloss.shape == x.shape == t.shape or not x.size:
-        return reference.binary_cross_entropy_backward(dloss, x, t)
-    dloss, x, t = plain(dloss), plain(x), plain(t)
-    dx = empty(x, x.shape)
-    launch(binary_cross_entropy_each_backward, cdiv(x.size, FLAT), *[y.reshape(-1) for y in (dloss, x, t, dx)])
-    return dx
-
-
-LOW = 0xFFFFFFFF
-
-
-@device
-def _philox(counter, stream, seed, word):
-    """Word `word` of the block cipher of `reference.philox`, in which every number is of 32 bits, held in 64."""
-    low = uint64(LOW)
-    shift = uint64(32)
-    c0, c1 = counter & low, counter >> shift
-    c2, c3 = stream & low, stream >> shift
-    k0, k1 = seed & low, seed >> shift
-    for _ in range(10):
-        p0 = c0 * uint64(0xD2511F53)
-        p1 = c2 * uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
-        k0 = (k0 + uint64(0x9E3779B9)) & low
-        k1 = (k1 + uint64(0xBB67AE85)) & low
-    if word == 0:
-        return c0
-    if word == 1:
-        return c1
-    return c2 if word == 2 else c3
-
-
-@kernel((F1, F1, INT, INT, INT, INT, FLOAT), threads=FLAT, registers=48)
-def dropout_each(x, y, quarter, seed, stream, limit, scale):
-    """Word w of counter c decides on element w Q + c."""
-    i = cuda.grid(1)
-    if i < x.size:
-        word = _philox(uint64(i % quarter), uint64(stream), uint64(seed), i // quarter)
-        y[i] = x[i] * scale if word >= uint64(limit) else float32(0.0)
-
-
-def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """y_i = x_i / (1 − p) with probability 1 − p, else 0: the reference's elements for the same seed and stream."""
-    if p >= 1 or not x.size:
-        return np.zeros_like(x)
-    if not is_float32(x):
-        kept = dropout(np.ones_like(x, dtype=np.float32), p=p, seed=seed, stream=stream) != 0
-        return np.where(kept, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype)
-    x = plain(x)
-    y = empty(x, x.shape)
-    numbers = [_signed(seed), _signed(stream), round(p * 2**32)]
-    launch(dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), cdiv(x.size, 4), *numbers, np.float32(1 / (1 - p)))
-    return y
-
-
-@kernel((F1, F1, INT, INT, INT, INT, INT, FLOAT), threads=FLAT, registers=48)
-def attention_dropout_each(x, y, height, width, seed, stream, limit, scale):
-    """Word i mod 4 of counter (z ⌈T/4⌉ + ⌊i/4⌋) S + j decides on element j of row i of head z."""
-    at = cuda.grid(1)
-    if at < x.size:
-        j = at % width
-        i = at // width % height
-        z = at // width // height
-        counter = (z * ((height + 3) // 4) + i // 4) * width + j
-        word = _philox(uint64(counter), uint64(stream), uint64(seed), i % 4)
-        y[at] = x[at] * scale if word >= uint64(limit) else float32(0.0)
-
-
-def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """Z ⊙ X, Z_ij = 1/(1 − p) with probability 1 − p, else 0: the reference's for the same seed and stream.     (…, T, S)"""
-    if p >= 1 or not x.size:
-        return np.zeros_like(x)
-    if not is_float32(x):
-        z = attention_dropout(np.ones_like(x, dtype=np.float32), p=p, seed=seed, stream=stream) != 0
-        return np.where(z, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype)
-    x = plain(x)
-    y = empty(x, x.shape)
-    numbers = [*x.shape[-2:], _signed(seed), _signed(stream), round(p * 2**32), np.float32(1 / (1 - p))]
-    launch(attention_dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), *numbers)
-    return y
-
-
-def _signed(word: int) -> int:
-    """The 64 bits of a number as those of a signed one, the type that a Python number has in a kernel."""
-    word &= 2**64 - 1
-    return word - 2**64 if word >= 2**63 else word
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -137,11 +137,8 @@ class GPT(nn.Module):
         wte = self.transformer["wte"]
         x = wte(ids) + self.transformer["wpe"](Tensor(np.arange(past, past + T), device=ids.device))  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
-        for i, block in enumerate(self.transformer["h"]):
-            if caches:
-                x = block(x, caches[i])
-            else:
-                x = checkpoint(block, x) if self.config.checkpoint else block(x)
+        for block, cache in zip(self.transformer["h"], caches or [None] * self.config.n_layer, strict=True):
+            x = checkpoint(block, x) if self.config.checkpoint and cache is None else block(x, cache)
         return F.linear(self.transformer["ln_f"](x), wte.weight)  # (B, T, V)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:

@@ -302,8 +302,7 @@ class Module:
     @property
     def device(self) -> str:
         """Where its parameters are; "cpu" without any."""
-        first = _first_parameter(self, set())
-        return "cpu" if first is None else first.device
+        return next((p.device for p in self.parameters()), "cpu")
 
     def cpu(self) -> Module:
         """to("cpu")"""
@@ -340,16 +339,6 @@ class Module:
 
 def _own_parameters(module: Module) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in module.__dict__.items() if isinstance(value, Parameter)]
-
-
-def _first_parameter(module: Module, seen: set[int]) -> Parameter | None:
-    seen.add(id(module))
-    for value in module.__dict__.values():
-        if isinstance(value, Module) and id(value) not in seen:
-            value = _first_parameter(value, seen)
-        if isinstance(value, Parameter):
-            return value
-    return None
 
 
 def _own_buffers(module: Module) -> list[tuple[str, Any]]:

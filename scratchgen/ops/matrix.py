@@ -124,7 +124,7 @@ def matmul(input: Any, other: Any) -> Tensor:
     if b.ndim == 1:
         return matmul(a, b.unsqueeze(1)).squeeze(-1)
     if a.ndim > 2 and b.ndim == 2:  # one product, not a batch of small ones whose weight gradients are then added up
-        return MatMul.apply(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b).reshape(a.shape[:-1] + (b.shape[-1],))
+        return MatMul.apply(_rows(a), b).reshape(a.shape[:-1] + (b.shape[-1],))
     for m, n in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False):
         if m != n and 1 not in (m, n):
             raise ValueError(f"matmul: expected leading dimensions that broadcast, got shapes {a.shape} and {b.shape}")
