@@ -29,6 +29,7 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_backward",
     "chosen",
+    "column_sums",
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
@@ -68,7 +69,7 @@ CPU = {
     "images": ("leaky_relu", "leaky_relu_backward", "nearest", "nearest_backward"),
     "rows": (
         *("softmax", "log_softmax", "cross_entropy", "cross_entropy_backward", "layer_norm", "layer_norm_backward"),
-        *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "embedding", "scatter_add"),
+        *("rms_norm", "rms_norm_backward", "batch_norm", "batch_norm_backward", "embedding", "scatter_add", "column_sums"),
     ),
     "elementwise": (
         *("gelu", "gelu_backward", "silu", "silu_backward", "binary_cross_entropy", "binary_cross_entropy_backward"),
@@ -80,7 +81,7 @@ ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "attention_dropout")
 # The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
 DEVICE = {**ROOM, **dict.fromkeys(BASE, "elementwise")}
-del DEVICE["einsum"]  # the library's own
+del DEVICE["einsum"], DEVICE["column_sums"]  # the library's own
 
 storey = "reference"
 _why = "the default"

@@ -223,17 +223,22 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *,
     return dx
 
 
-def binary_cross_entropy(x: Array, t: Array) -> Array:
-    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
+    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
     loss = np.log1p(np.exp(-np.abs(x)))
     loss += np.maximum(x, 0) - t * x
-    return loss
+    return loss.sum() if total else loss
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
     """x̄ = ℓ̄ (σ(x) − t)"""
     with np.errstate(over="ignore"):  # e^{−x} = ∞: σ = 0
         return dloss * (1 / (1 + np.exp(-x)) - t)
+
+
+def column_sums(x: Array) -> Array:
+    """y = Σ_rows x, added in float64.     (N, n) → (n)"""
+    return x.sum(0, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:

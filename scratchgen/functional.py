@@ -253,7 +253,9 @@ def binary_cross_entropy_with_logits(
     name = "binary_cross_entropy_with_logits"
     x, t = _pair(name, input, target)
     if pos_weight is None:
-        loss = BinaryCrossEntropy.apply(x, t)
+        if weight is None and reduction == "sum":
+            return BinaryCrossEntropy.apply(x, t, total=True)
+        loss = BinaryCrossEntropy.apply(x, t, total=False)
     else:  # (1 − t) x + (1 + (w − 1) t) softplus(−x)
         loss = (1 - t) * x + (1 + (as_tensor(pos_weight) - 1) * t) * softplus(-x, threshold=math.inf)
     return _reduced(name, loss if weight is None else loss * weight, reduction)

@@ -199,6 +199,8 @@ def rows_cases(letter, normal):
                 _, mean, rstd = reference.batch_norm(image, w, b)
                 yield "batch_norm", (image, w, b), {}
                 yield "batch_norm_backward", (grad, image, w, mean, rstd), {}
+    for x in (normal(1, 1), normal(0, 3), normal(3, 0), normal(67, 40), normal(130, 785), np.asfortranarray(normal(200, 90))):
+        yield "column_sums", (x,), {}
     index = np.arange(-50, 50).repeat(12).reshape(40, 30)
     for width in (1, 24, 33):
         yield "embedding", (normal(50, width), index), {}
@@ -225,6 +227,7 @@ def elementwise_cases(letter, normal):
     for x in (normal(0), normal(1), 3 * normal(7, 5), normal(2, 1, 3), 40 * normal(100, 300), np.asfortranarray(normal(9, 33))):
         t = abs(normal(*x.shape)) % 1
         yield "binary_cross_entropy", (x, t), {}
+        yield "binary_cross_entropy", (x, t), {"total": True}
         for kept in (x.ndim, x.ndim - 1, 0):  # a gradient of its own for each element, for each row, or one for all
             shared = normal(*x.shape[:kept], *[1] * (x.ndim - kept))
             yield "binary_cross_entropy_backward", (np.broadcast_to(shared, x.shape), x, t), {}

@@ -229,6 +229,16 @@ def test_an_index_out_of_range_raises(door):
             getattr(kernels, door)(*arguments[door])
 
 
+@pytest.mark.parametrize("storey", ["reference", "cpu"])
+def test_a_sum_over_very_many_float32_is_as_right_as_a_short_one(storey):
+    """Added one by one in float32, a million rows of 0.1 come to 1 % more than they should."""
+    x = np.full((1_000_000, 3), 0.1, np.float32)
+    with kernels.use(storey):
+        np.testing.assert_allclose(kernels.column_sums(x), 1e6 * np.float64(x[0]), rtol=1e-6)
+        one = kernels.binary_cross_entropy(x[:1], x[:1], total=True)
+        np.testing.assert_allclose(kernels.binary_cross_entropy(x, x, total=True), 1e6 * np.float64(one), rtol=1e-6)
+
+
 def test_the_same_bits_every_time():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 200, 200)).astype("f")

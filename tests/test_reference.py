@@ -147,13 +147,20 @@ def test_binary_cross_entropy():
     """−t log σ(x) − (1 − t) log(1 − σ(x)), finite also where σ(x) is 0 or 1 to the last bit"""
     x, t, v = 3 * draw(4, 5), RNG.random((4, 5)), draw(4, 5)
     p = np.vectorize(lambda s: 1 / (1 + math.exp(-s)))(x)
-    close(reference.binary_cross_entropy(x, t), -t * np.log(p) - (1 - t) * np.log1p(-p))
+    expected = -t * np.log(p) - (1 - t) * np.log1p(-p)
+    close(reference.binary_cross_entropy(x, t), expected)
+    close(reference.binary_cross_entropy(x, t, total=True), math.fsum(expected.flat))
     are_the_gradients(
         [reference.binary_cross_entropy_backward(v, x, t)], lambda x: reference.binary_cross_entropy(x, t), [x], v
     )
     far, t = np.array([-1e4, 1e4, -1e4, 1e4]), np.array([0.0, 1.0, 1.0, 0.0])
     close(reference.binary_cross_entropy(far, t), [0, 0, 1e4, 1e4])
     close(reference.binary_cross_entropy_backward(np.ones(4), far, t), [0, 0, -1, 1])
+
+
+def test_column_sums():
+    x = draw(5, 3)
+    close(reference.column_sums(x), [math.fsum(column) for column in x.T])
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])

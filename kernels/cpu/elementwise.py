@@ -128,6 +128,9 @@ def silu_backward(dy: Array, x: Array) -> Array:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+BLOCK = 1024  # elements that are added in their own type; the sums of blocks are added in float64
+
+
 @sums
 def _bits(x, t, loss):
     zero = x.dtype.type(0)
@@ -145,12 +148,40 @@ def binary_losses(x, t, loss, nt):
             _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
 
 
-def binary_cross_entropy(x: Array, t: Array) -> Array:
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+@sums
+def _bits_total(x, t):
+    """Their sum, block by block: so that a long one is no less right"""
+    total, zero = 0.0, x.dtype.type(0)
+    for i in range(0, x.size, BLOCK):
+        block, a, b = zero, x[i : i + BLOCK], t[i : i + BLOCK]
+        for j in range(np.uintp(a.size)):
+            block += (a[j] if a[j] > zero else zero) - b[j] * a[j] + log1p(exp_nonpositive(-abs(a[j])))
+        total += block
+    return total
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), result(numba.float64, 1, "C")), parallel=True)
+def binary_total(x, t, parts):
+    """parts[p] = Σ ℓ over what falls to thread p"""
+    if parts.size == 1:
+        parts[0] = _bits_total(x, t)
+    else:
+        for p in numba.prange(parts.size):
+            i0, i1 = p * x.size // parts.size, (p + 1) * x.size // parts.size
+            parts[p] = _bits_total(x[i0:i1], t[i0:i1])
+
+
+def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
     if not covers(x, t) or x.shape != t.shape:
-        return reference.binary_cross_entropy(x, t)
+        return reference.binary_cross_entropy(x, t, total=total)
+    nt, letter, inputs = shares(4 * x.size), x.dtype.char, (plain(x).reshape(-1), plain(t).reshape(-1))
+    if total:
+        parts = np.empty(nt)
+        binary_total[letter](*inputs, parts)
+        return parts.sum().astype(x.dtype)
     loss = np.empty(x.shape, x.dtype)
-    binary_losses[x.dtype.char](plain(x).reshape(-1), plain(t).reshape(-1), loss.reshape(-1), shares(4 * x.size))
+    binary_losses[letter](*inputs, loss.reshape(-1), nt)
     return loss
 
 

@@ -44,6 +44,58 @@ def shares(elements: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Sums
+# ---------------------------------------------------------------------------------------------------------------------
+
+BLOCK = 64  # rows that are added in their own type; the sums of blocks are added in float64
+
+
+@sums
+def _add_rows(x, block, totals):
+    """totals ← Σ_rows x"""
+    totals[:] = 0
+    for i0 in range(0, len(x), BLOCK):
+        block[:] = 0
+        i1 = min(i0 + BLOCK, len(x))
+        i2 = i1 - (i1 - i0) % 4
+        for i in range(i0, i2, 4):  # four at a time: `block` is read and written once for all
+            a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
+            for j in range(np.uintp(block.size)):
+                block[j] += (a[j] + b[j]) + (c[j] + d[j])
+        for i in range(i2, i1):
+            for j in range(np.uintp(block.size)):
+                block[j] += x[i, j]
+        for j in range(np.uintp(block.size)):
+            totals[j] += block[j]
+
+
+@kernel(lambda T: VOID(flat(T, 2), result(T, 2, "C"), result(numba.float64, 2, "C"), result(T, 1, "C")), parallel=True)
+def add_rows(x, blocks, totals, y):
+    """y = Σ_rows x, with a row of `blocks` and of `totals` for each thread"""
+    nt = len(blocks)
+    if nt == 1:
+        _add_rows(x, blocks[0], totals[0])
+    else:
+        for t in numba.prange(nt):
+            _add_rows(x[t * len(x) // nt : (t + 1) * len(x) // nt], blocks[t], totals[t])
+    for j in range(np.uintp(y.size)):
+        total = 0.0
+        for t in range(nt):
+            total += totals[t, j]
+        y[j] = total
+
+
+def column_sums(x: Array) -> Array:
+    """y = Σ_rows x.     (N, n) → (n)"""
+    if not covers(x):
+        return reference.column_sums(x)
+    letter, shape = x.dtype.char, (shares(x.size), x.shape[1])
+    y = np.empty(shape[1], letter)
+    add_rows[letter](plain(x), np.empty(shape, letter), np.empty(shape), y)
+    return y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Softmax and its relatives
 # ---------------------------------------------------------------------------------------------------------------------
 

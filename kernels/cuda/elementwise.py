@@ -225,15 +225,15 @@ def binary_cross_entropy_each_backward(dloss, x, t, dx):
         dx[i] = dloss[i] * (float32(1.0) / (float32(1.0) + math.exp(-x[i])) - t[i])
 
 
-def binary_cross_entropy(x: Array, t: Array) -> Array:
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element"""
+def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
     check("binary_cross_entropy", x, t)
     if not is_float32(x, t) or x.shape != t.shape or not x.size:
-        return reference.binary_cross_entropy(x, t)
+        return reference.binary_cross_entropy(x, t, total=total)
     x, t = plain(x), plain(t)
     loss = empty(x, x.shape)
     launch(binary_cross_entropy_each, cdiv(x.size, FLAT), *[y.reshape(-1) for y in (x, t, loss)])
-    return loss
+    return loss.sum() if total else loss
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:

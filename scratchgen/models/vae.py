@@ -118,30 +118,31 @@ class VAE(nn.Module):
         self.encoder = encoder(config.shape, config.hidden, config.latent)
         self.decoder = decoder(config.shape, config.hidden, config.latent)
 
-    def losses(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The terms of −ELBO for each picture, in nats: −E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""
+    def forward(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits of the pixels, by one sample of the code, and its μ and log σ².     (B, C, H, W) → same, (B, Z), (B, Z)"""
         mean, log_var = self.encoder(x)
         eps = randn_like(mean, generator=generator)
-        z = mean + exp(0.5 * log_var) * eps  # (3)
-        reconstruction = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").sum((1, 2, 3))
-        return reconstruction, F.kl_standard_gaussian(mean, log_var).sum(1)
+        return self.decoder(mean + exp(0.5 * log_var) * eps), mean, log_var  # (3)
 
     def elbo(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The two terms of (2) for each picture, in nats: E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""
-        reconstruction, kl = self.losses(x, generator=generator)
-        return -reconstruction, kl
+        logits, mean, log_var = self(x, generator=generator)
+        return F.bernoulli_log_prob(x, logits).sum((1, 2, 3)), F.kl_standard_gaussian(mean, log_var).sum(1)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
         return {"adam": optim.Adam(self.parameters(), lr=self.config.lr)}
 
     def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """Raise the mean bound over one batch (x, _) of pictures in [0, 1]. Returns the loss and its two terms, in nats."""
-        reconstruction, kl = self.losses(as_tensor(batch[0]).to(self.device))  # (B), (B)
-        loss = (reconstruction + self.config.beta * kl).mean()
+        x = as_tensor(batch[0]).to(self.device)
+        logits, mean, log_var = self(x)
+        reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+        kl = F.kl_standard_gaussian(mean, log_var).sum() / len(x)
+        loss = reconstruction + self.config.beta * kl
         optimizers["adam"].zero_grad()
         loss.backward()
         optimizers["adam"].step()
-        return {"loss": loss.item(), "reconstruction": float(reconstruction.data.mean()), "kl": float(kl.data.mean())}
+        return {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.item()}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:

@@ -128,20 +128,14 @@ class Module:
     ) -> Iterator[tuple[str, Module]]:
         """This module, under the name `prefix`, and all below it; a shared one comes once unless told otherwise."""
         memo = set() if memo is None else memo
-        found: list[tuple[str, Module]] = []
-
-        def visit(module: Module, prefix: str) -> None:
-            if id(module) in memo:
-                return
-            if remove_duplicate:
-                memo.add(id(module))
-            found.append((prefix, module))
-            for name, value in module.__dict__.items():
-                if isinstance(value, Module):
-                    visit(value, f"{prefix}.{name}" if prefix else name)
-
-        visit(self, prefix)
-        return iter(found)
+        if id(self) in memo:
+            return
+        if remove_duplicate:
+            memo.add(id(self))
+        yield prefix, self
+        for name, value in list(self.__dict__.items()):
+            if isinstance(value, Module):
+                yield from value.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
         return (module for _, module in self.named_modules())

@@ -15,7 +15,7 @@ import kernels
 from scratchgen import device as devices
 from scratchgen.ops.choice import where
 from scratchgen.ops.elementwise import exp, softplus
-from scratchgen.ops.operands import as_tensor, floating, operands
+from scratchgen.ops.operands import as_tensor, broadcast, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -86,22 +86,24 @@ class CrossEntropy(Function):
 
 
 class BinaryCrossEntropy(Function):
-    r"""ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|})
+    r"""ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), or its sum over all elements
 
     x̄ = ℓ̄ (σ(x) − t),   t̄ = −ℓ̄ x
     """
 
-    def forward(self, x: Any, t: Any) -> Any:
-        return kernels.binary_cross_entropy(x, t)
+    def forward(self, x: Any, t: Any, *, total: bool) -> Any:
+        self.total = total
+        return kernels.binary_cross_entropy(x, t, total=total)
 
     def backward(self, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t = self.inputs
         needs_x, needs_t = self.needs_input_grad
-        dx = constant(kernels.binary_cross_entropy_backward(dloss.data, x.data, t.data)) if needs_x else None
-        return dx, -dloss * x if needs_t else None
+        dx = kernels.binary_cross_entropy_backward(broadcast(dloss.data, x.shape), x.data, t.data) if needs_x else None
+        return None if dx is None else constant(dx), -dloss * x if needs_t else None
 
     def composed(self, x: Tensor, t: Tensor) -> Tensor:
-        return softplus(x, threshold=math.inf) - t * x
+        loss = softplus(x, threshold=math.inf) - t * x
+        return loss.sum() if self.total else loss
 
 
 class StandardGaussianKL(Function):

@@ -66,7 +66,7 @@ class LinearGrad(Function):
         if which[1]:
             grads.append(kernels.matmul(dy.T, _rows(x)))
         if which[2:] == (True,):
-            grads.append(dy.sum(0))
+            grads.append(kernels.column_sums(dy))
         return tuple(grads)
 
     def backward(self, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
