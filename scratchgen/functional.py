@@ -49,7 +49,7 @@ from scratchgen.ops import (
 )
 from scratchgen.ops.choice import leaky_relu
 from scratchgen.ops.convolution import Size, nearest, sizes
-from scratchgen.ops.fused import BinaryCrossEntropy, Dropout, StandardGaussianKL, batch_statistics_norm
+from scratchgen.ops.fused import BinaryCrossEntropy, Dropout, Reparameterized, StandardGaussianKL, batch_statistics_norm
 from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
@@ -100,6 +100,7 @@ __all__ = [
     "pixel_unshuffle",
     "prelu",
     "relu",
+    "reparameterize",
     "rms_norm",
     "scaled_dot_product_attention",
     "self_attention",
@@ -384,6 +385,11 @@ def gaussian_log_prob(x: Any, mean: Any, log_var: Any) -> Tensor:
 def bernoulli_log_prob(x: Any, logits: Any) -> Tensor:
     """log B(x; σ(l)) = x l − softplus(l), x in [0, 1]"""
     return -binary_cross_entropy_with_logits(logits, x, reduction="none")
+
+
+def reparameterize(mean: Any, log_var: Any, noise: Any) -> Tensor:
+    """z = μ + σ ⊙ ε: with ε ~ N(0, I), a draw from N(μ, σ²) that has gradients.  Kingma & Welling 2013, §2.4."""
+    return Reparameterized.apply(*[floating("reparameterize", x) for x in operands("reparameterize", mean, log_var, noise)])
 
 
 def kl_standard_gaussian(mean: Any, log_var: Any) -> Tensor:

@@ -236,7 +236,7 @@ REFERENCES |= {
 
 REFERENCES |= {
     "matmul": lambda a, b: np.dot(a, b) if min(a.ndim, b.ndim) < 2 else np.einsum("...ij,...jk->...ik", a, b),
-    "linear": lambda x, w, b=0.0: np.tensordot(x, w, (-1, 1)) + b,
+    "linear": lambda x, w, b=0.0, activation=None: (np.maximum if activation else np.add)(np.tensordot(x, w, (-1, 1)) + b, 0),
     "einsum": lambda equation, *xs: np.einsum(equation, *(xs[0] if isinstance(xs[0], list) else xs)),
 }
 
@@ -451,6 +451,7 @@ def _gaussian(x, mu, s):
 REFERENCES |= {
     "gaussian_log_prob": _gaussian,
     "bernoulli_log_prob": lambda x, a: x * np.log(special.expit(a)) + (1 - x) * np.log(special.expit(-a)),
+    "reparameterize": lambda m, s, e: m + np.exp(s / 2) * e,
     "kl_standard_gaussian": lambda m, s: -0.5 * (1 + s - m**2 - np.exp(s)),
     "kl_gaussian": lambda mp, sp, mq, sq: (
         -_gaussian(mp, mq, sq) + 0.5 * np.exp(sp - sq) - 0.5 - 0.5 * np.log(2 * pi * np.exp(sp))

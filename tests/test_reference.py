@@ -608,6 +608,7 @@ def test_the_doors_that_no_op_calls_are_the_compositions():
     close(reference.silu(x), F.silu(sg.tensor(x)).data)
 
 
-def test_the_composed_kl_has_the_value_of_its_kernel():
-    mean, log_var = sg.tensor(draw(3, 4)), sg.tensor(draw(3, 4))
+def test_what_a_vae_composes_has_the_value_of_its_node():
+    mean, log_var, noise = (sg.tensor(draw(3, 4)) for _ in range(3))
     close(fused.StandardGaussianKL().composed(mean, log_var).data, F.kl_standard_gaussian(mean, log_var).data)
+    close(fused.Reparameterized().composed(mean, log_var, noise).data, F.reparameterize(mean, log_var, noise).data)

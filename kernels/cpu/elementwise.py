@@ -160,15 +160,16 @@ def _bits_total(x, t):
     return total
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), result(numba.float64, 1, "C")), parallel=True)
-def binary_total(x, t, parts):
-    """parts[p] = Σ ℓ over what falls to thread p"""
+@kernel(lambda T: VOID(flat(T), flat(T), result(numba.float64, 1, "C"), result(T, 1, "C")), parallel=True)
+def binary_total(x, t, parts, total):
+    """total[0] = Σ ℓ,  parts[p] = Σ ℓ over what falls to thread p"""
     if parts.size == 1:
         parts[0] = _bits_total(x, t)
     else:
         for p in numba.prange(parts.size):
             i0, i1 = p * x.size // parts.size, (p + 1) * x.size // parts.size
             parts[p] = _bits_total(x[i0:i1], t[i0:i1])
+    total[0] = parts.sum()
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
@@ -177,9 +178,9 @@ def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
         return reference.binary_cross_entropy(x, t, total=total)
     nt, letter, inputs = shares(4 * x.size), x.dtype.char, (plain(x).reshape(-1), plain(t).reshape(-1))
     if total:
-        parts = np.empty(nt)
-        binary_total[letter](*inputs, parts)
-        return parts.sum().astype(x.dtype)
+        loss = np.empty((), x.dtype)
+        binary_total[letter](*inputs, np.empty(nt), loss.reshape(1))
+        return loss
     loss = np.empty(x.shape, x.dtype)
     binary_losses[letter](*inputs, loss.reshape(-1), nt)
     return loss

@@ -118,6 +118,7 @@ LOSSES = [
         analytic=True,
     ),
     row("bernoulli_log_prob", case(unit(2, 3), real(2, 3)), case(unit(), real()), case(unit(0), real(0))),
+    row("reparameterize", case(real(2, 3), real(2, 3), real(2, 3)), case(real(2, 1), real(3), real(2, 3)), analytic=True),
     row("kl_standard_gaussian", case(real(2, 3), real(2, 3)), case(real(2, 1), real(3)), analytic=True),
     row(
         "kl_gaussian",

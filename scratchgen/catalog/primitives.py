@@ -303,6 +303,8 @@ PRODUCTS = [
         case(real(3), real(2, 3)),
         case(real(2, 2, 3), real(1, 3), real(1)),
         case(real(0, 3), real(2, 3), real(2)),
+        case(real(4, 3), real(2, 3), real(2), activation="relu"),
+        case(real(3), real(2, 3), activation="relu"),
         analytic=True,
     ),
     row(

@@ -8,7 +8,7 @@ p(x) = ∫ p(x | z) p(z) dz cannot be computed, but for any q(z | x) it is bound
                what the code says of x      what it costs to say it
 
 The encoder gives q(z | x) = N(μ(x), diag σ²(x)), for which the KL is known (`functional.kl_standard_gaussian`). The
-expectation is estimated with one sample, written so that the gradient passes through it (reparameterisation):
+expectation is estimated with one sample, written so that the gradient passes through it (`functional.reparameterize`):
 
     z = μ + σ ⊙ ε,   ε ~ N(0, I)                                                                                  (3)
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
-from scratchgen.ops import exp, randn_like, sigmoid
+from scratchgen.ops import randn_like, sigmoid
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensor import Tensor, no_grad
 
@@ -52,7 +52,7 @@ class MLPEncoder(nn.Module):
         self.log_var = nn.Linear(hidden, latent)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.relu(self.fc(x.flatten(1)))  # (B, hidden)
+        h = self.fc(x.flatten(1), activation="relu")  # (B, hidden)
         return self.mean(h), self.log_var(h)
 
 
@@ -66,7 +66,8 @@ class MLPDecoder(nn.Module):
         self.out = nn.Linear(hidden, math.prod(shape))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.out(F.relu(self.fc(z))).reshape(-1, *self.shape)  # (B, C, H, W)
+        h = self.fc(z, activation="relu")  # (B, hidden)
+        return self.out(h).reshape(-1, *self.shape)  # (B, C, H, W)
 
 
 class ConvEncoder(nn.Module):
@@ -121,8 +122,8 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The logits of the pixels, by one sample of the code, and its μ and log σ².     (B, C, H, W) → same, (B, Z), (B, Z)"""
         mean, log_var = self.encoder(x)
-        eps = randn_like(mean, generator=generator)
-        return self.decoder(mean + exp(0.5 * log_var) * eps), mean, log_var  # (3)
+        z = F.reparameterize(mean, log_var, randn_like(mean, generator=generator))  # (3)
+        return self.decoder(z), mean, log_var
 
     def elbo(self, x: Tensor, *, generator: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The two terms of (2) for each picture, in nats: E log p(x | z), by one sample, and KL.     (B, C, H, W) → (B), (B)"""

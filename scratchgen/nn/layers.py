@@ -33,7 +33,7 @@ class Identity(Module):
 
 
 class Linear(Module):
-    """y = x Wᵀ + b,  W, b ~ U(−1/√in, 1/√in)
+    """y = x Wᵀ + b,  W, b ~ U(−1/√in, 1/√in);  called with activation="relu", max(y, 0)
 
     x: (…, in) → (…, out);  weight: (out, in), bias: (out).  Raises ValueError where x's last length is not in_features.
     """
@@ -58,8 +58,8 @@ class Linear(Module):
         """Draw the weights anew."""
         _fan_in_uniform(self.weight, self.bias, self.in_features, generator)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, self.bias)
+    def forward(self, input: Tensor, *, activation: str | None = None) -> Tensor:
+        return F.linear(input, self.weight, self.bias, activation=activation)
 
     def extra_repr(self) -> str:
         return f"{self._shown('in_features', 'out_features')}, bias={self.bias is not None}"

@@ -123,6 +123,25 @@ class StandardGaussianKL(Function):
         return 0.5 * (mean * mean + exp(log_var) - 1 - log_var)
 
 
+class Reparameterized(Function):
+    r"""z = μ + σ ⊙ ε,  σ = e^{s/2},  s = log σ²
+
+    μ̄ = z̄,   s̄ = ½ z̄ ⊙ σ ⊙ ε,   ε̄ = z̄ ⊙ σ
+    """
+
+    def forward(self, mean: Any, log_var: Any, noise: Any) -> Any:
+        self.sigma = np.exp(0.5 * log_var)
+        self.shift = self.sigma * noise
+        return mean + self.shift
+
+    def backward(self, dz: Tensor) -> tuple[Tensor | None, ...]:
+        needs_noise = self.needs_input_grad[2]
+        return dz, constant(dz.data * (0.5 * self.shift)), constant(dz.data * self.sigma) if needs_noise else None
+
+    def composed(self, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+        return mean + exp(0.5 * log_var) * noise
+
+
 class LayerNorm(Function):
     r"""y = x̂ ⊙ w + b,   x̂ = (x − μ) / σ,   μ, σ² = mean, variance of the row + ε      x: (…, n), w, b: (n)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import kernels
+from scratchgen.ops.choice import LeakyReluGrad
 from scratchgen.ops.operands import as_tensor, operands
 from scratchgen.tensor import Function, Tensor
 
@@ -41,8 +42,10 @@ class Linear(Function):
     x: (…, in), W: (out, in), b: (out), y: (…, out)
     """
 
+    activation: str | None = None
+
     def forward(self, x: Any, weight: Any, *bias: Any) -> Any:
-        y = kernels.matmul(_rows(x), weight.T, bias=bias[0] if bias else None)
+        y = kernels.matmul(_rows(x), weight.T, bias=bias[0] if bias else None, activation=self.activation)
         return y.reshape(*x.shape[:-1], len(weight))
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -50,6 +53,16 @@ class Linear(Function):
         which = tuple(map(bool, self.needs_input_grad))
         grads = iter(LinearGrad.apply(dy, x, weight, which=which))
         return tuple([next(grads) if wanted else None for wanted in which])
+
+
+class LinearRelu(Linear):
+    """y = max(x Wᵀ + b, 0): the product's kernel cuts it off, and its gradients are `Linear`'s of ȳ where y > 0, else 0"""
+
+    keeps_outputs = True
+    activation = "relu"
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return Linear.backward(self, LeakyReluGrad.apply(dy, y=self._outputs[0], slope=0.0))
 
 
 class LinearGrad(Function):
@@ -131,8 +144,8 @@ def matmul(input: Any, other: Any) -> Tensor:
     return MatMul.apply(a, b)
 
 
-def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
-    """y = x Wᵀ + b for each row of the last dimension.
+def linear(input: Any, weight: Any, bias: Any = None, *, activation: str | None = None) -> Tensor:
+    """y = x Wᵀ + b for each row of the last dimension, or, with `activation` "relu", max(y, 0) in the same kernel.
 
     x: (…, in), W: (out, in), b: (out) → (…, out). Raises ValueError where the lengths do not agree.
     """
@@ -144,7 +157,10 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
         )
     if bias is not None and given[2].shape != w.shape[:1]:
         raise ValueError(f"linear: expected a bias of shape {w.shape[:1]}, got {given[2].shape}")
-    return Linear.apply(*given) if x.ndim > 1 else Linear.apply(x.unsqueeze(0), *given[1:]).squeeze(0)
+    if activation not in (None, "relu"):
+        raise ValueError(f"linear: expected activation None or 'relu', got {activation!r}")
+    op = LinearRelu if activation else Linear
+    return op.apply(*given) if x.ndim > 1 else op.apply(x.unsqueeze(0), *given[1:]).squeeze(0)
 
 
 def einsum(equation: str, *operands_: Any) -> Tensor:
