@@ -35,7 +35,10 @@ def plain(x: Array) -> Array:
 def covers(*arrays: Array) -> bool:
     """Of one element type that is compiled, and not empty"""
     dtype = arrays[0].dtype
-    return dtype in LETTERS and all(x.dtype == dtype for x in arrays) and arrays[0].size > 0
+    for x in arrays:
+        if x.dtype is not dtype and x.dtype != dtype:
+            return False
+    return dtype in LETTERS and arrays[0].size > 0
 
 
 def shares(elements: int) -> int:

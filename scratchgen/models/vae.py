@@ -137,13 +137,13 @@ class VAE(nn.Module):
         """Raise the mean bound over one batch (x, _) of pictures in [0, 1]. Returns the loss and its two terms, in nats."""
         x = as_tensor(batch[0]).to(self.device)
         logits, mean, log_var = self(x)
-        reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
-        kl = F.kl_standard_gaussian(mean, log_var).sum() / len(x)
-        loss = reconstruction + self.config.beta * kl
+        reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        kl = F.kl_standard_gaussian(mean, log_var).sum()
+        loss = (reconstruction + self.config.beta * kl) / len(x)
         optimizers["adam"].zero_grad()
         loss.backward()
         optimizers["adam"].step()
-        return {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.item()}
+        return {"loss": loss.item(), "reconstruction": reconstruction.item() / len(x), "kl": kl.item() / len(x)}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:

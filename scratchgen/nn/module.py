@@ -296,7 +296,11 @@ class Module:
     @property
     def device(self) -> str:
         """Where its parameters are; "cpu" without any."""
-        return next((p.device for p in self.parameters()), "cpu")
+        for module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, Parameter):
+                    return value.device
+        return "cpu"
 
     def cpu(self) -> Module:
         """to("cpu")"""

@@ -64,15 +64,18 @@ def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
 
 def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     """`operands` for two; at once in the cases that matter, two tensors of one dtype, or one and a number."""
-    try:
-        if a._data.dtype is b._data.dtype:
-            return a, b
-    except AttributeError:
-        if type(b) in (float, int):
-            if isinstance(a, Tensor) and a._data.dtype.kind == "f":
-                return a, constant(devices.number(b, a._data.dtype, a._data))
-        elif type(a) in (float, int) and isinstance(b, Tensor) and b._data.dtype.kind == "f":
+    if type(b) is float or type(b) is int:
+        if isinstance(a, Tensor) and a._data.dtype.kind == "f":
+            return a, constant(devices.number(b, a._data.dtype, a._data))
+    elif type(a) is float or type(a) is int:
+        if isinstance(b, Tensor) and b._data.dtype.kind == "f":
             return constant(devices.number(a, b._data.dtype, b._data)), b
+    else:
+        try:
+            if a._data.dtype is b._data.dtype:
+                return a, b
+        except AttributeError:
+            pass
     return operands(name, a, b)
 
 

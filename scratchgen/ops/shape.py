@@ -237,6 +237,8 @@ def shape_of(name: str, shape: tuple[Any, ...], named: Any = None) -> tuple[int,
         shape = (*shape, named)
     if len(shape) == 1 and isinstance(shape[0], tuple | list):
         shape = tuple(shape[0])
+    if set(map(type, shape)) == {int}:
+        return shape
     for n in shape:
         if not isinstance(n, int | np.integer) or isinstance(n, bool):
             raise TypeError(f"{name}: expected a shape of whole numbers, got {shape!r}")
