@@ -31,7 +31,7 @@ def run(quick: bool, only: str) -> list[dict]:
     names = dict.fromkeys(name for rivals in cases.values() for name in rivals)
     with clock.Rivals("steps", ["ours", *names]) as rivals:
         for case, against in cases.items():
-            rounds, turn = (3, 0.2) if quick else (5, 0.3) if case == LARGE else (9, 0.4)
+            rounds, turn = (3, 0.2) if quick else (5, 0.3) if case == LARGE else (15, 0.4)
             times = rivals.compare(case, rounds, turn, ["ours", *against])
             row = {"step": case, **clock.summary(times)}
             if case in GPTS:
