@@ -62,6 +62,11 @@ GEOMETRIES = [
     (2, 33, (5, 6), 16, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     (1, 20, (3, 3), 20, (3, 3), (1, 1), (0, 0), (1, 1), 1),
     (7, 64, (4, 9), 32, (3, 3), (1, 1), (1, 2), (1, 1), 1),
+    (9, 65, (4, 4), 20, (4, 4), (2, 2), (1, 1), (1, 1), 1),
+    (3, 17, (9, 13), 70, (4, 4), (2, 2), (0, 3), (1, 1), 1),
+    (2, 18, (7, 8), 66, (2, 2), (1, 1), (0, 1), (1, 1), 1),
+    (3, 7, (13, 12), 9, (6, 6), (3, 3), (2, 4), (1, 1), 1),
+    (2, 5, (13, 17), 9, (6, 6), (2, 2), (5, 1), (1, 1), 1),
 ]
 FEW = [GEOMETRIES[i] for i in (1, 3, 8, 9, 16, 20, 22, 27, 36, 39)]
 
@@ -132,7 +137,7 @@ def test_random_geometries(choose, seed):
 
 def test_winograd_is_taken_and_agrees_with_the_direct_sum(monkeypatch, choose):
     choose(2)
-    for geometry in GEOMETRIES[-5:]:
+    for geometry in GEOMETRIES[-10:]:
         x, w, dy, how = example(geometry, np.float64)
         with monkeypatch.context() as patch:
             patch.setattr(convolution, "_correlation", None)  # not called
@@ -148,11 +153,13 @@ def test_winograd_is_taken_and_agrees_with_the_direct_sum(monkeypatch, choose):
 def test_where_winograd_pays():
     def pays(channels, size, kernel=3, stride=1):
         two = lambda m: (m, m)  # noqa: E731
-        g = convolution.Geometry(channels, two(size), channels, two(size), two(kernel), two(stride), two(1), two(1))
+        g = convolution.Geometry(channels, two(size * stride), channels, two(size), two(kernel), two(stride), two(1), two(1))
         return convolution._winograd_pays(g, 1)
 
     assert pays(64, 14) and pays(32, 28) and pays(64, 7)
+    assert pays(64, 7, kernel=4, stride=2) and pays(32, 4, kernel=4, stride=2)
     assert not (pays(8, 28) or pays(32, 7) or pays(64, 14, kernel=4) or pays(64, 14, stride=2))
+    assert not (pays(16, 4, kernel=4, stride=2) or pays(32, 7, kernel=4, stride=2))
 
 
 @pytest.mark.parametrize("geometry", [FEW[0], FEW[3], FEW[-1]])
@@ -206,7 +213,7 @@ def test_what_is_not_known_goes_to_the_reference():
 
 def test_infinities_and_nan_stay_where_they_are(choose):
     choose(1)
-    for geometry in (GEOMETRIES[1], GEOMETRIES[3], GEOMETRIES[9], GEOMETRIES[0]):
+    for geometry in (GEOMETRIES[10], GEOMETRIES[3], GEOMETRIES[9], GEOMETRIES[0]):
         x, w, dy, how = example(geometry, np.float64)
         x[0, 0, 2, 3], x[-1, 0, 1, 1], dy[0, 1, 1, 1], dy[-1, 0, 0, 0] = np.inf, np.nan, -np.inf, np.nan
         with np.errstate(invalid="ignore"):

@@ -16,7 +16,7 @@ pixel and a part of the tap:
 So no matrix of windows ("im2col") is built. Per thread, a block of a few images is brought into the channels-last
 layout, multiplied, and brought back, all within the L2 cache. Two cases need none of this, with vectors over pixels: a
 kernel of one tap (a plain product), and an input gradient of so few channels that the columns Wᵀ y are quicker folded up.
-3×3 kernels with stride 1 go to `winograd.py`.
+Kernels of 3 or 2 times the stride, 3×3 or DCGAN's 4×4 with stride 2, go to `winograd.py`.
 
 Arrays come and go as (N, C, …), contiguous; others are copied first. What is neither float32 nor float64, has more than
 two spatial dimensions or no elements goes to `reference.py`. Each thread has its own images, or its own columns when
@@ -242,8 +242,10 @@ def _plain(g: Geometry) -> bool:
 
 
 def _winograd_pays(g: Geometry, groups: int) -> bool:
-    """Whether 2.25 times fewer products outweigh the transforms: with many channels, and tiles that lie within y."""
-    fits = g.kernel == (3, 3) and g.stride == g.dilation == (1, 1) and max(g.padding) <= 2 and groups == 1
+    """Whether 2.25 or 1.78 times fewer products outweigh the transforms: with many channels, and tiles that lie within y."""
+    s, r = g.stride[0], g.kernel[0] // g.stride[0]
+    fits = r in winograd.KINDS and g.kernel == (s * r, s * r) and g.stride == (s, s) and g.dilation == (1, 1) and groups == 1
+    fits = fits and max(g.padding) < s * r
     within = math.prod(n / (n + n % 2) for n in g.counts)
     return fits and min(g.channels, g.outputs) * within**2 >= WINOGRAD_CHANNELS
 
@@ -326,71 +328,80 @@ def _reversed_taps(outputs: int, channels: int, taps: int) -> Offsets:
 
 
 @lru_cache(256)
-def _winograd_tables(channels: int, size: Any, counts: Any, padding: Any, images: int) -> tuple[Canvas, Offsets]:
-    after = tuple(n + n % 2 + 2 - m - p for n, m, p in zip(counts, size, padding, strict=True))
-    canvas = Canvas(channels, size, padding, after)
-    return canvas, winograd.tile_corners(canvas, counts, padding, images)
+def _winograd_tables(g: Geometry, images: int) -> tuple[Canvas, Offsets, Canvas, Offsets]:
+    """Canvases of x and of y that hold whole tiles, and where these begin."""
+    s = g.stride[0]
+    tiled = [n + n % 2 for n in g.counts]
+    reach = [s * (n - 1) + k for n, k in zip(tiled, g.kernel, strict=True)]
+    after = tuple(max(0, n - m - p) for n, m, p in zip(reach, g.size, g.padding, strict=True))
+    x, y = Canvas(g.channels, g.size, g.padding, after), Canvas(g.outputs, g.counts, (0, 0), tuple(n % 2 for n in g.counts))
+    return x, winograd.tile_corners(x, g.counts, s, g.padding, images), y, winograd.tile_corners(y, g.counts, 1, (0, 0), images)
 
 
 @lru_cache
-def _taps_order(step: int, reverse: bool) -> Offsets:
-    return table((np.arange(9)[::-1] if reverse else np.arange(9)) * step)
+def _taps_order(taps: int, step: int) -> Offsets:
+    return table(np.arange(taps) * step)
 
 
 def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads: int) -> Array:
-    """y = x correlated with w, or the input gradient: the kernel turned around, padded by 2 − p."""
-    k, transform = tools(x.dtype.char), winograd.transform[x.dtype.char]
-    channels, columns = (g.channels, g.outputs) if forward else (g.outputs, g.channels)
-    size, counts, padding = g.size, g.counts, g.padding
+    """y = x correlated with w, or the input gradient: the transposes of the same maps, from y to x."""
+    k, transform, panel = tools(x.dtype.char), winograd.transform[x.dtype.char], panel_of(x.itemsize)
+    stride, kernel = g.stride[0], g.kernel[0]
+    r, side = kernel // stride, kernel // stride + 1
+    inward, to_x, outward, from_y, weights, _ = winograd.KINDS[r]
+    block, by_image, _ = _shares(len(x), threads, math.prod(g.counts))
+    x_canvas, x_corners, y_canvas, y_corners = _winograd_tables(g, block)
+    given = g.channels, math.prod(g.size), stride, x_canvas, x_corners
+    made = g.outputs, math.prod(g.counts), 1, y_canvas, y_corners
     if not forward:
-        size, counts, padding = counts, size, tuple(2 - p for p in padding)
-    x_pixels, y_pixels, panel = math.prod(size), math.prod(counts), panel_of(k.item)
-    block, by_image, _ = _shares(len(x), threads, y_pixels)
-    canvas, corners = _winograd_tables(channels, size, counts, padding, block)
-    batch, panels, one = winograd.batch_size(channels, columns, k.item), -(-columns // panel), channels * panel
-    own = k.item * (block * (canvas.elements + y_pixels * columns) + 16 * (batch + 16) * (channels + columns)) + 256
-    own = _cache_lines(own)
-    packed, transformed, mine = _workspace(9 * k.item * panels * one, 16 * k.item * panels * one, own * threads)
-    _pack(k, w, packed, 1, g, forward, _taps_order(one, not forward), threads)
+        given, made, inward, outward = made, given, from_y, to_x
+    (channels, x_pixels, x_stride, x_canvas, x_corners), (columns, y_pixels, y_stride, y_canvas, y_corners) = given, made
+    strips = 1 if y_canvas.elements == y_pixels * columns else y.shape[-2]  # pixels in one piece, or each line of them
+    depth, wide = channels * x_stride**2, columns * y_stride**2
+    batch, panels, one = winograd.batch_size(depth, wide, side**2, k.item), -(-columns // panel), channels * panel
+    own = k.item * (block * (x_canvas.elements + y_canvas.elements) + side**2 * (batch + 16) * (depth + wide)) + 256
+    own, whole = _cache_lines(own), panels * stride**2 * one  # whole: the weights at one position
+    packed, transformed, mine = _workspace(k.item * r**2 * whole, k.item * side**2 * whole, own * threads)
+    _pack(k, w, packed, 1, g, forward, _taps_order(kernel**2, one), threads)
+    cell, per_panel = (one, stride**2 * one) if forward else (panels * one, one)
     launch(
-        winograd.kernels, threads, transform, winograd.KERNEL, k.item, packed, one, transformed, panels * one, panels,
-        9 * one, one, 3, 4, one,
+        winograd.kernels, threads, transform, weights, k.item, packed, kernel**2 * one, kernel * one, one,
+        stride * kernel * one, stride * one, transformed, per_panel, stride * cell, cell, side * whole, whole, panels, stride,
+        one,
     )  # fmt: skip
     launch(
-        winograd.correlate, threads, k.tile, k.scatter, k.item, transform, x, transformed, y, len(x), channels, x_pixels,
-        columns, *counts, block, canvas.elements, canvas.row, canvas.pixels, corners, batch, steps(batch, channels),
-        steps(batch, columns), steps(channels, 1), steps(columns, y_pixels), mine, own, by_image,
+        winograd.correlate, threads, k.tile, k.scatter, k.item, transform, inward, outward, side, not forward, transformed,
+        len(x), block, len(x_corners) // block, batch,
+        x, channels, x_pixels, x_stride, x_canvas.elements, x_canvas.row, x_canvas.pixels, x_corners, steps(batch, depth),
+        steps(depth, 1), y, columns, y_pixels, y_stride, y_canvas.elements, y_canvas.row, int(y_canvas.pixels.table[0]),
+        y_corners, steps(batch, wide), steps(columns, y_pixels), strips, mine, own, by_image,
     )  # fmt: skip
     return y
 
 
 def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) -> Array:
     k, transform = tools(x.dtype.char), winograd.transform[x.dtype.char]
-    x_pixels, y_pixels = math.prod(g.size), math.prod(g.counts)
+    stride, kernel = g.stride[0], g.kernel[0]
+    r, side = kernel // stride, kernel // stride + 1
+    inward, _, _, outward, _, weights = winograd.KINDS[r]
+    x_pixels, y_pixels, depth = math.prod(g.size), math.prod(g.counts), g.channels * stride**2
     block, by_image, _ = _shares(len(x), threads, y_pixels)
-    canvas, corners = _winograd_tables(g.channels, g.size, g.counts, g.padding, block)
-    y_canvas, y_corners = _winograd_grad_tables(g.outputs, g.counts, block)
-    batch, plane = winograd.batch_size(g.channels, g.outputs, k.item), g.channels * g.outputs
-    own = k.item * (block * (canvas.elements + y_canvas.elements) + 16 * (batch + 16) * (g.channels + g.outputs)) + 256
-    own = _cache_lines(own)
-    sums, back, mine = _workspace(k.item * by_image * 16 * plane, k.item * by_image * 9 * plane, own * threads)
+    canvas, corners, y_canvas, y_corners = _winograd_tables(g, block)
+    batch, plane = winograd.batch_size(depth, g.outputs, side**2, k.item), g.channels * g.outputs
+    own = k.item * (block * (canvas.elements + y_canvas.elements) + side**2 * (batch + 16) * (depth + g.outputs)) + 256
+    own, whole = _cache_lines(own), stride**2 * plane
+    sums, back, mine = _workspace(k.item * by_image * side**2 * whole, k.item * by_image * dw.size, own * threads)
     launch(
-        winograd.weight, threads, k.tile, k.scatter, k.item, transform, x, dy, sums, len(x), g.channels, x_pixels, g.outputs,
-        y_pixels, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels, corners, y_canvas.elements,
-        y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, g.channels), steps(g.channels, 1),
-        steps(g.channels, g.outputs), mine, own, by_image,
+        winograd.weight, threads, k.tile, k.scatter, k.item, transform, inward, outward, side, x, dy, sums, len(x), g.channels,
+        x_pixels, g.outputs, y_pixels, stride, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels,
+        corners, y_canvas.elements, y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, depth), steps(depth, 1),
+        steps(depth, g.outputs), mine, own, by_image,
     )  # fmt: skip
     launch(
-        winograd.kernels, threads, transform, winograd.KERNEL_GRAD, k.item, sums, plane, back, plane, by_image, 16 * plane,
-        9 * plane, 4, 3, plane,
+        winograd.kernels, threads, transform, weights, k.item, sums, side**2 * whole, stride * plane, plane, side * whole,
+        whole, back, dw.size, kernel * plane, plane, stride * kernel * plane, stride * plane, by_image, stride, plane,
     )  # fmt: skip
-    return _collected(k, back, by_image, dw, 1, g.channels, g.outputs, 9, False, threads)
-
-
-@lru_cache(256)
-def _winograd_grad_tables(outputs: int, counts: Any, images: int) -> tuple[Canvas, Offsets]:
-    canvas = Canvas(outputs, counts, (0, 0), tuple(n % 2 for n in counts))
-    return canvas, winograd.tile_corners(canvas, counts, (0, 0), images)
+    return _collected(k, back, by_image, dw, 1, g.channels, g.outputs, kernel**2, False, threads)
 
 
 def _collected(

@@ -1,17 +1,25 @@
-r"""Winograd's F(2×2, 3×3): 16 products where four 3×3 windows take 36, for a 3×3 kernel with stride and dilation 1.
+r"""Winograd's F(2×2, r×r), r = 3 or 2: 16 products where four 3×3 windows take 36; 9 where four 2×2 windows take 16.
 
-Two outputs of a 3-tap filter from 4 products instead of 6 (Lavin & Gray 2016, arXiv:1509.09308), in each dimension:
+Two outputs of a filter of r taps from r + 1 products instead of 2 r (Lavin & Gray 2016, arXiv:1509.09308), in each dimension:
 
-    y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A,    Bᵀ = [1  0 −1  0]    G = [1  0  0]      Aᵀ = [1 1  1  0]
-                                            [0  1  1  0]        [½  ½  ½]           [0 1 −1 −1]
-                                            [0 −1  1  0]        [½ −½  ½]
-                                            [0  1  0 −1]        [0  0  1]
+    y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A,    r = 3:  Bᵀ = [1  0 −1  0]    G = [1  0  0]      Aᵀ = [1 1  1  0]
+                                                    [0  1  1  0]        [½  ½  ½]           [0 1 −1 −1]
+                                                    [0 −1  1  0]        [½ −½  ½]
+                                                    [0  1  0 −1]        [0  0  1]
 
-d: 4×4 tiles of the image at steps of 2, g: the kernel. ⊙ meets a sum over channels, so each of the 16 positions is a
-product of matrices, (tiles × C) (C × O). The gradients are the transposes of the same three maps:
+                                       r = 2:  Bᵀ = [1 −1  0]       G = [1 0]          Aᵀ = [1 1 0]
+                                                    [0  1  0]           [1 1]               [0 1 1]
+                                                    [0 −1  1]           [0 1]
 
-    input:   the same with g reversed and channels exchanged, ȳ padded by 2 − p
+d: (r+1)×(r+1) tiles of the image at steps of 2, g: the kernel. ⊙ meets a sum over channels, so each of the (r+1)² positions
+is a product of matrices, (tiles × C) (C × O). The gradients are the transposes of the same three maps:
+
+    input:   d̄ = B [(G g Gᵀ) ⊙ (A ȳ Aᵀ)] Bᵀ, added up where tiles overlap
     weight:  ḡ = Gᵀ [Σ_tiles (Bᵀ d B) ⊙ (A ȳ Aᵀ)] G
+
+Stride s, kernel s r: since s i + (s u + a) = s (i + u) + a, that is the sum over a of r taps u with stride 1 on each s-th
+pixel from a on. So the s×s pixels of a cell, (a, b), are channels too: s² C of them on an image s times smaller. Channels
+being innermost, the b and c of a cell lie in one piece, and a is one row of the image further: nothing is to be rearranged.
 
 The results are those of the direct sum to a few roundings more (about twice its error). One difference is by nature: an
 infinity or NaN in a tile reaches all four of its outputs, also those whose window it is not in.
@@ -31,8 +39,10 @@ from kernels.cpu.build import INT, VOID, kernel
 from kernels.cpu.convolution_loops import Offsets, entry, fields, panel_of, part, product, zero
 from kernels.cpu.simd import BYTES, I64, Vectors, call
 
-INPUT, OUTPUT, OUTPUT_GRAD, KERNEL, KERNEL_GRAD = range(5)
-SIDES = ((4, 4), (4, 2), (2, 4), (3, 4), (4, 3))  # of what each transform takes and gives
+INPUT, INPUT_GRAD, OUTPUT, OUTPUT_GRAD, KERNEL, KERNEL_GRAD = range(6)  # Bᵀ, B, Aᵀ, A, G, Gᵀ of r = 3
+PAIR_INPUT, PAIR_INPUT_GRAD, PAIR_SUMS, PAIR_SUMS_GRAD = range(6, 10)  # Bᵀ, B, Aᵀ = Gᵀ, A = G of r = 2
+KINDS = {3: range(6), 2: (PAIR_INPUT, PAIR_INPUT_GRAD, PAIR_SUMS, PAIR_SUMS_GRAD, PAIR_SUMS_GRAD, PAIR_SUMS)}
+TAKEN = (4, 4, 4, 2, 3, 4, 3, 3, 3, 2)  # sides of the squares that each takes
 
 
 def _line(v: Vectors, kind: int, x: list[Any]) -> list[Any]:
@@ -44,6 +54,8 @@ def _line(v: Vectors, kind: int, x: list[Any]) -> list[Any]:
 
     if kind == INPUT:
         return [sub(x[0], x[2]), add(x[1], x[2]), sub(x[2], x[1]), sub(x[1], x[3])]
+    if kind == INPUT_GRAD:
+        return [x[0], add(sub(x[1], x[2]), x[3]), sub(add(x[1], x[2]), x[0]), v.builder.fneg(x[3])]
     if kind == OUTPUT:
         return [add(add(x[0], x[1]), x[2]), sub(sub(x[1], x[2]), x[3])]
     if kind == OUTPUT_GRAD:
@@ -51,136 +63,154 @@ def _line(v: Vectors, kind: int, x: list[Any]) -> list[Any]:
     if kind == KERNEL:
         ends = add(x[0], x[2])
         return [x[0], halves(add(ends, x[1])), halves(sub(ends, x[1])), x[2]]
+    if kind == PAIR_INPUT:
+        return [sub(x[0], x[1]), x[1], sub(x[2], x[1])]
+    if kind == PAIR_INPUT_GRAD:
+        return [x[0], sub(x[1], add(x[0], x[2])), x[2]]
+    if kind == PAIR_SUMS:
+        return [add(x[0], x[1]), add(x[1], x[2])]
+    if kind == PAIR_SUMS_GRAD:
+        return [x[0], add(x[0], x[1]), x[1]]
     both, apart = halves(add(x[1], x[2])), halves(sub(x[1], x[2]))
     return [add(x[0], both), apart, add(both, x[3])]
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def _transform(
-    typingctx: Any, kind: Any, src: Any, src_row: Any, src_step: Any, dst: Any, dst_row: Any, dst_step: Any, rows: Any,
-    columns: Any, n: Any,
-) -> Any:  # fmt: skip
-    """dst = M src Mᵀ for a square of n-vectors with the given distances; results beyond rows × columns are not written"""
-    kind_ = kind.literal_value
-    taken, _ = SIDES[kind_]
+    typingctx: Any, kind: Any, src: Any, src_row: Any, src_step: Any, dst: Any, dst_row: Any, dst_step: Any, n: Any
+) -> Any:
+    """dst = M src Mᵀ for a square of n-vectors with the given distances; gradients of inputs are added to dst"""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(builder, context.get_value_type(signature.args[1].dtype))
-        _, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n = args
+        kind, src, src_row, src_step, dst, dst_row, dst_step, n = args
         src, dst = (builder.bitcast(x, BYTES) for x in (src, dst))
-        bytes_ = [builder.mul(x, I64(v.itemsize)) for x in (src_row, src_step, dst_row, dst_step)]
-        src_row, src_step, dst_row, dst_step = bytes_
+        src_row, src_step, dst_row, dst_step = (builder.mul(x, I64(v.itemsize)) for x in (src_row, src_step, dst_row, dst_step))
 
         def at(base: Any, row: Any, i: int, step: Any, j: int, first: Any) -> Any:
             return v.at(base, first, builder.mul(row, I64(i)), builder.mul(step, I64(j)))
 
-        def emit(first: Any, mask: Any) -> None:
-            x = [[v.load(at(src, src_row, i, src_step, j, first), mask) for j in range(taken)] for i in range(taken)]
-            half = list(zip(*(_line(v, kind_, row) for row in x), strict=True))  # half[j][i]
+        def emit(which: int, first: Any, mask: Any) -> None:
+            side = range(TAKEN[which])
+            x = [[v.load(at(src, src_row, i, src_step, j, first), mask) for j in side] for i in side]
+            half = list(zip(*(_line(v, which, row) for row in x), strict=True))  # half[j][i]
             for j, column in enumerate(half):
-                for i, y in enumerate(_line(v, kind_, list(column))):
-                    if kind_ != OUTPUT or i + j == 0:
-                        v.store(y, at(dst, dst_row, i, dst_step, j, first), mask)
-                    else:
-                        inside = (builder.icmp_signed("<", I64(a), b) for a, b in ((i, rows), (j, columns)))
-                        with builder.if_then(builder.and_(*inside)):
-                            v.store(y, at(dst, dst_row, i, dst_step, j, first), mask)
+                for i, y in enumerate(_line(v, which, list(column))):
+                    where = at(dst, dst_row, i, dst_step, j, first)
+                    v.store(builder.fadd(y, v.load(where, mask)) if which in (INPUT_GRAD, PAIR_INPUT_GRAD) else y, where, mask)
 
         whole = builder.sdiv(n, I64(v.lanes))
-        with cgutils.for_range(builder, whole) as loop:
-            emit(builder.mul(loop.index, I64(v.lanes * v.itemsize)), None)
-        first = builder.mul(whole, I64(v.lanes))
-        with builder.if_then(builder.icmp_signed("<", first, n)):
-            emit(builder.mul(first, I64(v.itemsize)), v.mask(builder.sub(n, first), 0))
+        leave = builder.append_basic_block("leave")
+        switch = builder.switch(kind, leave)
+        for which in range(len(TAKEN)):
+            case = builder.append_basic_block(f"kind{which}")
+            switch.add_case(I64(which), case)
+            builder.position_at_end(case)
+            with cgutils.for_range(builder, whole) as loop:
+                emit(which, builder.mul(loop.index, I64(v.lanes * v.itemsize)), None)
+            first = builder.mul(whole, I64(v.lanes))
+            with builder.if_then(builder.icmp_signed("<", first, n)):
+                emit(which, builder.mul(first, I64(v.itemsize)), v.mask(builder.sub(n, first), 0))
+            builder.branch(leave)
+        builder.position_at_end(leave)
         return context.get_dummy_value()
 
-    return types.void(kind, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n), codegen
+    return types.void(kind, src, src_row, src_step, dst, dst_row, dst_step, n), codegen
 
 
-@kernel(lambda T: VOID(INT, *[types.CPointer(T), INT, INT] * 2, INT, INT, INT), callback=True)
-def transform(kind, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n):
-    """One of the five: see `_transform`."""
-    if kind == 0:
-        _transform(0, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
-    elif kind == 1:
-        _transform(1, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
-    elif kind == 2:
-        _transform(2, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
-    elif kind == 3:
-        _transform(3, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
-    else:
-        _transform(4, src, src_row, src_step, dst, dst_row, dst_step, rows, columns, n)
+@kernel(lambda T: VOID(INT, *[types.CPointer(T), INT, INT] * 2, INT), callback=True)
+def transform(kind, src, src_row, src_step, dst, dst_row, dst_step, n):
+    """One of them: see `_transform`."""
+    _transform(kind, src, src_row, src_step, dst, dst_row, dst_step, n)
 
 
 @part
 def kernels(t, threads, job):
-    """u[position, k, o] = G g[tap, k, o] Gᵀ;  or, of thread t's sums, g[tap, c, o] = Gᵀ u[position, c, o] G"""
-    transform, kind, item, src, src_step, dst, dst_step, blocks, src_block, dst_block, side_in, side_out, n = fields(job, 13)
-    for q in range(blocks):
-        first, last = t * n // threads, (t + 1) * n // threads
-        of, to = src + item * (q * src_block + first), dst + item * (q * dst_block + first)
-        squares = (of, side_in * src_step, src_step, to, side_out * dst_step, dst_step, side_out, side_out)
-        call(transform, (kind, *squares, last - first))
+    """u[position, a, b, k, o] = G g[(u, a), (v, b), k, o] Gᵀ;  or, of thread t's sums, g = Gᵀ u G
+
+    For each block, at the given distances of blocks, of a and b, and of the rows and columns of the squares.
+    """
+    (
+        transform, kind, item, src, src_block, src_a, src_b, src_row, src_step,
+        dst, dst_block, dst_a, dst_b, dst_row, dst_step, blocks, stride, n,
+    ) = fields(job, 18)  # fmt: skip
+    first, last = t * n // threads, (t + 1) * n // threads
+    for q in range(blocks * stride * stride):
+        q, a, b = q // (stride * stride), q // stride % stride, q % stride
+        of = src + item * (q * src_block + a * src_a + b * src_b + first)
+        to = dst + item * (q * dst_block + a * dst_a + b * dst_b + first)
+        call(transform, (kind, of, src_row, src_step, to, dst_row, dst_step, last - first))
 
 
 @part
 def correlate(t, threads, job):
-    """y = Aᵀ [Σ_c u ⊙ (Bᵀ d B)] A, for some tiles of a block of images at a time"""
+    """y = Aᵀ [Σ_c u ⊙ (Bᵀ d B)] A, for some tiles of a block of images at a time;  or, `adding`, x̄ in the place of y
+
+    A cell of either image is stride × stride pixels; tiles begin at the corners.
+    """
     (
-        tile, scatter, item, transform, x, u, y, images, channels, x_pixels, columns, rows_out,
-        columns_out, block, elements, row, pixels, corners, batch, by_tile, by_tile_out, places, planes, own, own_bytes,
-        image_threads,
-    ) = fields(job, 26)  # fmt: skip
+        tile, scatter, item, transform, inward, outward, side, adding, u, images, block, tiles, batch,
+        x, channels, x_pixels, x_stride, x_elements, x_row, x_places, x_corners, by_tile, places,
+        y, columns, y_pixels, y_stride, y_elements, y_row, y_first, y_corners, by_tile_out, planes, strips,
+        own, own_bytes, image_threads,
+    ) = fields(job, 37)  # fmt: skip
     if t >= image_threads:
         return
-    panel, y_pixels = panel_of(item), rows_out * columns_out
+    panel = panel_of(item)
     panels = (columns + panel - 1) // panel
-    high, wide = (rows_out + 1) // 2, (columns_out + 1) // 2
     start, stop = t * images // image_threads, (t + 1) * images // image_threads
     blocks = (stop - start + block - 1) // block
+    x_line, y_line = x_stride * channels, y_stride * columns  # the part of a cell that lies in one piece
+    depth, phases = x_stride * x_line, y_stride * y_stride
     canvas = own + t * own_bytes
-    result = canvas + (item * block * elements + 63) // 64 * 64
-    before = result + (item * block * y_pixels * columns + 63) // 64 * 64
-    before_step, after_step = batch * channels + 16, batch * columns + 16  # positions 4 KB apart would share lines of the cache
-    after = before + 16 * item * before_step
-    zero(canvas, item * block * elements)
+    result = canvas + (item * block * x_elements + 63) // 64 * 64
+    before = result + (item * block * y_elements + 63) // 64 * 64
+    before_step, after_step = batch * depth + 16, batch * phases * columns + 16  # positions 4 KB apart would share cache lines
+    after = before + side * side * item * before_step
+    zero(canvas, item * block * x_elements)
     for b in range(blocks):
         n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
+        if adding:
+            zero(result, item * (n1 - n0) * y_elements)
         for n in range(n0, n1):
             src = x + item * n * channels * x_pixels
-            call(scatter, (src, item * x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
-        total = (n1 - n0) * high * wide
+            call(scatter, (src, item * x_pixels, canvas + item * (n - n0) * x_elements, x_places, channels, x_pixels))
+        total = (n1 - n0) * tiles
         batches = (total + batch - 1) // batch
         for c in range(batches):
             r0, r1 = c * total // batches, (c + 1) * total // batches
             for r in range(r0, r1):
-                src, dst = canvas + item * entry(corners, r), before + item * (r - r0) * channels
-                call(transform, (INPUT, src, row, channels, dst, 4 * before_step, before_step, 4, 4, channels))
-            for k in range(16):
+                for a in range(x_stride):
+                    src = canvas + item * (entry(x_corners, r) + a * x_row)
+                    dst = before + item * ((r - r0) * depth + a * x_line)
+                    call(transform, (inward, src, x_stride * x_row, x_line, dst, side * before_step, before_step, x_line))
+            for q in range(side * side * phases):
+                k, f = q // phases, q % phases
                 product(
-                    tile, item, 1 << 40, 1024,
-                    before + item * k * before_step, by_tile, r1 - r0, places, channels,
-                    u + item * k * panels * channels * panel, channels * panel, panel,
-                    after + item * k * after_step, by_tile_out, columns, 0, panels, 0,
+                    tile, item, 1 << 40, 1024, before + item * k * before_step, by_tile, r1 - r0, places, depth,
+                    u + item * q * panels * depth * panel, depth * panel, panel,
+                    after + item * (k * after_step + f * columns), by_tile_out, columns, 0, panels, 0,
                 )  # fmt: skip
             for r in range(r0, r1):
-                n, i, j = r // (high * wide), r // wide % high * 2, r % wide * 2
-                src, dst = after + item * (r - r0) * columns, result + item * ((n * rows_out + i) * columns_out + j) * columns
-                limits = (rows_out - i, columns_out - j, columns)
-                call(transform, (OUTPUT, src, 4 * after_step, after_step, dst, columns_out * columns, columns, *limits))
+                for a in range(y_stride):
+                    src = after + item * ((r - r0) * phases * columns + a * y_line)
+                    dst = result + item * (entry(y_corners, r) + a * y_row)
+                    call(transform, (outward, src, side * after_step, after_step, dst, y_stride * y_row, y_line, y_line))
         for n in range(n0, n1):
-            src, dst = result + item * (n - n0) * y_pixels * columns, y + item * n * columns * y_pixels
-            call(scatter, (src, item * columns, dst, planes, y_pixels, columns))
+            for h in range(strips):
+                src = result + item * ((n - n0) * y_elements + y_first + h * y_row)
+                dst = y + item * (n * columns * y_pixels + h * (y_pixels // strips))
+                call(scatter, (src, item * columns, dst, planes, y_pixels // strips, columns))
 
 
 @part
 def weight(t, threads, job):
     """sums[t, position, c, o] = Σ over the thread's tiles of (Bᵀ d B)[position, c] (A ȳ Aᵀ)[position, o]"""
     (
-        tile, scatter, item, transform, x, dy, sums, images, channels, x_pixels, columns,
-        y_pixels, tiles, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch, by_tile,
+        tile, scatter, item, transform, inward, outward, side, x, dy, sums, images, channels, x_pixels, columns,
+        y_pixels, stride, tiles, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch, by_tile,
         places, results, own, own_bytes, image_threads,
-    ) = fields(job, 29)  # fmt: skip
+    ) = fields(job, 33)  # fmt: skip
     if t >= image_threads:
         return
     panel = panel_of(item)
@@ -190,8 +220,9 @@ def weight(t, threads, job):
     canvas = own + t * own_bytes
     y_canvas = canvas + (item * block * elements + 63) // 64 * 64
     left = y_canvas + (item * block * y_elements + 63) // 64 * 64
-    left_step, right_step = batch * channels + 16, batch * columns + 16
-    right = left + 16 * item * left_step
+    line, depth = stride * channels, stride * stride * channels
+    left_step, right_step = batch * depth + 16, batch * columns + 16
+    right = left + side * side * item * left_step
     zero(canvas, item * block * elements)
     zero(y_canvas, item * block * y_elements)
     for b in range(blocks):
@@ -206,25 +237,25 @@ def weight(t, threads, job):
         for c in range(batches):
             r0, r1 = c * total // batches, (c + 1) * total // batches
             for r in range(r0, r1):
-                src, dst = canvas + item * entry(corners, r), left + item * (r - r0) * channels
-                call(transform, (INPUT, src, row, channels, dst, 4 * left_step, left_step, 4, 4, channels))
+                for a in range(stride):
+                    src, dst = canvas + item * (entry(corners, r) + a * row), left + item * ((r - r0) * depth + a * line)
+                    call(transform, (inward, src, stride * row, line, dst, side * left_step, left_step, line))
                 src, dst = y_canvas + item * entry(y_corners, r), right + item * (r - r0) * columns
-                call(transform, (OUTPUT_GRAD, src, y_row, columns, dst, 4 * right_step, right_step, 4, 4, columns))
-            for k in range(16):
+                call(transform, (outward, src, y_row, columns, dst, side * right_step, right_step, columns))
+            for k in range(side * side):
                 product(
                     tile, item, 1 << 40, batch,
-                    left + item * k * left_step, places, channels, by_tile, r1 - r0,
-                    right + item * k * right_step, panel, columns, sums + item * (16 * t + k) * channels * columns, results,
-                    columns, 0, panels, b + c,
+                    left + item * k * left_step, places, depth, by_tile, r1 - r0, right + item * k * right_step, panel, columns,
+                    sums + item * (side * side * t + k) * depth * columns, results, columns, 0, panels, b + c,
                 )  # fmt: skip
 
 
-def batch_size(channels: int, outputs: int, item: int) -> int:
-    """Tiles at a time: so many that both sides of the products, 16 positions each, take less than half of an L2 cache."""
-    return max(16, min(96, 400_000 // (16 * item * (channels + outputs)))) // 6 * 6
+def batch_size(depth: int, columns: int, positions: int, item: int) -> int:
+    """Tiles at a time: so many that both sides of the products, at all positions, take less than half of an L2 cache."""
+    return max(16, min(96, 400_000 // (positions * item * (depth + columns)))) // 6 * 6
 
 
-def tile_corners(canvas: Any, counts: tuple[int, int], padding: tuple[int, int], images: int) -> Offsets:
+def tile_corners(canvas: Any, counts: tuple[int, int], stride: int, padding: tuple[int, int], images: int) -> Offsets:
     """Places of the first element of each 2×2 tile of outputs in the canvas, image by image."""
-    corners = canvas.at(*(np.arange(0, n, 2) - p for n, p in zip(counts, padding, strict=True)))
+    corners = canvas.at(*(np.arange(0, n, 2) * stride - p for n, p in zip(counts, padding, strict=True)))
     return Offsets(np.add.outer(np.arange(images) * canvas.elements, corners).reshape(-1))
