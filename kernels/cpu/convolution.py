@@ -338,17 +338,12 @@ def _winograd_tables(g: Geometry, images: int) -> tuple[Canvas, Offsets, Canvas,
     return x, winograd.tile_corners(x, g.counts, s, g.padding, images), y, winograd.tile_corners(y, g.counts, 1, (0, 0), images)
 
 
-@lru_cache
-def _taps_order(taps: int, step: int) -> Offsets:
-    return table(np.arange(taps) * step)
-
-
 def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads: int) -> Array:
     """y = x correlated with w, or the input gradient: the transposes of the same maps, from y to x."""
     k, transform, panel = tools(x.dtype.char), winograd.transform[x.dtype.char], panel_of(x.itemsize)
     stride, kernel = g.stride[0], g.kernel[0]
     r, side = kernel // stride, kernel // stride + 1
-    inward, to_x, outward, from_y, weights, _ = winograd.KINDS[r]
+    inward, to_x, outward, from_y, kernel_kind, _ = winograd.KINDS[r]
     block, by_image, _ = _shares(len(x), threads, math.prod(g.counts))
     x_canvas, x_corners, y_canvas, y_corners = _winograd_tables(g, block)
     given = g.channels, math.prod(g.size), stride, x_canvas, x_corners
@@ -357,21 +352,21 @@ def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads:
         given, made, inward, outward = made, given, from_y, to_x
     (channels, x_pixels, x_stride, x_canvas, x_corners), (columns, y_pixels, y_stride, y_canvas, y_corners) = given, made
     strips = 1 if y_canvas.elements == y_pixels * columns else y.shape[-2]  # pixels in one piece, or each line of them
-    depth, wide = channels * x_stride**2, columns * y_stride**2
-    batch, panels, one = winograd.batch_size(depth, wide, side**2, k.item), -(-columns // panel), channels * panel
+    depth, wide, one = channels * x_stride**2, columns * y_stride**2, channels * panel
+    batch, whole = winograd.batch_size(depth, wide, side**2, k.item), -(-columns // panel) * panel * channels * stride**2
     own = k.item * (block * (x_canvas.elements + y_canvas.elements) + side**2 * (batch + 16) * (depth + wide)) + 256
-    own, whole = _cache_lines(own), panels * stride**2 * one  # whole: the weights at one position
-    packed, transformed, mine = _workspace(k.item * r**2 * whole, k.item * side**2 * whole, own * threads)
-    _pack(k, w, packed, 1, g, forward, _taps_order(kernel**2, one), threads)
-    cell, per_panel = (one, stride**2 * one) if forward else (panels * one, one)
+    own = _cache_lines(max(own, k.item * kernel**2 * panel))
+    weights, mine = _workspace(k.item * side**2 * whole, own * threads)
+    by_output, by_input = (g.outputs, g.channels * kernel**2), (g.channels, kernel**2)
+    vectors, others = (by_output, by_input) if forward else (by_input, by_output)
+    pixel, per_panel = (one, stride**2 * one) if forward else (whole // stride**2, one)
     launch(
-        winograd.kernels, threads, transform, weights, k.item, packed, kernel**2 * one, kernel * one, one,
-        stride * kernel * one, stride * one, transformed, per_panel, stride * cell, cell, side * whole, whole, panels, stride,
-        one,
+        winograd.kernels, threads, transform, kernel_kind, k.scatter, k.item, w, weights, *vectors, *others, kernel, stride,
+        side, steps(kernel**2, panel), pixel, per_panel, whole, mine, own,
     )  # fmt: skip
     launch(
-        winograd.correlate, threads, k.tile, k.scatter, k.item, transform, inward, outward, side, not forward, transformed,
-        len(x), block, len(x_corners) // block, batch,
+        winograd.correlate, threads, k.tile, k.scatter, k.item, transform, inward, outward, side, not forward, weights, len(x),
+        block, *g.counts, batch,
         x, channels, x_pixels, x_stride, x_canvas.elements, x_canvas.row, x_canvas.pixels, x_corners, steps(batch, depth),
         steps(depth, 1), y, columns, y_pixels, y_stride, y_canvas.elements, y_canvas.row, int(y_canvas.pixels.table[0]),
         y_corners, steps(batch, wide), steps(columns, y_pixels), strips, mine, own, by_image,
@@ -383,7 +378,7 @@ def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) 
     k, transform = tools(x.dtype.char), winograd.transform[x.dtype.char]
     stride, kernel = g.stride[0], g.kernel[0]
     r, side = kernel // stride, kernel // stride + 1
-    inward, _, _, outward, _, weights = winograd.KINDS[r]
+    inward, _, _, outward, _, grads = winograd.KINDS[r]
     x_pixels, y_pixels, depth = math.prod(g.size), math.prod(g.counts), g.channels * stride**2
     block, by_image, _ = _shares(len(x), threads, y_pixels)
     canvas, corners, y_canvas, y_corners = _winograd_tables(g, block)
@@ -393,13 +388,12 @@ def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) 
     sums, back, mine = _workspace(k.item * by_image * side**2 * whole, k.item * by_image * dw.size, own * threads)
     launch(
         winograd.weight, threads, k.tile, k.scatter, k.item, transform, inward, outward, side, x, dy, sums, len(x), g.channels,
-        x_pixels, g.outputs, y_pixels, stride, len(corners) // block, block, canvas.elements, canvas.row, canvas.pixels,
+        x_pixels, g.outputs, y_pixels, stride, *g.counts, block, canvas.elements, canvas.row, canvas.pixels,
         corners, y_canvas.elements, y_canvas.row, y_canvas.pixels, y_corners, batch, steps(batch, depth), steps(depth, 1),
         steps(depth, g.outputs), mine, own, by_image,
     )  # fmt: skip
     launch(
-        winograd.kernels, threads, transform, weights, k.item, sums, side**2 * whole, stride * plane, plane, side * whole,
-        whole, back, dw.size, kernel * plane, plane, stride * kernel * plane, stride * plane, by_image, stride, plane,
+        winograd.kernel_grads, threads, transform, grads, k.item, sums, back, by_image, kernel, stride, side, plane,
     )  # fmt: skip
     return _collected(k, back, by_image, dw, 1, g.channels, g.outputs, kernel**2, False, threads)
 

@@ -21,6 +21,9 @@ Stride s, kernel s r: since s i + (s u + a) = s (i + u) + a, that is the sum ove
 pixel from a on. So the s×s pixels of a cell, (a, b), are channels too: s² C of them on an image s times smaller. Channels
 being innermost, the b and c of a cell lie in one piece, and a is one row of the image further: nothing is to be rearranged.
 
+Where y has an odd number of lines, the second line of the last tiles lies beyond it, and the last position is not needed:
+no product for it. `tile_corners` orders tiles so that those which need a position follow one another.
+
 The results are those of the direct sum to a few roundings more (about twice its error). One difference is by nature: an
 infinity or NaN in a tile reaches all four of its outputs, also those whose window it is not in.
 """
@@ -35,7 +38,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.build import INT, VOID, kernel
+from kernels.cpu.build import INT, VOID, helper, kernel
 from kernels.cpu.convolution_loops import Offsets, entry, fields, panel_of, part, product, zero
 from kernels.cpu.simd import BYTES, I64, Vectors, call
 
@@ -126,20 +129,50 @@ def transform(kind, src, src_row, src_step, dst, dst_row, dst_step, n):
 
 @part
 def kernels(t, threads, job):
-    """u[position, a, b, k, o] = G g[(u, a), (v, b), k, o] Gᵀ;  or, of thread t's sums, g = Gᵀ u G
+    """u[position, …, i] = G g Gᵀ, in panels of channels i as `pack_weights` makes them: transformed as soon as a panel has them
 
-    For each block, at the given distances of blocks, of a and b, and of the rows and columns of the squares.
+    u's distances: from one cell's pixel to the next, from panel to panel, from position to position.
     """
     (
-        transform, kind, item, src, src_block, src_a, src_b, src_row, src_step,
-        dst, dst_block, dst_a, dst_b, dst_row, dst_step, blocks, stride, n,
-    ) = fields(job, 18)  # fmt: skip
-    first, last = t * n // threads, (t + 1) * n // threads
-    for q in range(blocks * stride * stride):
-        q, a, b = q // (stride * stride), q // stride % stride, q % stride
-        of = src + item * (q * src_block + a * src_a + b * src_b + first)
-        to = dst + item * (q * dst_block + a * dst_a + b * dst_b + first)
-        call(transform, (kind, of, src_row, src_step, to, dst_row, dst_step, last - first))
+        transform, kind, scatter, item, w, u, wide, wide_step, other, other_step, kernel, stride, side, by_tap, u_pixel,
+        u_panel, u_position, own, own_bytes,
+    ) = fields(job, 19)  # fmt: skip
+    panel, packed = panel_of(item), own + t * own_bytes
+    for q in range((wide + panel - 1) // panel):
+        for m in range(t * other // threads, (t + 1) * other // threads):
+            src, count = w + item * (q * panel * wide_step + m * other_step), min(panel, wide - q * panel)
+            call(scatter, (src, item * wide_step, packed, by_tap, count, kernel * kernel))
+            for a in range(stride):
+                for b in range(stride):
+                    of = packed + item * (a * kernel + b) * panel
+                    to = u + item * (q * u_panel + (a * stride + b) * u_pixel + m * panel)
+                    squares = (of, stride * kernel * panel, stride * panel, to, side * u_position, u_position)
+                    call(transform, (kind, *squares, panel))
+
+
+@part
+def kernel_grads(t, threads, job):
+    """g[(u, a), (v, b), c, o] = Gᵀ u[position, a, b, c, o] G, for each thread's sums"""
+    transform, kind, item, sums, grads, count, kernel, stride, side, n = fields(job, 10)
+    first, last, pixels = t * n // threads, (t + 1) * n // threads, stride * stride
+    for q in range(count * pixels):
+        z, a, b = q // pixels, q // stride % stride, q % stride
+        of = sums + item * ((z * side * side * pixels + a * stride + b) * n + first)
+        to = grads + item * ((z * kernel * kernel + a * kernel + b) * n + first)
+        squares = (of, side * pixels * n, pixels * n, to, stride * kernel * n, stride * n)
+        call(transform, (kind, *squares, last - first))
+
+
+@helper
+def needing(k, side, images, rows, columns, first, last):
+    """Which of the tiles `first` to `last` need position k: see `tile_corners`."""
+    high, wide = rows // 2, columns // 2
+    below, inside, beside = images * (rows % 2) * wide, images * high * wide, images * high * (columns % 2)
+    if k // side == side - 1:
+        first, last = max(first, below), min(last, below + inside + beside)
+    if k % side == side - 1:
+        last = min(last, below + inside)
+    return first, max(first, last)
 
 
 @part
@@ -149,11 +182,11 @@ def correlate(t, threads, job):
     A cell of either image is stride × stride pixels; tiles begin at the corners.
     """
     (
-        tile, scatter, item, transform, inward, outward, side, adding, u, images, block, tiles, batch,
+        tile, scatter, item, transform, inward, outward, side, adding, u, images, block, rows, lines, batch,
         x, channels, x_pixels, x_stride, x_elements, x_row, x_places, x_corners, by_tile, places,
         y, columns, y_pixels, y_stride, y_elements, y_row, y_first, y_corners, by_tile_out, planes, strips,
         own, own_bytes, image_threads,
-    ) = fields(job, 37)  # fmt: skip
+    ) = fields(job, 38)  # fmt: skip
     if t >= image_threads:
         return
     panel = panel_of(item)
@@ -162,10 +195,11 @@ def correlate(t, threads, job):
     blocks = (stop - start + block - 1) // block
     x_line, y_line = x_stride * channels, y_stride * columns  # the part of a cell that lies in one piece
     depth, phases = x_stride * x_line, y_stride * y_stride
+    wide, tiles = phases * columns, ((rows + 1) // 2) * ((lines + 1) // 2)
     canvas = own + t * own_bytes
     result = canvas + (item * block * x_elements + 63) // 64 * 64
     before = result + (item * block * y_elements + 63) // 64 * 64
-    before_step, after_step = batch * depth + 16, batch * phases * columns + 16  # positions 4 KB apart would share cache lines
+    before_step, after_step = batch * depth + 16, batch * wide + 16  # positions 4 KB apart would share cache lines
     after = before + side * side * item * before_step
     zero(canvas, item * block * x_elements)
     for b in range(blocks):
@@ -175,26 +209,31 @@ def correlate(t, threads, job):
         for n in range(n0, n1):
             src = x + item * n * channels * x_pixels
             call(scatter, (src, item * x_pixels, canvas + item * (n - n0) * x_elements, x_places, channels, x_pixels))
-        total = (n1 - n0) * tiles
+        total, start_of = (n1 - n0) * tiles, 8 * tiles * ((n1 - n0) * (n1 - n0 - 1) // 2)
         batches = (total + batch - 1) // batch
         for c in range(batches):
             r0, r1 = c * total // batches, (c + 1) * total // batches
             for r in range(r0, r1):
                 for a in range(x_stride):
-                    src = canvas + item * (entry(x_corners, r) + a * x_row)
+                    src = canvas + item * (entry(x_corners + start_of, r) + a * x_row)
                     dst = before + item * ((r - r0) * depth + a * x_line)
                     call(transform, (inward, src, x_stride * x_row, x_line, dst, side * before_step, before_step, x_line))
             for q in range(side * side * phases):
                 k, f = q // phases, q % phases
+                p0, p1 = needing(k, side, n1 - n0, rows, lines, r0, r1)
+                to = after + item * (k * after_step + (p0 - r0) * wide)
                 product(
-                    tile, item, 1 << 40, 1024, before + item * k * before_step, by_tile, r1 - r0, places, depth,
-                    u + item * q * panels * depth * panel, depth * panel, panel,
-                    after + item * (k * after_step + f * columns), by_tile_out, columns, 0, panels, 0,
+                    tile, item, 1 << 40, 1024, before + item * (k * before_step + (p0 - r0) * depth), by_tile, p1 - p0, places,
+                    depth, u + item * q * panels * depth * panel, depth * panel, panel, to + item * f * columns, by_tile_out,
+                    columns, 0, panels, 0,
                 )  # fmt: skip
+                if adding and f == 0:  # nothing from the others
+                    zero(after + item * k * after_step, item * (p0 - r0) * wide)
+                    zero(to + item * (p1 - p0) * wide, item * (r1 - p1) * wide)
             for r in range(r0, r1):
                 for a in range(y_stride):
-                    src = after + item * ((r - r0) * phases * columns + a * y_line)
-                    dst = result + item * (entry(y_corners, r) + a * y_row)
+                    src = after + item * ((r - r0) * wide + a * y_line)
+                    dst = result + item * (entry(y_corners + start_of, r) + a * y_row)
                     call(transform, (outward, src, side * after_step, after_step, dst, y_stride * y_row, y_line, y_line))
         for n in range(n0, n1):
             for h in range(strips):
@@ -208,9 +247,9 @@ def weight(t, threads, job):
     """sums[t, position, c, o] = Σ over the thread's tiles of (Bᵀ d B)[position, c] (A ȳ Aᵀ)[position, o]"""
     (
         tile, scatter, item, transform, inward, outward, side, x, dy, sums, images, channels, x_pixels, columns,
-        y_pixels, stride, tiles, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch, by_tile,
-        places, results, own, own_bytes, image_threads,
-    ) = fields(job, 33)  # fmt: skip
+        y_pixels, stride, rows, lines, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch,
+        by_tile, places, results, own, own_bytes, image_threads,
+    ) = fields(job, 34)  # fmt: skip
     if t >= image_threads:
         return
     panel = panel_of(item)
@@ -223,6 +262,9 @@ def weight(t, threads, job):
     line, depth = stride * channels, stride * stride * channels
     left_step, right_step = batch * depth + 16, batch * columns + 16
     right = left + side * side * item * left_step
+    tiles, size = ((rows + 1) // 2) * ((lines + 1) // 2), depth * columns
+    sums += item * t * side * side * size
+    zero(sums, item * side * side * size)
     zero(canvas, item * block * elements)
     zero(y_canvas, item * block * y_elements)
     for b in range(blocks):
@@ -232,21 +274,23 @@ def weight(t, threads, job):
             call(scatter, (src, item * x_pixels, dst, pixels, channels, x_pixels))
             src, dst = dy + item * n * columns * y_pixels, y_canvas + item * (n - n0) * y_elements
             call(scatter, (src, item * y_pixels, dst, y_places, columns, y_pixels))
-        total = (n1 - n0) * tiles
+        total, start_of = (n1 - n0) * tiles, 8 * tiles * ((n1 - n0) * (n1 - n0 - 1) // 2)
         batches = (total + batch - 1) // batch
         for c in range(batches):
             r0, r1 = c * total // batches, (c + 1) * total // batches
             for r in range(r0, r1):
                 for a in range(stride):
-                    src, dst = canvas + item * (entry(corners, r) + a * row), left + item * ((r - r0) * depth + a * line)
+                    src = canvas + item * (entry(corners + start_of, r) + a * row)
+                    dst = left + item * ((r - r0) * depth + a * line)
                     call(transform, (inward, src, stride * row, line, dst, side * left_step, left_step, line))
-                src, dst = y_canvas + item * entry(y_corners, r), right + item * (r - r0) * columns
+                src, dst = y_canvas + item * entry(y_corners + start_of, r), right + item * (r - r0) * columns
                 call(transform, (outward, src, y_row, columns, dst, side * right_step, right_step, columns))
             for k in range(side * side):
+                p0, p1 = needing(k, side, n1 - n0, rows, lines, r0, r1)
+                of = left + item * (k * left_step + (p0 - r0) * depth), right + item * (k * right_step + (p0 - r0) * columns)
                 product(
-                    tile, item, 1 << 40, batch,
-                    left + item * k * left_step, places, depth, by_tile, r1 - r0, right + item * k * right_step, panel, columns,
-                    sums + item * (side * side * t + k) * depth * columns, results, columns, 0, panels, b + c,
+                    tile, item, 1 << 40, batch, of[0], places, depth, by_tile, p1 - p0, of[1], panel, columns,
+                    sums + item * k * size, results, columns, 0, panels, 1,
                 )  # fmt: skip
 
 
@@ -256,6 +300,14 @@ def batch_size(depth: int, columns: int, positions: int, item: int) -> int:
 
 
 def tile_corners(canvas: Any, counts: tuple[int, int], stride: int, padding: tuple[int, int], images: int) -> Offsets:
-    """Places of the first element of each 2×2 tile of outputs in the canvas, image by image."""
+    """Places of the first elements of the 2×2 tiles of outputs in the canvas: of one image, of two, … of all.
+
+    Of all images first the tiles whose second row alone lies beyond the outputs, then those within, those whose second
+    column alone does, and those with both.
+    """
     corners = canvas.at(*(np.arange(0, n, 2) * stride - p for n, p in zip(counts, padding, strict=True)))
-    return Offsets(np.add.outer(np.arange(images) * canvas.elements, corners).reshape(-1))
+    high, wide = counts[0] // 2, counts[1] // 2
+    corners = corners.reshape(-(-counts[0] // 2), -1)
+    parts = corners[high:, :wide], corners[:high, :wide], corners[:high, wide:], corners[high:, wide:]
+    places = [np.add.outer(np.arange(m) * canvas.elements, part).reshape(-1) for m in range(1, images + 1) for part in parts]
+    return Offsets(np.concatenate(places))
