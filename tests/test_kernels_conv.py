@@ -75,6 +75,7 @@ FEW = [GEOMETRIES[i] for i in (1, 3, 8, 9, 16, 20, 22, 27, 36, 39)]
 def choose(monkeypatch):
     """choose(threads); Winograd's transforms wherever they can be"""
     monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1.2)
+    monkeypatch.setattr(convolution, "WINOGRAD_TILES", 1)
     return lambda threads: monkeypatch.setattr(convolution, "count_threads", lambda: threads)
 
 
@@ -151,12 +152,13 @@ def test_winograd_is_taken_and_agrees_with_the_direct_sum(monkeypatch, choose):
 
 
 def test_where_winograd_pays():
-    def pays(channels, size, kernel=3, stride=1):
+    def pays(channels, size, kernel=3, stride=1, images=64):
         two = lambda m: (m, m)  # noqa: E731
         g = convolution.Geometry(channels, two(size * stride), channels, two(size), two(kernel), two(stride), two(1), two(1))
-        return convolution._winograd_pays(g, 1)
+        return convolution._winograd_pays(g, 1, images)
 
     assert pays(64, 14) and pays(32, 28) and pays(64, 7)
+    assert pays(64, 14, images=1) and not pays(64, 7, images=2)
     assert pays(64, 7, kernel=4, stride=2) and pays(32, 4, kernel=4, stride=2)
     assert not (pays(8, 28) or pays(32, 7) or pays(64, 14, kernel=4) or pays(64, 14, stride=2))
     assert not (pays(16, 4, kernel=4, stride=2) or pays(32, 7, kernel=4, stride=2))
@@ -269,7 +271,7 @@ GUARDED = """
         return [guarded(-(-size // 64) * 64, np.uint8, at_end).ctypes.data for size in sizes]
 
     convolution._workspace = workspace
-    convolution.WINOGRAD_CHANNELS = 1.2
+    convolution.WINOGRAD_CHANNELS, convolution.WINOGRAD_TILES = 1.2, 1
     for at_end in (True, False):
         convolution._result = lambda shape, dtype: guarded(int(np.prod(shape)), dtype, at_end).reshape(shape)
         for number, geometry in enumerate(t.GEOMETRIES):

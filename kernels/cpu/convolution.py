@@ -55,6 +55,7 @@ from kernels.cpu.threads import threads as count_threads
 Array = np.ndarray
 BLOCK_ROWS = 192  # pixels that a block of images has at least, so that a panel of weights is used often while it is in cache
 WINOGRAD_CHANNELS = 24  # measured: 16 channels draw, 24 gain a quarter, 32 on 7 × 7 lose it again, 64 gain up to 1.8 times
+WINOGRAD_TILES = 48  # measured: with 32 to 64 tiles in all, the transforms of the weights take what the products save
 CHUNK, DEPTH = 192, 128  # rows and steps of a weight gradient's products
 FOLDED = 64  # with no more columns than this, an input gradient is folded from W^T y
 
@@ -241,13 +242,14 @@ def _plain(g: Geometry) -> bool:
     return g.kernel == (1, 1) and g.stride == (1, 1) and g.padding == (0, 0) and g.size == g.counts
 
 
-def _winograd_pays(g: Geometry, groups: int) -> bool:
-    """Whether 2.25 or 1.78 times fewer products outweigh the transforms: with many channels, and tiles that lie within y."""
+def _winograd_pays(g: Geometry, groups: int, images: int) -> bool:
+    """Whether 2.25 or 1.78 times fewer products outweigh the transforms: with many channels and tiles, which lie within y."""
     s, r = g.stride[0], g.kernel[0] // g.stride[0]
     fits = r in winograd.KINDS and g.kernel == (s * r, s * r) and g.stride == (s, s) and g.dilation == (1, 1) and groups == 1
     fits = fits and max(g.padding) < s * r
     within = math.prod(n / (n + n % 2) for n in g.counts)
-    return fits and min(g.channels, g.outputs) * within**2 >= WINOGRAD_CHANNELS
+    many = images * math.prod(-(-n // 2) for n in g.counts) >= WINOGRAD_TILES
+    return fits and many and min(g.channels, g.outputs) * within**2 >= WINOGRAD_CHANNELS
 
 
 def _shares(images: int, threads: int, pixels: int) -> tuple[int, int, int]:
@@ -352,8 +354,9 @@ def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads:
         given, made, inward, outward = made, given, from_y, to_x
     (channels, x_pixels, x_stride, x_canvas, x_corners), (columns, y_pixels, y_stride, y_canvas, y_corners) = given, made
     strips = 1 if y_canvas.elements == y_pixels * columns else y.shape[-2]  # pixels in one piece, or each line of them
-    depth, wide, one = channels * x_stride**2, columns * y_stride**2, channels * panel
-    batch, whole = winograd.batch_size(depth, wide, side**2, k.item), -(-columns // panel) * panel * channels * stride**2
+    depth, wide = channels * x_stride**2, columns * y_stride**2
+    one = channels * panel  # weights of a panel for one tap, or at one position for one pixel of a cell
+    batch, whole = winograd.batch_size(depth, wide, side**2, k.item), -(-columns // panel) * one * stride**2
     own = k.item * (block * (x_canvas.elements + y_canvas.elements) + side**2 * (batch + 16) * (depth + wide)) + 256
     own = _cache_lines(max(own, k.item * kernel**2 * panel))
     weights, mine = _workspace(k.item * side**2 * whole, own * threads)
@@ -381,8 +384,10 @@ def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) 
     inward, _, _, outward, _, grads = winograd.KINDS[r]
     x_pixels, y_pixels, depth = math.prod(g.size), math.prod(g.counts), g.channels * stride**2
     block, by_image, _ = _shares(len(x), threads, y_pixels)
-    canvas, corners, y_canvas, y_corners = _winograd_tables(g, block)
     batch, plane = winograd.batch_size(depth, g.outputs, side**2, k.item), g.channels * g.outputs
+    batch = max(batch, min(192, depth * g.outputs // (depth + g.outputs)))  # a batch goes over all sums: no fewer tiles
+    block = min(max(block, batch // math.prod(-(-n // 2) for n in g.counts)), -(-len(x) // by_image))
+    canvas, corners, y_canvas, y_corners = _winograd_tables(g, block)
     own = k.item * (block * (canvas.elements + y_canvas.elements) + side**2 * (batch + 16) * (depth + g.outputs)) + 256
     own, whole = _cache_lines(own), stride**2 * plane
     sums, back, mine = _workspace(k.item * by_image * side**2 * whole, k.item * by_image * dw.size, own * threads)
@@ -429,7 +434,7 @@ def conv(
     if 2 * g.outputs <= lanes(x.itemsize) and g.outputs * taps <= FOLDED and _turns(g):
         rows = _reversed_taps(g.outputs, g.channels, taps)
         return _products(x, w, y, groups, rows, steps(g.channels, taps), _turned(g), threads)
-    if _winograd_pays(g, groups):
+    if _winograd_pays(g, groups, len(x)):
         return _winograd(x, w, y, g, True, threads)
     return _correlation(x, w, y, groups, forward_plan, g, True, threads)
 
@@ -454,7 +459,7 @@ def conv_input_grad(
     columns, plain = g.channels * math.prod(g.kernel), _plain(g)
     if plain or columns <= FOLDED:
         return _products(dy, w, dx, groups, steps(columns, 1), steps(g.outputs, columns), None if plain else g, threads)
-    if _winograd_pays(g, groups):
+    if _winograd_pays(g, groups, len(dy)):
         return _winograd(dy, w, dx, g, False, threads)
     return _correlation(dy, w, dx, groups, backward_plan, g, False, threads)
 
@@ -477,7 +482,7 @@ def conv_weight_grad(
     g = _geometry(x.shape[1] // groups, x.shape[2:], dy.shape[1] // groups, dy.shape[2:], size, **how)
     dw = _result((dy.shape[1], g.channels, *size), x.dtype)
     threads = _threads(dy, dw)
-    if _winograd_pays(g, groups):
+    if _winograd_pays(g, groups, len(x)):
         return _winograd_weight(x, dy, dw, g, threads)
     k, taps, straight = tools(x.dtype.char), math.prod(g.kernel), _plain(g)
     wide = lanes(k.item)
