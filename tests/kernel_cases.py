@@ -101,6 +101,17 @@ def matmul_cases(letter, normal):
     special = normal(20, 20)
     special[0, 0], special[1, 1], special[2, 2] = np.nan, np.inf, -np.inf
     yield "matmul", (special, normal(20, 20)), {}
+    for k, n in ((1, 7), (2, 33), (35, 1), (67, 31), (700, 900), (5000, 9)):  # one row: on one thread, on two, too long for it
+        for a, b in itertools.product(layouts(normal(1, k)), layouts(normal(k, n))):
+            yield "matmul", (a, b), {}
+        for b in (normal(k, n), normal(n, k).T):
+            yield "matmul", (normal(1, k), b), {"bias": normal(n), "activation": "gelu"}
+            yield "matmul", (normal(1, k), b), {"out": normal(1, n), "accumulate": True}
+            yield "matmul", (normal(2, 1, k), b), {"out": normal(2, 1, 2 * n)[..., ::2]}
+            yield "matmul", (normal(3, 1, k), np.broadcast_to(b, (3, k, n))), {}
+    for row in special[:4, None]:
+        for b in (special, special.T, normal(20, 20), normal(20, 20).T):
+            yield "matmul", (row, b), {}
     sizes = dict(zip("abcdij", (3, 4, 2, 5, 7, 6), strict=True))
     for equation in (
         "ab,bc->ac",

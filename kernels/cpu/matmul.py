@@ -16,6 +16,9 @@ them (`MASKED`), and they lie at no such distance. Threads share nothing, so one
 What follows from the shapes and strides alone is worked out once for each of them, and kept (`plan`): a step of training
 meets the same ones again and again, and at the sizes of small models the decisions would cost as much as the product.
 
+One row, y = x B, as in generating a text token by token, is bound by the reading of B, which no row below will use again:
+it is read straight through, by rows or by columns, as it lies (`by_rows`). Tiles would pick at it, or copy it first.
+
 Batches: a kernel is given the first matrix of each operand and a table of the byte offsets of the others, so leading
 dimensions of any number and stride, broadcast or not, cost nothing and are never copied.
 """
@@ -30,10 +33,10 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, LETTERS, TABLE, VOID, given, helper, kernel, result
+from kernels.cpu.build import INT, LETTERS, SUMS, TABLE, VOID, given, helper, kernel, result
 from kernels.cpu.functions import erf, tanh
 from kernels.cpu.memory import scratch
-from kernels.cpu.simd import BITS, HEIGHT, MASKED, VECTORS, address, call, inline_tile, lanes, pack, tile, view
+from kernels.cpu.simd import BITS, HEIGHT, MASKED, VECTORS, address, call, inline_tile, lanes, load, pack, tile, view
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -43,6 +46,7 @@ ROWS = 16 * HEIGHT  # rows of A in the cache at a time
 SLOT = -(-HEIGHT // (BITS // 32)) * (BITS // 32)  # rows of a copied tile of A, up to whole vectors
 A_ROOM = 17 * SLOT * DEPTH  # elements of a copied block of A
 PANEL_ROOM = 1 << 22  # elements of B in panels at a time
+FEW = 1  # rows of C for which B is only read once
 PACKING = 12  # rows of C that could be computed in the time in which their part of B is copied into panels
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 SERIAL = 80**3  # products below which a second thread costs more than it brings
@@ -109,6 +113,45 @@ def multiply(packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, room):
             panel += b_ps
 
 
+@kernel(lambda T: VOID(*[INT] * 7, numba.types.CPointer(T), *[INT] * 6), callback=True, **SUMS)
+def by_rows(packer, a, a_rs, a_cs, b, b_ps, b_rs, c, c_rs, m, n, k, add, room):
+    """The same for one row or a few, each of which reads B where it lies, in one go: the memory binds, not arithmetic."""
+    first = numba.carray(c, 1)
+    zero, size = first.dtype.type(0), first.itemsize
+    b_cs = b_ps // (VECTORS * (BITS // 8) // size)
+    for i in range(m):
+        x, y = a + i * a_rs, view(address(first) + i * c_rs, n, zero)
+        if not add:
+            for j in range(np.uintp(n)):
+                y[j] = zero
+        if b_rs == size and a_cs == size:  # y_j += x · B_j, the columns of B being contiguous
+            row = view(x, k, zero)
+            for j in range(n):
+                column, total = view(b + j * b_cs, k, zero), zero
+                for p in range(np.uintp(k)):
+                    total += row[p] * column[p]
+                y[j] += total
+            continue
+        last = k // 4 * 4
+        for p in range(0, last, 4):  # y += x_p B_p, the rows of B being contiguous, four at a time
+            x0, x1 = load(x + p * a_cs, zero), load(x + (p + 1) * a_cs, zero)
+            x2, x3 = load(x + (p + 2) * a_cs, zero), load(x + (p + 3) * a_cs, zero)
+            b0, b1 = view(b + p * b_rs, n, zero), view(b + (p + 1) * b_rs, n, zero)
+            b2, b3 = view(b + (p + 2) * b_rs, n, zero), view(b + (p + 3) * b_rs, n, zero)
+            for j in range(np.uintp(n)):
+                y[j] += x0 * b0[j] + x1 * b1[j] + x2 * b2[j] + x3 * b3[j]
+        for p in range(last, k):
+            x0, b0 = load(x + p * a_cs, zero), view(b + p * b_rs, n, zero)
+            for j in range(np.uintp(n)):
+                y[j] += x0 * b0[j]
+
+
+@helper
+def few(m, k, a_cs, b_rs, b_cs, size):
+    """Is a product one for `by_rows`? Its sums are not taken in blocks, so k is not to be too long."""
+    return m <= FEW and k <= 16 * DEPTH and (b_cs == size or (b_rs == size and a_cs == size))
+
+
 class Tools(dict):
     """Addresses of the C functions that kernels call, by element type; `panels` knows elements by their size alone."""
 
@@ -131,25 +174,30 @@ def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: numba.boolean(INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
-def small(packer, a, b, c):
+@kernel(lambda T: numba.boolean(INT, INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
+def small(packer, rows, a, b, c):
     """C = A B by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product.
 
     False, and nothing done, where the shapes do not agree or k is so long that its sums should be taken in blocks.
     """
     (m, k), n, size = a.shape, c.shape[1], c.itemsize
-    if b.shape[0] != k or k > 4 * DEPTH:
-        return False
     width = VECTORS * (BITS // 8) // size
-    at_b, b_ps, b_rs = address(b), width * size, b.strides[0]
-    if b.strides[1] != size or b_rs % 4096 == 0 or not (MASKED or n % (width // VECTORS) == 0):
+    (a_rs, a_cs), (b_rs, b_cs), c_rs = a.strides, b.strides, c.strides[0]
+    at_b, b_ps = address(b), width * b_cs
+    if b.shape[0] != k:
+        return False
+    if few(m, k, a_cs, b_rs, b_cs, size):
+        call(rows, (packer, address(a), a_rs, a_cs, at_b, b_ps, b_rs, address(c), c_rs, m, n, k, 0, 0))
+        return True
+    if k > 4 * DEPTH:
+        return False
+    if b_cs != size or b_rs % 4096 == 0 or not (MASKED or n % (width // VECTORS) == 0):
         count = (n + width - 1) // width
         room = np.empty(count * k * width, c.dtype)
         for p in range(count):
-            source, out = at_b + p * width * b.strides[1], address(room) + p * k * width * size
-            call(packer, (k, min(width, n - p * width), source, b_rs, b.strides[1], out, width * size, width))
+            source, out = at_b + p * b_ps, address(room) + p * k * width * size
+            call(packer, (k, min(width, n - p * width), source, b_rs, b_cs, out, width * size, width))
         at_b, b_ps, b_rs = address(room), k * width * size, width * size
-    (a_rs, a_cs), c_rs = a.strides, c.strides[0]
     tiles, zero = max((m + HEIGHT - 1) // HEIGHT, 1), c.dtype.type(0)
     least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
     for j in range(0, n, width):
@@ -166,7 +214,7 @@ def small(packer, a, b, c):
 # All others
 # ---------------------------------------------------------------------------------------------------------------------
 
-COPY_A, DIRECT, ACROSS, THREADS, PART = range(5, 10)  # in the table of a plan, after the addresses of the tools
+TILE, PACK, PANELS, MULTIPLY, FINISH, COPY_A, DIRECT, ACROSS, THREADS, PART = range(10)  # in the table of a plan
 
 
 @helper
@@ -184,7 +232,7 @@ def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, 
     for j in range(j0, j1, step):
         columns = min(step, j1 - j)
         source = address(b) + zb + j * b_cs
-        at_b, b_ps, rs = source, width * size, b_rs
+        at_b, b_ps, rs = source, width * b_cs, b_rs
         if not use[DIRECT]:
             at_b, b_ps, rs = room_b, k * width * size, width * size
             into_panels(use, source, b_rs, b_cs, k, columns, 0, (columns + width - 1) // width, room_b, size)
@@ -272,7 +320,8 @@ class Plan:
         width, batch, vectors = VECTORS * lanes(size), math.prod(lead), _ceil(n, lanes(size))
         far = max(a_strides[-2:])
         copy_a = m >= 2 * HEIGHT and n >= 4 * width and (k > 1024 or (k > 128 and far % 4096 == 0))
-        direct = b_strides[-1] == size and b_strides[-2] % 4096 != 0 and (MASKED or n % lanes(size) == 0)
+        by_row = few.py_func(m, k, a_strides[-1], *b_strides[-2:], size)
+        direct = by_row or b_strides[-1] == size and b_strides[-2] % 4096 != 0 and (MASKED or n % lanes(size) == 0)
         if batch * m * n * k <= SERIAL:
             nt = 1
         ways = [p for p in range(1, nt + 1) if nt % p == 0]  # so many parts of columns, nt // p of rows
@@ -283,6 +332,8 @@ class Plan:
         self.room = nt * part
         self.kernel = (serial if nt == 1 else parallel)[letter]
         self.table = np.array([*tools[letter], copy_a, direct, across, nt, part], np.intp)
+        if by_row:
+            self.table[MULTIPLY] = by_rows[letter]
         self.table.flags.writeable = False
 
 
@@ -337,7 +388,7 @@ def matmul(
         products = a.size * n
         if products <= SERIAL or (products <= SMALL and threads() == 1):
             c = np.empty((len(a), n), dtype)
-            if small[letter](pack[letter], a, b, c):
+            if small[letter](pack[letter], by_rows[letter], a, b, c):
                 return c
     f = ACTIVATIONS.get(activation)
     if letter is None or (b.dtype is not dtype and b.dtype != dtype):

@@ -378,20 +378,36 @@ def _copy(typingctx: Any, rows: Any, n: Any, s: Any, s_rs: Any, d: Any, d_rs: An
     return types.void(rows, n, s, s_rs, d, d_rs), codegen
 
 
+def _exchange(vec: Vectors, rows: list, ni: Any, nj: Any, place: Any, padded: bool) -> None:
+    """The columns j < min(lanes, nj) of min(lanes, ni) rows, stored at place(j); `padded`: as whole vectors, zeros after ni."""
+    builder, n = vec.builder, ir.Constant(I64, vec.lanes)
+    with builder.if_else(builder.and_(builder.icmp_signed(">=", ni, n), builder.icmp_signed(">=", nj, n))) as (full, partial):
+        with full:
+            for j, x in enumerate(vec.transposed([vec.load(row) for row in rows])):
+                vec.store(x, place(j))
+        with partial:
+            across, down = vec.mask(nj, 0), None if padded else vec.mask(ni, 0)
+            nothing = ir.Constant(vec.mask_type, [0] * vec.lanes)
+            there = [builder.icmp_signed("<", ir.Constant(I64, i), ni) for i in range(vec.lanes)]
+            masks = [builder.select(row_is, across, nothing) for row_is in there]
+            for j, x in enumerate(vec.transposed([vec.load(*pair) for pair in zip(rows, masks, strict=True)])):
+                with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, j), nj)):
+                    vec.store(x, place(j), down)
+
+
 @intrinsic
-def _transpose(typingctx: Any, s: Any, s_cs: Any, d: Any, d_rs: Any) -> Any:
-    """d[i, j] = s[i, j] for a square of lanes × lanes whose columns are contiguous in s, its rows in d."""
+def _transpose(typingctx: Any, s: Any, s_cs: Any, d: Any, d_rs: Any, ni: Any, nj: Any) -> Any:
+    """d[i, :lanes] = s[i, :nj], zeros after nj, for i < min(lanes, ni); the columns of s are contiguous, and the rows of d."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        s, s_cs, d, d_rs = args
+        s, s_cs, d, d_rs, ni, nj = args
         vec = Vectors(builder, context.get_value_type(signature.args[0].dtype))
         s, d = (builder.bitcast(x, BYTES) for x in (s, d))
-        columns = [vec.load(vec.at(s, builder.mul(s_cs, ir.Constant(I64, i)))) for i in range(vec.lanes)]
-        for i, row in enumerate(vec.transposed(columns)):
-            vec.store(row, vec.at(d, builder.mul(d_rs, ir.Constant(I64, i))))
+        columns = [vec.at(s, builder.mul(s_cs, ir.Constant(I64, j))) for j in range(vec.lanes)]
+        _exchange(vec, columns, nj, ni, lambda i: vec.at(d, builder.mul(d_rs, ir.Constant(I64, i))), padded=True)
         return context.get_dummy_value()
 
-    return types.void(s, s_cs, d, d_rs), codegen
+    return types.void(s, s_cs, d, d_rs, ni, nj), codegen
 
 
 @intrinsic
@@ -402,25 +418,8 @@ def _scatter(typingctx: Any, s: Any, s_rs: Any, d: Any, table: Any, ni: Any, nj:
         s, s_rs, d, table, ni, nj = args
         vec = Vectors(builder, context.get_value_type(signature.args[0].dtype))
         s, d, table = (builder.bitcast(x, BYTES) for x in (s, d, table))
-        n = ir.Constant(I64, vec.lanes)
         rows = [vec.at(s, builder.mul(s_rs, ir.Constant(I64, i))) for i in range(vec.lanes)]
-
-        def place(j: int) -> Any:
-            return vec.at(d, vec.offset(vec.at(table, 8 * j)))
-
-        whole = builder.and_(builder.icmp_signed(">=", ni, n), builder.icmp_signed(">=", nj, n))
-        with builder.if_else(whole) as (full, partial):
-            with full:
-                for j, x in enumerate(vec.transposed([vec.load(row) for row in rows])):
-                    vec.store(x, place(j))
-            with partial:
-                across, down = vec.mask(nj, 0), vec.mask(ni, 0)
-                nothing = ir.Constant(vec.mask_type, [0] * vec.lanes)
-                there = [builder.icmp_signed("<", ir.Constant(I64, i), ni) for i in range(vec.lanes)]
-                masks = [builder.select(row_is, across, nothing) for row_is in there]
-                for j, x in enumerate(vec.transposed([vec.load(*pair) for pair in zip(rows, masks, strict=True)])):
-                    with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, j), nj)):
-                        vec.store(x, place(j), down)
+        _exchange(vec, rows, ni, nj, lambda j: vec.at(d, vec.offset(vec.at(table, 8 * j))), padded=False)
         return context.get_dummy_value()
 
     return types.void(s, s_rs, d, table, ni, nj), codegen
@@ -504,14 +503,6 @@ def scatter(s, s_rs, d, table, ni, nj):
             _scatter(_move(s, i * s_rs + j * size), s_rs, _move(d, i * size), _table(table + 8 * j), ni - i, nj - j)
 
 
-@helper
-def _copy_scalars(s, s_rs, s_cs, d, d_rs, i0, i1, j0, j1):
-    zero, size = _element(s), _itemsize(s)
-    for i in range(i0, i1):
-        for j in range(j0, j1):
-            store(_integer(d) + i * d_rs + j * size, load(_integer(s) + i * s_rs + j * s_cs, zero))
-
-
 @kernel(lambda T: VOID(INT, INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, INT), callback=True)
 def pack(rows, n, s, s_rs, s_cs, d, d_rs, width):
     """d[:rows, :n] = s[:rows, :n], rows contiguous in d, zeros in columns n to `width`, a whole number of vectors."""
@@ -521,14 +512,12 @@ def pack(rows, n, s, s_rs, s_cs, d, d_rs, width):
         for j in range(0, width, step):
             _copy(rows, min(max(n - j, 0), step), _move(s, j * size), s_rs, _move(d, j * size), d_rs)
         return
-    done_rows, done = 0, 0
     if s_rs == size:
-        done_rows, done = rows // step * step, n // step * step
-        for j in range(0, done, step):
-            for i in range(0, done_rows, step):
-                _transpose(_move(s, i * size + j * s_cs), s_cs, _move(d, i * d_rs + j * size), d_rs)
-    _copy_scalars(s, s_rs, s_cs, d, d_rs, 0, done_rows, done, n)
-    _copy_scalars(s, s_rs, s_cs, d, d_rs, done_rows, rows, 0, n)
+        for j in range(0, width, step):
+            for i in range(0, rows, step):
+                _transpose(_move(s, i * size + j * s_cs), s_cs, _move(d, i * d_rs + j * size), d_rs, rows - i, n - j)
+        return
     for i in range(rows):
-        for j in range(n, width):
-            store(_integer(d) + i * d_rs + j * size, zero)
+        for j in range(width):
+            x = load(_integer(s) + i * s_rs + j * s_cs, zero) if j < n else zero
+            store(_integer(d) + i * d_rs + j * size, x)
