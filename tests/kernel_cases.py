@@ -97,13 +97,14 @@ def matmul_cases(letter, normal):
     yield "matmul", (normal(100, 64), normal(300, 64).T), {"bias": normal(600)[::2], "activation": "relu"}  # by columns
     yield "matmul", (normal(3, 40, 64), normal(90, 64).T), {"out": normal(3, 90, 40).swapaxes(1, 2), "accumulate": True}
     yield "matmul", (normal(3, 40, 64), normal(64, 96)), {"bias": normal(96), "out": normal(3, 40, 192)[..., ::2]}
-    yield "matmul", (normal(2, 1200), normal(1200, 19)), {}  # small, but of sums too long for one block
+    yield "matmul", (normal(3, 1200), normal(1200, 19)), {}  # small, but of sums too long for one block
     special = normal(20, 20)
     special[0, 0], special[1, 1], special[2, 2] = np.nan, np.inf, -np.inf
     yield "matmul", (special, normal(20, 20)), {}
-    for k, n in ((1, 7), (2, 33), (35, 1), (67, 31), (700, 900), (5000, 9)):  # one row: on one thread, on two, too long for it
-        for a, b in itertools.product(layouts(normal(1, k)), layouts(normal(k, n))):
-            yield "matmul", (a, b), {}
+    for k, n in ((1, 7), (2, 33), (35, 1), (67, 31), (700, 900), (5000, 9)):  # a row or two: on one thread, on two, too long
+        for m in (1, 2):
+            for a, b in itertools.product(layouts(normal(m, k)), layouts(normal(k, n))):
+                yield "matmul", (a, b), {}
         for b in (normal(k, n), normal(n, k).T):
             yield "matmul", (normal(1, k), b), {"bias": normal(n), "activation": "gelu"}
             yield "matmul", (normal(1, k), b), {"out": normal(1, n), "accumulate": True}

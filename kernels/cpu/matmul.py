@@ -16,8 +16,9 @@ them (`MASKED`), and they lie at no such distance. Threads share nothing, so one
 What follows from the shapes and strides alone is worked out once for each of them, and kept (`plan`): a step of training
 meets the same ones again and again, and at the sizes of small models the decisions would cost as much as the product.
 
-One row, y = x B, as in generating a text token by token, is bound by the reading of B, which no row below will use again:
-it is read straight through, by rows or by columns, as it lies (`by_rows`). Tiles would pick at it, or copy it first.
+One row, y = x B, as in generating a text token by token, is bound by the reading of B, which no other row will use again:
+it is read straight through, by rows or by columns, as it lies (`by_rows`). Tiles would pick at it, or copy it first; that
+pays from the third row on.
 
 Batches: a kernel is given the first matrix of each operand and a table of the byte offsets of the others, so leading
 dimensions of any number and stride, broadcast or not, cost nothing and are never copied.
@@ -46,7 +47,7 @@ ROWS = 16 * HEIGHT  # rows of A in the cache at a time
 SLOT = -(-HEIGHT // (BITS // 32)) * (BITS // 32)  # rows of a copied tile of A, up to whole vectors
 A_ROOM = 17 * SLOT * DEPTH  # elements of a copied block of A
 PANEL_ROOM = 1 << 22  # elements of B in panels at a time
-FEW = 1  # rows of C for which B is only read once
+FEW = 2  # rows of C that are computed one by one, each reading all of B
 PACKING = 12  # rows of C that could be computed in the time in which their part of B is copied into panels
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 SERIAL = 80**3  # products below which a second thread costs more than it brings
@@ -356,6 +357,7 @@ plan = lru_cache(maxsize=4096)(Plan)
 # ---------------------------------------------------------------------------------------------------------------------
 
 NONE = {letter: np.zeros(0, letter) for letter in "fd"}
+ready: dict[str, tuple] = {}  # `small` and the addresses that it takes: one look-up, which tells at 16 × 16
 
 
 @lru_cache(maxsize=4096)
@@ -388,7 +390,10 @@ def matmul(
         products = a.size * n
         if products <= SERIAL or (products <= SMALL and threads() == 1):
             c = np.empty((len(a), n), dtype)
-            if small[letter](pack[letter], by_rows[letter], a, b, c):
+            if letter not in ready:
+                ready[letter] = small[letter], pack[letter], by_rows[letter]
+            product, packer, rows = ready[letter]
+            if product(packer, rows, a, b, c):
                 return c
     f = ACTIVATIONS.get(activation)
     if letter is None or (b.dtype is not dtype and b.dtype != dtype):
