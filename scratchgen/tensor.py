@@ -883,13 +883,10 @@ def place(array: Any, edge: Edge | None) -> Tensor:
 
 def _freeze(array: Any) -> Any:
     """Make read-only, which only NumPy's arrays can be; NumPy's scalars become 0-d arrays."""
-    if type(array) is _ndarray:
-        array.setflags(False)
-        return array
     if isinstance(array, np.generic):
         array = np.asarray(array)
     if isinstance(array, _ndarray):
-        array.setflags(write=False)
+        array.setflags(False)
     elif not hasattr(array, "__array_ufunc__"):
         raise TypeError(f"forward: expected an array, or a tuple of arrays, got {type(array).__name__}")
     return array

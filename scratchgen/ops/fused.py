@@ -98,8 +98,9 @@ class BinaryCrossEntropy(Function):
     def backward(self, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t = self.inputs
         needs_x, needs_t = self.needs_input_grad
-        dx = kernels.binary_cross_entropy_backward(broadcast(dloss.data, x.shape), x.data, t.data) if needs_x else None
-        return None if dx is None else constant(dx), -dloss * x if needs_t else None
+        each = broadcast(dloss.data, x.shape)
+        dx = constant(kernels.binary_cross_entropy_backward(each, x.data, t.data)) if needs_x else None
+        return dx, -dloss * x if needs_t else None
 
     def composed(self, x: Tensor, t: Tensor) -> Tensor:
         loss = softplus(x, threshold=math.inf) - t * x
