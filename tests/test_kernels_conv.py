@@ -14,7 +14,7 @@ import pytest
 from kernels import reference
 
 pytest.importorskip("numba")
-from kernels.cpu import convolution
+from kernels.cpu import convolution, winograd
 from kernels.cpu.simd import BITS
 
 WIDTHS = 128, 256, 512  # all of them run anywhere: LLVM splits vectors that the machine does not have
@@ -149,6 +149,44 @@ def test_winograd_is_taken_and_agrees_with_the_direct_sum(monkeypatch, choose):
         for a, b in zip(fast, direct, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
             assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_the_tiles_that_need_a_position_are_those_whose_outputs_are_not_all_beyond(side):
+    """In a batch of any bounds, and never beyond these: what it does not need is zeroed from the bounds on."""
+    needing, rng = winograd.needing.py_func, np.random.default_rng(0)
+    for images, rows, width in ((1, 1, 1), (2, 1, 9), (3, 5, 4), (2, 4, 5), (1, 3, 7), (2, 2, 2)):
+        high, wide = rows // 2, width // 2
+        parts = (rows % 2 * wide, True, False), (high * wide, False, False), (high * (width % 2), False, True), (1, True, True)
+        kinds = [kind for count, *kind in parts for _ in range(images * count)][: images * -(-rows // 2) * -(-width // 2)]
+        for k in range(side * side):
+            last_row, last_column = k // side == side - 1, k % side == side - 1
+            needs = [not (last_row and below or last_column and beside) for below, beside in kinds]
+            for _ in range(20):
+                first, last = sorted(rng.integers(0, len(kinds) + 1, 2).tolist())
+                p0, p1 = needing(k, side, images, rows, width, first, last)
+                assert first <= p0 <= p1 <= last and sum(needs[first:last]) == p1 - p0 == sum(needs[p0:p1])
+
+
+@pytest.mark.parametrize("geometry", [(2, 96, (1, 4000), 96, 3, 1), (2, 192, (6, 2500), 48, 4, 2)])
+def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch, choose, geometry):
+    """More tiles whose second row lies beyond y than a batch has."""
+    images, channels, size, outputs, kernel, stride = geometry
+    x, w, dy, how = example((images, channels, size, outputs, *[(n,) * 2 for n in (kernel, stride, 1, 1)], 1), np.float32)
+    choose(2)
+    workspace, after = convolution._workspace, []
+
+    def guarded(*sizes):
+        places = workspace(*sizes, 1 << 20)
+        after.append(np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * (1 << 20)).from_address(places[-1])))
+        after[-1][:] = 0xA5
+        return places[:-1]
+
+    monkeypatch.setattr(convolution, "_workspace", guarded)
+    got = convolution.conv_input_grad(dy, w, size, **how)
+    expected = reference.conv_input_grad(dy, w, size, **how)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert len(after) == 1 and (after[0] == 0xA5).all()
 
 
 def test_where_winograd_pays():

@@ -164,10 +164,13 @@ class Tools(dict):
 tools = Tools()
 
 
+TILE, PACK, PANELS, MULTIPLY, FINISH, COPY_A, DIRECT, ACROSS, THREADS, PART = range(10)  # in the table of a plan
+
+
 @helper
 def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
     """Call `panels`."""
-    call(use[2], (use[1], b, b_rs, b_cs, k, n, first, last, out, size))
+    call(use[PANELS], (use[PACK], b, b_rs, b_cs, k, n, first, last, out, size))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,9 +218,6 @@ def small(packer, rows, a, b, c):
 # All others
 # ---------------------------------------------------------------------------------------------------------------------
 
-TILE, PACK, PANELS, MULTIPLY, FINISH, COPY_A, DIRECT, ACROSS, THREADS, PART = range(10)  # in the table of a plan
-
-
 @helper
 def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, room):
     """Rows i0 to i1 and columns j0 to j1 of one product of the batch, by one thread in its own workspace."""
@@ -240,9 +240,9 @@ def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, 
         for i in range(i0, i1, ROWS):
             rows = min(ROWS, i1 - i)
             at_a, at_c = address(a) + za + i * a_rs, address(c) + zc + i * c_rs + j * size
-            call(use[3], (use[1], at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a))
+            call(use[MULTIPLY], (use[PACK], at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a))
             if bias.size or activation:
-                call(use[4], (at_c, c_rs, rows, columns, address(bias) + j * size if bias.size else 0, activation))
+                call(use[FINISH], (at_c, c_rs, rows, columns, address(bias) + j * size if bias.size else 0, activation))
 
 
 @helper

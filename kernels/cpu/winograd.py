@@ -25,7 +25,8 @@ Where y has an odd number of lines, the second line of the last tiles lies beyon
 no product for it. `tile_corners` orders tiles so that those which need a position follow one another.
 
 The results are those of the direct sum to a few roundings more (about twice its error). One difference is by nature: an
-infinity or NaN in a tile reaches all four of its outputs, also those whose window it is not in.
+infinity or NaN in a tile reaches all four of its outputs, also those whose window it is not in. With few tiles in all
+Winograd does not pay: the last bits of an image's results may depend on how many others there are.
 """
 
 from __future__ import annotations
@@ -164,12 +165,12 @@ def kernel_grads(t, threads, job):
 
 
 @helper
-def needing(k, side, images, rows, columns, first, last):
-    """Which of the tiles `first` to `last` need position k: see `tile_corners`."""
-    high, wide = rows // 2, columns // 2
-    below, inside, beside = images * (rows % 2) * wide, images * high * wide, images * high * (columns % 2)
+def needing(k, side, images, rows, width, first, last):
+    """Which of the tiles `first` to `last` need position k: a range within that one. See `tile_corners`."""
+    high, wide = rows // 2, width // 2
+    below, inside, beside = images * (rows % 2) * wide, images * high * wide, images * high * (width % 2)
     if k // side == side - 1:
-        first, last = max(first, below), min(last, below + inside + beside)
+        first, last = min(max(first, below), last), min(last, below + inside + beside)
     if k % side == side - 1:
         last = min(last, below + inside)
     return first, max(first, last)
@@ -182,7 +183,7 @@ def correlate(t, threads, job):
     A cell of either image is stride × stride pixels; tiles begin at the corners.
     """
     (
-        tile, scatter, item, transform, inward, outward, side, adding, u, images, block, rows, lines, batch,
+        tile, scatter, item, transform, inward, outward, side, adding, u, images, block, rows, width, batch,
         x, channels, x_pixels, x_stride, x_elements, x_row, x_places, x_corners, by_tile, places,
         y, columns, y_pixels, y_stride, y_elements, y_row, y_first, y_corners, by_tile_out, planes, strips,
         own, own_bytes, image_threads,
@@ -195,7 +196,7 @@ def correlate(t, threads, job):
     blocks = (stop - start + block - 1) // block
     x_line, y_line = x_stride * channels, y_stride * columns  # the part of a cell that lies in one piece
     depth, phases = x_stride * x_line, y_stride * y_stride
-    wide, tiles = phases * columns, ((rows + 1) // 2) * ((lines + 1) // 2)
+    wide, tiles = phases * columns, ((rows + 1) // 2) * ((width + 1) // 2)
     canvas = own + t * own_bytes
     result = canvas + (item * block * x_elements + 63) // 64 * 64
     before = result + (item * block * y_elements + 63) // 64 * 64
@@ -220,14 +221,14 @@ def correlate(t, threads, job):
                     call(transform, (inward, src, x_stride * x_row, x_line, dst, side * before_step, before_step, x_line))
             for q in range(side * side * phases):
                 k, f = q // phases, q % phases
-                p0, p1 = needing(k, side, n1 - n0, rows, lines, r0, r1)
+                p0, p1 = needing(k, side, n1 - n0, rows, width, r0, r1)
                 to = after + item * (k * after_step + (p0 - r0) * wide)
                 product(
                     tile, item, 1 << 40, 1024, before + item * (k * before_step + (p0 - r0) * depth), by_tile, p1 - p0, places,
                     depth, u + item * q * panels * depth * panel, depth * panel, panel, to + item * f * columns, by_tile_out,
                     columns, 0, panels, 0,
                 )  # fmt: skip
-                if adding and f == 0:  # nothing from the others
+                if adding and f == 0:  # tiles that do not need k add nothing; once, before the product of the next phase
                     zero(after + item * k * after_step, item * (p0 - r0) * wide)
                     zero(to + item * (p1 - p0) * wide, item * (r1 - p1) * wide)
             for r in range(r0, r1):
@@ -247,7 +248,7 @@ def weight(t, threads, job):
     """sums[t, position, c, o] = Σ over the thread's tiles of (Bᵀ d B)[position, c] (A ȳ Aᵀ)[position, o]"""
     (
         tile, scatter, item, transform, inward, outward, side, x, dy, sums, images, channels, x_pixels, columns,
-        y_pixels, stride, rows, lines, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch,
+        y_pixels, stride, rows, width, block, elements, row, pixels, corners, y_elements, y_row, y_places, y_corners, batch,
         by_tile, places, results, own, own_bytes, image_threads,
     ) = fields(job, 34)  # fmt: skip
     if t >= image_threads:
@@ -262,7 +263,7 @@ def weight(t, threads, job):
     line, depth = stride * channels, stride * stride * channels
     left_step, right_step = batch * depth + 16, batch * columns + 16
     right = left + side * side * item * left_step
-    tiles, size = ((rows + 1) // 2) * ((lines + 1) // 2), depth * columns
+    tiles, size = ((rows + 1) // 2) * ((width + 1) // 2), depth * columns
     sums += item * t * side * side * size
     zero(sums, item * side * side * size)
     zero(canvas, item * block * elements)
@@ -286,7 +287,7 @@ def weight(t, threads, job):
                 src, dst = y_canvas + item * entry(y_corners + start_of, r), right + item * (r - r0) * columns
                 call(transform, (outward, src, y_row, columns, dst, side * right_step, right_step, columns))
             for k in range(side * side):
-                p0, p1 = needing(k, side, n1 - n0, rows, lines, r0, r1)
+                p0, p1 = needing(k, side, n1 - n0, rows, width, r0, r1)
                 of = left + item * (k * left_step + (p0 - r0) * depth), right + item * (k * right_step + (p0 - r0) * columns)
                 product(
                     tile, item, 1 << 40, batch, of[0], places, depth, by_tile, p1 - p0, of[1], panel, columns,
@@ -295,7 +296,10 @@ def weight(t, threads, job):
 
 
 def batch_size(depth: int, columns: int, positions: int, item: int) -> int:
-    """Tiles at a time: so many that both sides of the products, at all positions, take less than half of an L2 cache."""
+    """Tiles at a time: so many that both sides of the products, at all positions, take less than half of an L2 cache.
+
+    Sixteen at least, whatever they take. (A weight gradient, each of whose batches goes over all its sums, takes more.)
+    """
     return max(16, min(96, 400_000 // (positions * item * (depth + columns)))) // 6 * 6
 
 

@@ -296,11 +296,7 @@ class Module:
     @property
     def device(self) -> str:
         """Where its parameters are; "cpu" without any."""
-        for module in self.modules():
-            for value in vars(module).values():
-                if isinstance(value, Parameter):
-                    return value.device
-        return "cpu"
+        return next((p.device for module in self.modules() for _, p in _own_parameters(module)), "cpu")
 
     def cpu(self) -> Module:
         """to("cpu")"""

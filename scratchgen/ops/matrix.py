@@ -62,7 +62,7 @@ class LinearRelu(Linear):
     activation = "relu"
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return Linear.backward(self, LeakyReluGrad.apply(dy, y=self._outputs[0], slope=0.0))
+        return super().backward(LeakyReluGrad.apply(dy, y=self._outputs[0], slope=0.0))
 
 
 class LinearGrad(Function):
