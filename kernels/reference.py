@@ -227,7 +227,7 @@ def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
     """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
     loss = np.log1p(np.exp(-np.abs(x)))
     loss += np.maximum(x, 0) - t * x
-    return loss.sum() if total else loss
+    return loss.sum()[...] if total else loss  # an array, of no dimensions
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
