@@ -1,5 +1,6 @@
 """Convolution on the processor against `reference.py`: geometries, dtypes, threads, vector widths, layouts, memory bounds."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch
 
     def guarded(*sizes):
         places = workspace(*sizes, 1 << 20)
-        after.append(np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * (1 << 20)).from_address(places[-1])))
+        after.append(np.frombuffer((ctypes.c_uint8 * (1 << 20)).from_address(places[-1]), np.uint8))
         after[-1][:] = 0xA5
         return places[:-1]
 

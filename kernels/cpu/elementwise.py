@@ -127,15 +127,20 @@ def silu_backward(dy: Array, x: Array) -> Array:
 # Binary cross-entropy
 # ---------------------------------------------------------------------------------------------------------------------
 
-
 BLOCK = 1024  # elements that are added in their own type; the sums of blocks are added in float64
+
+
+@sums
+def _loss(x, t, zero):
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|})"""
+    return (x if x > zero else zero) - t * x + log1p(exp_nonpositive(-abs(x)))
 
 
 @sums
 def _bits(x, t, loss):
     zero = x.dtype.type(0)
     for j in range(np.uintp(x.size)):
-        loss[j] = (x[j] if x[j] > zero else zero) - t[j] * x[j] + log1p(exp_nonpositive(-abs(x[j])))
+        loss[j] = _loss(x[j], t[j], zero)
 
 
 @kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
@@ -150,12 +155,12 @@ def binary_losses(x, t, loss, nt):
 
 @sums
 def _bits_total(x, t):
-    """Their sum, block by block: so that a long one is no less right"""
+    """Σ ℓ, block by block: so that a long one is no less right"""
     total, zero = 0.0, x.dtype.type(0)
     for i in range(0, x.size, BLOCK):
         block, a, b = zero, x[i : i + BLOCK], t[i : i + BLOCK]
         for j in range(np.uintp(a.size)):
-            block += (a[j] if a[j] > zero else zero) - b[j] * a[j] + log1p(exp_nonpositive(-abs(a[j])))
+            block += _loss(a[j], b[j], zero)
         total += block
     return total
 
