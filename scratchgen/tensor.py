@@ -48,11 +48,32 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class _Mode(threading.local):
+    """What each thread of Python has for itself."""
+
     grad = True  # are ops recorded?
+    wanted: set[Function] | None = None  # the nodes that the thread's sweep under way has to visit; None for all
+    sweeping = False  # anomaly detection blames a gradient's op, not what the gradient is made of
+
+
+class _Sweeping:
+    """The mode of a thread while one of its sweeps runs; the mode that was, afterwards: sweeps can be nested."""
+
+    __slots__ = ("after", "before")
+
+    def __init__(self, *mode: Any) -> None:
+        self.after = mode
+
+    def __enter__(self) -> None:
+        self.before = _mode.grad, _mode.wanted, _mode.sweeping
+        _mode.grad, _mode.wanted, _mode.sweeping = self.after
+
+    def __exit__(self, *error: object) -> None:
+        _mode.grad, _mode.wanted, _mode.sweeping = self.before
 
 
 _mode = _Mode()
 _anomaly = False  # is every value and gradient checked for NaN and infinity? (in all threads)
+_arrival = threading.Lock()  # held while gradients are added up, or a change is dated, that other threads could be at as well
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,7 +103,7 @@ class Function:
     """
 
     # What every node has stands in slots; what a forward pass saves on `self` goes to the instance's dictionary.
-    __slots__ = ("number", "edges", "wanted", "where", "_inputs", "_outputs", "__dict__", "__weakref__")
+    __slots__ = ("number", "edges", "where", "_inputs", "_outputs", "__dict__", "__weakref__")
 
     keeps_inputs = True
     keeps_outputs = False
@@ -91,7 +112,6 @@ class Function:
 
     number: int  # time of creation; larger than that of every node it depends on
     edges: Sequence[Edge | None] | None  # where each input came from; None once released
-    wanted: set[Function] | None  # the nodes that the sweep under way has to visit; None for all
     where: str  # the user's line that made this node, if detect_anomaly was on
 
     def forward(self, *arrays: Any, **params: Any) -> Any:
@@ -142,7 +162,7 @@ class Function:
         else:
             t.edge = None
             t._stamp = _UNWRITTEN if y.base is None else _stamp_of_base(y, inputs)
-        if _anomaly:
+        if _anomaly and not _mode.sweeping:
             _check_forward(node, arrays, [y])
         return t
 
@@ -159,7 +179,7 @@ class Function:
             self.metas = [(t._data.shape, t._data.dtype) for t in tensors]
             if self.keeps_outputs:
                 self._outputs = [t._data for t in tensors]
-        if _anomaly:
+        if _anomaly and not _mode.sweeping:
             _check_forward(self, arrays, [t._data for t in tensors])
         return tuple(tensors)
 
@@ -197,9 +217,10 @@ class Function:
     @property
     def needs_input_grad(self) -> Sequence[Any]:
         """Which inputs' gradients the sweep that is under way asks for: true or false for each."""
-        if self.wanted is None:
+        wanted = _mode.wanted
+        if wanted is None:
             return self.edges
-        return [edge is not None and edge[0] in self.wanted for edge in self.edges]
+        return [edge is not None and edge[0] in wanted for edge in self.edges]
 
     def vjp_composed(self, dys: list[Tensor]) -> tuple[Tensor | None, ...]:
         """What `backward` computes, through `composed`: differentiable again."""
@@ -226,7 +247,7 @@ class Leaf(Function):
     def accumulate(self, g: Tensor) -> None:
         tensor = self.tensor()
         if tensor is not None:
-            tensor.grad = g if tensor.grad is None else tensor.grad + g
+            tensor._add_grad(g)
 
     def release(self) -> None:
         pass
@@ -276,8 +297,8 @@ def _sweep(
 
     # The sweep starts as if one node, after all others, had handed each root its cotangent.
     node, edges, grads = None, [root.edge for root in roots], cotangents
-    watched = _anomaly  # if so, a gradient's op is to be blamed, not what the gradient is made of
-    with set_grad_enabled(create_graph), detect_anomaly(False):
+    watched = _anomaly and not _mode.sweeping
+    with _Sweeping(create_graph, wanted, True):
         while True:
             for edge, g in zip(edges, grads):  # noqa: B905 (lengths were compared; this loop is hot)
                 if edge is None or g is None:
@@ -331,7 +352,6 @@ def _sweep(
                 for i, (shape, dtype) in enumerate(node.metas):
                     if dys[i] is None:
                         dys[i] = constant(np.zeros_like(like, shape=shape, dtype=dtype))
-            node.wanted = wanted
             if create_graph and node.composed is not None:
                 grads = node.vjp_composed(dys)
             else:
@@ -342,7 +362,6 @@ def _sweep(
                     raise RuntimeError(
                         f"{type(node).__name__}.backward: expected {len(edges)} gradients, one for each input, got {len(grads)}"
                     )
-            node.wanted = None  # the set names this node too: a cycle, if it stayed
             if watched:
                 _check_backward(node, dys, grads)
     return [found.get(goal) for goal in places]
@@ -657,10 +676,13 @@ class Tensor:
     def __deepcopy__(self, memo: dict) -> Tensor:
         if not self.is_leaf:
             raise RuntimeError("deepcopy: expected a tensor made by the user, got the result of an op; use clone() or detach()")
-        t = _new(type(self))
-        t._data, t.edge, t.grad, t._stamp = _freeze(self._data.copy()), None, None, _UNWRITTEN
-        t.requires_grad = self.requires_grad
-        return t
+        return _leaf(type(self), self._data, self.requires_grad)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a copy in another process is made from: the elements and `requires_grad`, as in `deepcopy`."""
+        if not self.is_leaf:
+            raise RuntimeError("pickle: expected a tensor made by the user, got the result of an op; use detach()")
+        return _leaf, (type(self), self._data, self.requires_grad)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
@@ -718,7 +740,12 @@ class Tensor:
         inputs = listed(inputs, "inputs")
         for x, g in zip(inputs, _sweep(roots, cotangents, inputs, retain=retain, create_graph=create_graph), strict=True):
             if g is not None:
-                x.grad = g if x.grad is None else x.grad + g
+                x._add_grad(g)
+
+    def _add_grad(self, g: Tensor) -> None:
+        """grad ← grad + g, where sweeps of several threads may arrive at once."""
+        with _arrival:
+            self.grad = g if self.grad is None else self.grad + g
 
     # Change in place
 
@@ -817,7 +844,8 @@ class Writing:
 
     def __enter__(self) -> list[np.ndarray]:
         self.opened: list[np.ndarray] = []
-        now = _last_write[0] = next(ticks)
+        with _arrival:
+            now = _last_write[0] = next(ticks)
         try:
             for t in self.tensors:
                 _own_stamp(t)[0] = now
@@ -878,6 +906,14 @@ def place(array: Any, edge: Edge | None) -> Tensor:
     t.edge = edge
     t.grad = None
     t._stamp = _UNWRITTEN if edge is None else _SEALED
+    return t
+
+
+def _leaf(kind: type[Tensor], array: Any, requires_grad: bool) -> Tensor:
+    """A leaf with a copy of `array`: what was unpickled may lie in memory that cannot be written to."""
+    t = _new(kind)
+    t._data, t.edge, t.grad, t._stamp = _freeze(array.copy()), None, None, _UNWRITTEN
+    t.requires_grad = requires_grad
     return t
 
 
