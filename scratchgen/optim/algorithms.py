@@ -1,0 +1,241 @@
+r"""The optimisers, each under its update equation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import kernels
+from scratchgen import device as devices
+from scratchgen.optim.optimizer import Array, Optimizer, check_betas, check_number, slot
+
+Betas = tuple[float, float]
+
+
+class SGD(Optimizer):
+    r"""g ← g + λ θ                                   `weight_decay` λ
+    b ← μ b + (1 − τ) g,  b = g at first          `momentum` μ, `dampening` τ
+    g ← g + μ b if `nesterov`, else b
+    θ ← θ − lr g
+
+    `maximize` climbs instead: it begins with g ← −g.
+    Raises ValueError for options that are negative or not finite, and for nesterov without momentum or with dampening.
+    Source: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, {**options, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "momentum", "weight_decay"):
+            check_number(self, name, group[name])
+        if isinstance(group["dampening"], bool) or not math.isfinite(group["dampening"]):
+            raise ValueError(f"SGD: expected dampening to be a finite number, got {group['dampening']!r}")
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            given = f"{group['momentum']} and {group['dampening']}"
+            raise ValueError(f"SGD: nesterov expects momentum above 0 and dampening 0, got {given}")
+
+    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        mu = group["momentum"]
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * p
+        if mu:
+            b = state.get("momentum_buffer")
+            if b is None:
+                b = state["momentum_buffer"] = devices.owned(g)
+            else:
+                b *= mu
+                b += (1 - group["dampening"]) * g
+            g = g + mu * b if group["nesterov"] else b
+        p -= group["lr"] * g
+
+
+class _Adam(Optimizer):
+    """What Adam and AdamW share; they differ in where the weight decay enters."""
+
+    decoupled: bool  # weight decay acts on θ itself, not on g
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+        }
+        super().__init__(params, options)
+
+    def check(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            check_number(self, name, group[name])
+        check_betas(self, group["betas"])
+
+    def update_group(
+        self, params: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        if group["amsgrad"]:
+            super().update_group(params, grads, states, group)
+            return
+        alike: dict[tuple[int, np.dtype], list[int]] = {}  # parameters that one call can update
+        for i, (p, state) in enumerate(zip(params, states, strict=True)):
+            state["step"] = state.get("step", 0) + 1
+            alike.setdefault((state["step"], p.dtype), []).append(i)
+        (beta1, beta2), step_of = group["betas"], kernels.adamw if self.decoupled else kernels.adam
+        for (step, _), chosen in alike.items():
+            step_of(
+                [params[i] for i in chosen],
+                [grads[i] for i in chosen],
+                [slot(states[i], "exp_avg", params[i]) for i in chosen],
+                [slot(states[i], "exp_avg_sq", params[i]) for i in chosen],
+                step=step,
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+
+    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """With `amsgrad`."""
+        step = state["step"] = state.get("step", 0) + 1
+        m, v, largest = (slot(state, name, p) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+        lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        if decay and self.decoupled:
+            p *= 1 - lr * decay
+        elif decay:
+            g = g + decay * p
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        np.maximum(largest, v, out=largest)
+        p -= lr / (1 - beta1**step) * (m / (np.sqrt(largest) / math.sqrt(1 - beta2**step) + eps))
+
+
+class Adam(_Adam):
+    r"""g ← g + λ θ                                   `weight_decay` λ: an L2 penalty
+    m ← β₁ m + (1 − β₁) g                         the mean of g, of g²
+    v ← β₂ v + (1 − β₂) g²
+    θ ← θ − lr m̂ / (√v̂ + ε),     m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+
+    `amsgrad` puts the largest v so far in v's place; `maximize` begins with g ← −g.
+    Raises ValueError for options that are negative or not finite, and betas outside [0, 1).
+    Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 1; AMSGrad is Reddi, Kale & Kumar 2018, arXiv:1904.09237.
+    """
+
+    decoupled = False
+
+
+class AdamW(_Adam):
+    r"""θ ← θ − lr λ θ                                `weight_decay` λ: not scaled by 1/√v̂, as it is in Adam
+    m ← β₁ m + (1 − β₁) g
+    v ← β₂ v + (1 − β₂) g²
+    θ ← θ − lr m̂ / (√v̂ + ε),     m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+
+    `amsgrad` puts the largest v so far in v's place; `maximize` begins with g ← −g.
+    Raises ValueError for options that are negative or not finite, and betas outside [0, 1).
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+
+
+class RMSprop(Optimizer):
+    r"""g ← g + λ θ                                   `weight_decay` λ
+    v ← α v + (1 − α) g²
+    a ← α a + (1 − α) g,  v̂ = v − a² if `centered`, else v
+    b ← μ b + g / (√v̂ + ε)                        `momentum` μ
+    θ ← θ − lr b
+
+    `maximize` begins with g ← −g. Rounding can make v − a² negative where g hardly changes: it is 0 then.
+    Raises ValueError for options that are negative or not finite.
+    Source: Tieleman & Hinton 2012, lecture 6.5; centred: Graves 2013, arXiv:1308.0850, eq. 38–45.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+        }
+        super().__init__(params, {**options, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "eps", "weight_decay", "momentum", "alpha"):
+            check_number(self, name, group[name])
+
+    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        state["step"] = state.get("step", 0) + 1
+        alpha, v = group["alpha"], slot(state, "square_avg", p)
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * p
+        v *= alpha
+        v += (1 - alpha) * (g * g)
+        if group["centered"]:
+            a = slot(state, "grad_avg", p)
+            a += (1 - alpha) * (g - a)
+            v = np.maximum(v - a * a, 0)
+        g = g / (np.sqrt(v) + group["eps"])
+        if group["momentum"]:
+            b = slot(state, "momentum_buffer", p)
+            b *= group["momentum"]
+            b += g
+            g = b
+        p -= group["lr"] * g

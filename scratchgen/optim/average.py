@@ -1,0 +1,73 @@
+r"""The average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from scratchgen import device as devices
+from scratchgen.optim.optimizer import Array
+
+
+class EMA:
+    """θ̄ ← θ̄ + (1 − decay) (θ − θ̄), after each step: an exponential moving average of a module's parameters.
+
+    θ̄ starts as a copy of θ; buffers (running statistics) are the module's own. Raises ValueError unless 0 ≤ decay < 1.
+    Source: Polyak & Juditsky 1992; for GANs Yazıcı et al. 2018, arXiv:1806.04498.
+
+        ema = EMA(model, 0.999)
+        …; optimizer.step(); ema.update()
+        with ema.swapped():
+            evaluate(model)
+    """
+
+    def __init__(self, module: Any, decay: float):
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+            raise ValueError(f"EMA: expected decay to be a number of at least 0 and below 1, got {decay!r}")
+        self.module, self.decay = module, decay
+        self.average: dict[str, Array] = {name: p.data.copy() for name, p in module.named_parameters()}
+        self._away = False  # is the average in the module, in the place of its own weights?
+
+    def update(self) -> None:
+        """Move the average towards the parameters as they are now."""
+        if self._away:
+            raise RuntimeError("EMA.update: the average is in the module; leave swapped() first")
+        for name, p in self.module.named_parameters():
+            average = self.average[name]
+            average += (1 - self.decay) * (p.data - average)
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[Any]:
+        """Inside the `with`, the module has the averaged weights; afterwards its own again, whatever happened."""
+        if self._away:
+            raise RuntimeError("EMA.swapped: the average is in the module already")
+        own = [(p, p.data.copy()) for _, p in self.module.named_parameters()]
+        self._away = True
+        try:
+            for name, p in self.module.named_parameters():
+                p.copy_(self.average[name])
+            yield self.module
+        finally:
+            for p, array in own:
+                p.copy_(array)
+            self._away = False
+
+    def state_dict(self) -> dict[str, Array]:
+        """Name of each parameter -> a copy of its average: a state that the module itself could load."""
+        return {name: np.array(devices.moved(average, "cpu")) for name, average in self.average.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from an average. All or nothing: raises ValueError where names or shapes are others than here."""
+        given = {name: value if devices.is_array(value) else np.asarray(value) for name, value in state_dict.items()}
+        wrong = sorted(set(given) ^ set(self.average)) or [
+            f"{name} of shape {array.shape} for {self.average[name].shape}"
+            for name, array in given.items()
+            if array.shape != self.average[name].shape
+        ]
+        if wrong:
+            raise ValueError(f"EMA.load_state_dict: expected the module's names and shapes, but not so {', '.join(wrong)}")
+        for name, array in given.items():
+            self.average[name][...] = devices.moved(array, devices.of(self.average[name]))
