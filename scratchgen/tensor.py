@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
+from scratchgen.switch import Switch
 
 ticks = itertools.count(1)  # numbers nodes and in-place writes on one time line
 _PACKAGE = os.path.dirname(__file__) + os.sep
@@ -999,12 +1000,39 @@ def _has_numpy(data: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class set_grad_enabled(contextlib.ContextDecorator):
-    """Record ops inside the `with` (or the decorated function), or not."""
+class set_grad_enabled(Switch):
+    """From the call on ops are recorded, or not; with `with`, or as a decorator, only inside."""
 
     def __init__(self, mode: bool):
-        self.mode = mode
-        self.before: list[bool] = []
+        if not isinstance(mode, bool | np.bool_):
+            raise TypeError(f"set_grad_enabled: expected True or False, got {mode!r}")
+        self.mode, self.before = bool(mode), _mode.grad
+        _mode.grad = self.mode
+
+    def __enter__(self) -> None:
+        _mode.grad = self.mode
+
+    def __exit__(self, *error: object) -> None:
+        _mode.grad = self.before
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        _mode.grad = self.before
+        return super().__call__(function)
+
+    def own(self) -> set_grad_enabled:
+        return set_grad_enabled(self.mode)
+
+
+class _Fixed(Switch):
+    """A switch that has one position, and decorates with parentheses and without."""
+
+    mode: bool
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        return super().__new__(cls) if function is None else cls()(function)
+
+    def __init__(self, function: None = None) -> None:
+        self.before: list[bool] = []  # one for each `with` that is open
 
     def __enter__(self) -> None:
         self.before.append(_mode.grad)
@@ -1013,19 +1041,20 @@ class set_grad_enabled(contextlib.ContextDecorator):
     def __exit__(self, *error: object) -> None:
         _mode.grad = self.before.pop()
 
+    def own(self) -> _Fixed:
+        return type(self)()
 
-class no_grad(set_grad_enabled):
+
+class no_grad(_Fixed):
     """Ops inside the `with` (or the decorated function) are not recorded."""
 
-    def __init__(self) -> None:
-        super().__init__(False)
+    mode = False
 
 
-class enable_grad(set_grad_enabled):
-    """Ops inside the `with` are recorded, also within `no_grad`."""
+class enable_grad(_Fixed):
+    """Ops inside the `with` (or the decorated function) are recorded, also within `no_grad`."""
 
-    def __init__(self) -> None:
-        super().__init__(True)
+    mode = True
 
 
 def is_grad_enabled() -> bool:
@@ -1033,7 +1062,7 @@ def is_grad_enabled() -> bool:
     return _mode.grad
 
 
-class detect_anomaly(contextlib.ContextDecorator):
+class detect_anomaly(Switch):
     """Inside the `with`, the first op whose value or gradient turns NaN or infinite raises ArithmeticError.
 
     The message names the op, whether its forward or its gradient did it, and the user's line that called it. An op whose
@@ -1042,14 +1071,19 @@ class detect_anomaly(contextlib.ContextDecorator):
 
     def __init__(self, mode: bool = True):
         self.mode = mode
+        self.before: list[bool] = []  # one for each `with` that is open
 
     def __enter__(self) -> None:
         global _anomaly
-        self.before, _anomaly = _anomaly, self.mode
+        self.before.append(_anomaly)
+        _anomaly = self.mode
 
     def __exit__(self, *error: object) -> None:
         global _anomaly
-        _anomaly = self.before
+        _anomaly = self.before.pop()
+
+    def own(self) -> detect_anomaly:
+        return detect_anomaly(self.mode)
 
 
 def _user_line() -> str:
