@@ -307,6 +307,48 @@ def test_refusals(call, said):
     assert "\n" not in str(caught.value)
 
 
+class Scalar:
+    """A tensor of another library: what NumPy makes of it, and `item`."""
+
+    ndim = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def item(self):
+        return self.value
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.value, dtype or np.float32)
+
+
+def how(**more):
+    """What PyTorch's groups say of how it computes, which changes no value."""
+    return {"foreach": None, "differentiable": False, "fused": None, "capturable": False, "params": [0], **more}
+
+
+@pytest.mark.parametrize(("make", "group"), [
+    (lambda p: optim.AdamW([p]), how(lr=Scalar(0.01), betas=[0.5, 0.75], eps=1e-8, weight_decay=0.25, amsgrad=False,
+                                     maximize=False, decoupled_weight_decay=True, param_names=["w"])),
+    (lambda p: optim.Adam([p]), how(lr=0.01, betas=(0.5, 0.75), eps=1e-8, weight_decay=0, amsgrad=False,
+                                    maximize=False, decoupled_weight_decay=False)),
+])  # fmt: skip
+def test_a_state_dict_of_pytorchs_twin_continues(make, group):
+    p = Parameter(np.array([1.0, 2.0]))
+    optimizer = make(p)
+    state = {"step": Scalar(1.0), "exp_avg": np.array([0.5, -0.5]), "exp_avg_sq": np.array([0.25, 1.0])}
+    optimizer.load_state_dict({"state": {0: state}, "param_groups": [group]})
+    p.grad = tensor(np.array([1.0, 0.0]))
+    optimizer.step()
+    m, v = np.array([0.75, -0.25]), np.array([0.4375, 0.75])  # by hand; bias corrections 1 − 0.5², 1 − 0.75²
+    before = np.array([1.0, 2.0]) * (1 - 0.01 * group["weight_decay"])
+    np.testing.assert_allclose(p.data, before - 0.01 * (m / 0.75) / (np.sqrt(v / 0.4375) + 1e-8), rtol=1e-14)
+    assert set(optimizer.param_groups[0]) == {"params", *optimizer.defaults}
+    other = {**group, "decoupled_weight_decay": not group["decoupled_weight_decay"]}
+    with pytest.raises(ValueError, match="expected decoupled_weight_decay (True|False), got the state of an optimiser with"):
+        optimizer.load_state_dict({"state": {}, "param_groups": [other]})
+
+
 def test_load_refuses_and_changes_nothing():
     p, q = Parameter(np.ones(2)), Parameter(np.ones(3))
     optimizer = optim.Adam([p, q], lr=0.1)
@@ -365,6 +407,89 @@ def test_schedules(make, rate):
     for _ in range(6):
         resumed.step()
     assert resumed.get_last_lr() == schedule.get_last_lr() and resumed.last_epoch == 12
+
+
+def test_schedules_of_one_optimiser_are_chained():
+    """Each moves the learning rate from where the other left it: with η = 0, the product of the factors."""
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedules = [
+        optim.LinearLR(optimizer, 0.25, 1.0, 4),
+        optim.CosineAnnealingLR(optimizer, 6),
+        optim.StepLR(optimizer, 5, 0.5),
+    ]
+    for t in range(16):
+        factors = np.interp(t, [0, 4], [0.25, 1]) * 0.5 ** (t // 5)
+        # After t = 6, where the learning rate is 0, what StepLR did before is forgotten, as in PyTorch.
+        factors *= math.cos(math.pi * t / 12) ** 2 * (2 if t > 6 else 1)
+        np.testing.assert_allclose(optimizer.param_groups[0]["lr"], 0.1 * factors, rtol=1e-9, atol=1e-17)
+        assert all(s.base_lrs == [0.1] for s in schedules)
+        for schedule in schedules:
+            schedule.step()
+    optim.LambdaLR(optimizer, lambda t: 0.5)  # PyTorch's is a function of the first learning rate alone
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_learning_rate_set_by_hand_is_scheduled_on():
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedule = optim.StepLR(optimizer, 2, 0.5)
+    optimizer.param_groups[0]["lr"] = 8.0
+    for expected in (8, 4, 4, 2):
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == expected
+    assert schedule.base_lrs == [0.1]
+
+
+@pytest.mark.parametrize(("make", "factor"), [
+    (lambda o: optim.LambdaLR(o, lambda t: 1 / (1 + t)), lambda t: 1 / (1 + t)),
+    (lambda o: optim.StepLR(o, 3, 0.5), lambda t: 0.5 ** (t // 3)),
+    (lambda o: optim.LinearLR(o, 0.2, 0.6, 6), lambda t: np.interp(t, [0, 6], [0.2, 0.6])),
+    (lambda o: optim.CosineAnnealingLR(o, 9), lambda t: math.cos(math.pi * t / 18) ** 2),
+])  # fmt: skip
+def test_a_group_added_later_is_scheduled_with_its_own_rate(make, factor):
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedules = [make(optimizer)]
+    for _ in range(4):
+        schedules[0].step()
+    optimizer.add_param_group({"params": [Parameter([1.0])], "lr": 0.4})
+    for t in range(5, 8):
+        schedules[0].step()
+        np.testing.assert_allclose(schedules[0].get_last_lr(), [0.1 * factor(t), 0.4 * factor(t)], rtol=1e-12)
+    assert schedules[0].base_lrs == [0.1, 0.4] == [group["initial_lr"] for group in optimizer.param_groups]
+
+
+def test_functions_for_each_group_are_wanted_for_a_group_added_later():
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedule = optim.LambdaLR(optimizer, [lambda t: 0.5**t])
+    optimizer.add_param_group({"params": [Parameter([1.0])]})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="^LambdaLR: expected a function of the step for each group, got 1 functions and"):
+            schedule.step()
+        assert schedule.get_last_lr() == [0.1, 0.1] and schedule.last_epoch == 0  # nothing has moved
+
+
+def test_a_schedule_continues_at_a_given_epoch():
+    optimizer = optim.SGD([{"params": [Parameter([1.0])], "initial_lr": 0.8, "lr": 0.2}])
+    schedule = optim.StepLR(optimizer, 2, 0.5, last_epoch=4)
+    assert schedule.last_epoch == 5 and optimizer.param_groups[0]["lr"] == 0.2
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    schedule = optim.LambdaLR(optimizer, lambda t: 0.5**t, last_epoch=2)
+    assert schedule.last_epoch == 3 and optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_schedule_takes_its_options_from_a_state():
+    """The state dict that PyTorch's StepLR leaves, word for word."""
+    state = {"step_size": 3, "gamma": 0.5, "base_lrs": [0.1], "last_epoch": 2, "_step_count": 3, "_is_initial": False,
+             "_get_lr_called_within_step": False, "_last_lr": [0.1]}  # fmt: skip
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedule = optim.StepLR(optimizer, 10)
+    schedule.load_state_dict(state)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert schedule.state_dict() == {"step_size": 3, "gamma": 0.5, "base_lrs": [0.1], "last_epoch": 3}
+    for wrong in ({**state, "T_max": 3}, {"last_epoch": 3}):
+        with pytest.raises(ValueError, match=r"^StepLR.load_state_dict: expected last_epoch and 1 base_lrs, step_size, gamma"):
+            schedule.load_state_dict(wrong)
 
 
 def test_warmup_cosine_by_hand():

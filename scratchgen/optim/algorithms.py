@@ -153,7 +153,7 @@ class Adam(_Adam):
     Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 1; AMSGrad is Reddi, Kale & Kumar 2018, arXiv:1904.09237.
     """
 
-    decoupled = False
+    decoupled, implied = False, {"decoupled_weight_decay": False}
 
 
 class AdamW(_Adam):
@@ -167,7 +167,7 @@ class AdamW(_Adam):
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
     """
 
-    decoupled = True
+    decoupled, implied = True, {"decoupled_weight_decay": True}
 
     def __init__(
         self,

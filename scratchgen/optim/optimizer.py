@@ -19,8 +19,11 @@ class Optimizer:
 
     `params` is an iterable of tensors, or of dicts {"params": …, "lr": …, …}, whose options go before `defaults`.
     `param_groups` are such dicts, complete; `state[p]` is a dict of arrays and numbers. A subclass says in `check`
-    which options it refuses, and in `update` what one step does to one parameter.
+    which options it refuses, and in `update` what one step does to one parameter. `implied` are options of PyTorch's
+    that the class decides by itself.
     """
+
+    implied: dict[str, Any] = {}
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]):
         self.defaults = dict(defaults)
@@ -114,8 +117,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken: options and state of every parameter, by its number.
 
-        The numbers may be strings, and tuples lists, as JSON leaves them. All or nothing: raises ValueError where
-        groups, parameters or shapes are others than here.
+        The numbers may be strings, and tuples lists, as JSON leaves them. The state dict of PyTorch's twin will do as well.
+        All or nothing: raises ValueError where groups, parameters or shapes are others than here.
         """
         name = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
@@ -135,12 +138,14 @@ class Optimizer:
             state[p] = {key: self._loaded(name, str(i), key, x, p) for key, x in values.items() if x is not None}
         groups = []
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            unknown = set(saved) - set(group) - {"initial_lr"}
+            unknown = set(saved) - {*group, "initial_lr", *self.implied, *_HOW}
             if unknown:
                 raise ValueError(f"{name}: expected options among {', '.join(group)}, got {', '.join(sorted(unknown))}")
-            options = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in saved.items() if key != "params"
-            }
+            for key, value in self.implied.items():
+                if saved.get(key, value) != value:
+                    raise ValueError(f"{name}: expected {key} {value}, got the state of an optimiser with {saved[key]}")
+            kept = {*group, "initial_lr"} - {"params"}
+            options = {key: _option(value) for key, value in saved.items() if key in kept}
             groups.append({**group, **options})
             self.check(groups[-1])
         for group, loaded in zip(self.param_groups, groups, strict=True):
@@ -184,3 +189,14 @@ def check_betas(owner: Optimizer, betas: Any) -> None:
         raise ValueError(f"{type(owner).__name__}: expected betas to be a pair of numbers, got {betas!r}")
     for i, beta in enumerate(betas):
         check_number(owner, f"betas[{i}]", beta, 1)
+
+
+# What a group of PyTorch's says besides: how a step is computed, not what is computed.
+_HOW = ("capturable", "differentiable", "foreach", "fused", "param_names")
+
+
+def _option(value: Any) -> Any:
+    """An option as it was before JSON, or a tensor of no dimensions, held it."""
+    if isinstance(value, list):
+        return tuple(map(_option, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value
