@@ -12,7 +12,7 @@ from benchmarks import chart, machine
 from benchmarks.clock import Goal, Rivals, table
 from scratchgen import device
 
-NAMES = ["engine", "matmul", "attention", "rows", "convolution", "steps", "startup"]
+NAMES = ["engine", "matmul", "attention", "rows", "pieces", "convolution", "steps", "startup"]
 ASKED = ["cuda"]  # only when named: on a GPU
 LADDERS = ["matmul", "attention"]
 

@@ -29,6 +29,11 @@ TURN = 0.05  # seconds of work in a turn, at least
 FOREIGN = 0.15  # cores in use by others, above which a turn is taken again
 THREADS = int(os.environ.get("SCRATCHGEN_THREADS") or os.cpu_count() or 1)
 POOLS = ("SCRATCHGEN_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# What forces a library to the instructions or the cache of another processor than this one: no rival runs under it.
+FORCED = (
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"),
+    *("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES"),
+)
 
 
 class Missing(Exception):
@@ -70,6 +75,36 @@ def torch() -> Any:
 
     torch.set_num_threads(THREADS)
     return torch
+
+
+def environment(threads: int) -> dict[str, str]:
+    """For a process that is timed: so many threads, and each library its own choice of instructions."""
+    kept = {name: value for name, value in os.environ.items() if name not in FORCED}
+    return kept | dict.fromkeys(POOLS, str(threads))
+
+
+def instructions() -> dict[str, str]:
+    """Which instructions each side uses, as it says itself in a process such as those that are timed."""
+    call = "from benchmarks.clock import report; report()"
+    answer = subprocess.check_output([sys.executable, "-c", call], env=environment(THREADS), text=True)
+    return json.loads(answer.splitlines()[-1])
+
+
+def report() -> None:
+    """Print the instruction sets: of the kernels, of NumPy's BLAS, of NumPy's own loops and of PyTorch."""
+    import numpy
+    from threadpoolctl import threadpool_info
+
+    from kernels.cpu import simd
+
+    loops = numpy.show_config(mode="dicts")["SIMD Extensions"]
+    found = {"ours": f"{simd.BITS} bits", "numpy": [*loops["baseline"], *loops.get("found", [])][-1]}
+    found |= {f"numpy's {x['internal_api']}": x["architecture"] for x in threadpool_info() if x["user_api"] == "blas"}
+    try:
+        found["torch"] = torch().backends.cpu.get_cpu_capability()
+    except ImportError:
+        pass  # told as a missing rival
+    print(json.dumps(found))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,10 +174,9 @@ class Rivals:
     disturbed = 0  # turns in which somebody else used the cores, even the third time
 
     def __init__(self, module: str, names: Iterable[str], threads: int = THREADS) -> None:
-        pools = dict.fromkeys(POOLS, str(threads))
         command = [sys.executable, "-c", "import sys; from benchmarks.clock import serve; serve(*sys.argv[1:])", module]
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.processes = {n: subprocess.Popen([*command, n], env={**os.environ, **pools}, **pipe) for n in names}
+        self.processes = {n: subprocess.Popen([*command, n], env=environment(threads), **pipe) for n in names}
 
     def __enter__(self) -> Rivals:
         return self

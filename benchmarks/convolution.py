@@ -1,4 +1,6 @@
-"""Convolution and its two gradients at the shapes of a DCGAN and with 3 × 3 kernels, batch 64, beside PyTorch's two layouts."""
+"""Convolution and its two gradients at the shapes of a DCGAN, with 3 × 3 kernels and those of one tap, one or few channels, by
+channel; batch 64, on one thread and on all, beside PyTorch's two layouts.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,19 @@ from benchmarks.clock import Goal
 from kernels import reference
 
 BATCH = 64
-# channels, size, outputs, kernel, stride, padding
+# channels, size, outputs, kernel, stride, padding, groups
 SHAPES = {
-    "DCGAN": [(1, 28, 64, 4, 2, 1), (64, 14, 128, 4, 2, 1), (128, 8, 256, 4, 2, 1)],
-    "3 × 3": [(32, 28, 32, 3, 1, 1), (64, 14, 64, 3, 1, 1), (64, 28, 64, 3, 1, 1)],
-    "1 × 1": [(64, 28, 64, 1, 1, 0)],
+    "DCGAN": [(1, 28, 64, 4, 2, 1, 1), (64, 14, 128, 4, 2, 1, 1), (128, 8, 256, 4, 2, 1, 1)],
+    "3 × 3": [(32, 28, 32, 3, 1, 1, 1), (64, 14, 64, 3, 1, 1, 1), (64, 28, 64, 3, 1, 1, 1)],
+    "1 × 1": [(64, 28, 64, 1, 1, 0, 1), (128, 16, 256, 1, 1, 0, 1), (32, 32, 128, 1, 1, 0, 1), (256, 8, 64, 1, 1, 0, 1)],
+    "few channels": [(1, 28, 64, 3, 1, 1, 1), (3, 32, 64, 3, 1, 1, 1), (3, 32, 64, 4, 4, 0, 1), (64, 28, 1, 3, 1, 1, 1)],
+    "depthwise": [(64, 28, 64, 3, 1, 1, 64), (128, 14, 128, 3, 2, 1, 128), (64, 16, 64, 7, 1, 3, 64)],
 }
 PASSES = ("y", "dx", "dw")
 
 
-def name(channels: int, size: int, outputs: int, kernel: int, stride: int, padding: int) -> str:
-    return f"{channels} → {outputs}, {size} × {size}, kernel {kernel}, stride {stride}"
+def name(channels: int, size: int, outputs: int, kernel: int, stride: int, padding: int, groups: int) -> str:
+    return f"{channels} → {outputs}, {size} × {size}, kernel {kernel}, stride {stride}" + ", depthwise" * (groups > 1)
 
 
 CASES = {name(*shape): (kind, shape) for kind, shapes in SHAPES.items() for shape in shapes}
@@ -32,14 +36,14 @@ CASES = {name(*shape): (kind, shape) for kind, shapes in SHAPES.items() for shap
 def build(who: str, case: str) -> Callable[[], Any]:
     """One of the three passes, "y", "dx" or "dw"; PyTorch's in either layout."""
     case, which = case.rsplit(" ", 1)
-    channels, size, outputs, kernel, stride, padding = CASES[case][1]
+    channels, size, outputs, kernel, stride, padding, groups = CASES[case][1]
     count, rng = (size + 2 * padding - kernel) // stride + 1, np.random.default_rng(0)
-    shapes = (BATCH, channels, size, size), (outputs, channels, kernel, kernel), (BATCH, outputs, count, count)
+    shapes = (BATCH, channels, size, size), (outputs, channels // groups, kernel, kernel), (BATCH, outputs, count, count)
     x, w, dy = (rng.standard_normal(shape, np.float32) for shape in shapes)
     if who == "ours":
         import kernels
 
-        how = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (1, 1)}
+        how = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (1, 1), "groups": groups}
         calls = {
             "y": lambda room, x=x, dy=dy: room.conv(x, w, **how),
             "dx": lambda room, x=x, dy=dy: room.conv_input_grad(dy, w, x.shape[2:], **how),
@@ -51,38 +55,39 @@ def build(who: str, case: str) -> Callable[[], Any]:
     torch = clock.torch()
     layout = torch.channels_last if who == "torch nhwc" else torch.contiguous_format
     a, b, c = (torch.from_numpy(t).to(memory_format=layout) for t in (x, w, dy))
-    backward, how = torch.ops.aten.convolution_backward, ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+    backward, how = torch.ops.aten.convolution_backward, ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
     return {
-        "y": lambda: torch.conv2d(a, b, stride=stride, padding=padding),
+        "y": lambda: torch.conv2d(a, b, stride=stride, padding=padding, groups=groups),
         "dx": lambda: backward(c, a, b, None, *how, [True, False, False]),
         "dw": lambda: backward(c, a, b, None, *how, [False, True, False]),
     }[which]
 
 
 def run(quick: bool, only: str) -> list[dict]:
-    """A row for each shape: milliseconds of the three passes together, and ratios to PyTorch's faster layout."""
+    """A row for each shape and number of threads: milliseconds of three passes together, ratios to PyTorch's faster layout."""
     rows = []
-    with clock.Rivals("convolution", ["ours", "torch nchw", "torch nhwc"]) as rivals:
-        for case, (kind, (channels, _, outputs, kernel, _, _)) in CASES.items():
-            if only not in f"{kind} {case}":
-                continue
-            times = {which: rivals.compare(f"{case} {which}", 3 if quick else 7) for which in PASSES}
-            total = {who: sum(median(times[which][who]) for which in PASSES) for who in times["y"]}
-            row: dict[str, Any] = {"convolution": case, "kind": kind, "ours ms": 1e3 * total["ours"]}
-            windows = BATCH * CASES[case][1][1] ** 2 // CASES[case][1][4] ** 2
-            flops = 3 * 2 * windows * outputs * channels * kernel**2
-            row["% of peak"] = 100 * flops / total["ours"] / machine.peak()  # of the direct sum's; Winograd needs less
-            if len(total) > 1:
-                best = min((who for who in total if who != "ours"), key=total.__getitem__)
-                row |= {"torch ms": 1e3 * total[best], "× torch": total[best] / total["ours"]}
-                row |= {f"× {which}": clock.ratio(times[which], "ours", best) for which in PASSES} | {"layout": best[-4:]}
-            rows.append(row)
+    for threads in sorted({1, clock.THREADS}):
+        with clock.Rivals("convolution", ["ours", "torch nchw", "torch nhwc"], threads) as rivals:
+            for case, (kind, (channels, size, outputs, kernel, stride, _, groups)) in CASES.items():
+                if only not in f"{kind} {case}":
+                    continue
+                times = {which: rivals.compare(f"{case} {which}", 3 if quick else 7) for which in PASSES}
+                total = {who: sum(median(times[which][who]) for which in PASSES) for who in times["y"]}
+                row: dict[str, Any] = {"convolution": case, "kind": kind, "threads": threads, "ours ms": 1e3 * total["ours"]}
+                flops = 3 * 2 * BATCH * (size // stride) ** 2 * outputs * channels // groups * kernel**2
+                row["% of peak"] = 100 * flops / total["ours"] / machine.peak(threads)  # of the direct sum; Winograd needs less
+                if len(total) > 1:
+                    best = min((who for who in total if who != "ours"), key=total.__getitem__)
+                    row |= {"torch ms": 1e3 * total[best], "× torch": total[best] / total["ours"]}
+                    row |= {f"× {which}": clock.ratio(times[which], "ours", best) for which in PASSES} | {"layout": best[-4:]}
+                rows.append(row)
     return rows
 
 
 def goals(rows: list[dict]) -> list[Goal]:
     table = []
-    for kind, least, aim in (("DCGAN", 0.95, 1.1), ("3 × 3", 1.2, 1.4)):
+    aims = {"DCGAN": (0.95, 1.1), "3 × 3": (1.2, 1.4), "1 × 1": (1.0, 1.1), "few channels": (1.0, 1.5), "depthwise": (1.0, 1.5)}
+    for kind, (least, aim) in aims.items():
         some = [row for row in rows if row["kind"] == kind]
         if some:
             ours, found = sum(row["ours ms"] for row in some), [row["× torch"] for row in some if "× torch" in row]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.clock import GAP, THREADS
+from benchmarks.clock import GAP, THREADS, instructions
 
 
 def _together(call: Callable[[int], object], threads: int, rounds: int = 25) -> float:
@@ -65,4 +65,5 @@ def description() -> dict[str, str]:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "not installed"
+    facts["instructions"] = ", ".join(f"{side} {name}" for side, name in instructions().items())
     return facts

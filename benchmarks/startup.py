@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
 
-from benchmarks.clock import POOLS, THREADS, Goal
+from benchmarks.clock import THREADS, Goal, environment
 
 ALL = """
 import pkgutil
@@ -39,9 +38,9 @@ WHATS = {
 
 def _seconds(program: str, cache: str) -> float:
     """From the start of a fresh process until it has done what the program says."""
-    environment = {**os.environ, **dict.fromkeys(POOLS, str(THREADS)), "NUMBA_CACHE_DIR": cache}
+    variables = environment(THREADS) | {"NUMBA_CACHE_DIR": cache}
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", program], env=variables, stdout=subprocess.PIPE) as process:
         line = process.stdout.readline()
         taken = time.perf_counter() - start
     if not line:
