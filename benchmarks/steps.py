@@ -207,7 +207,7 @@ def jax_vae_twin(model: VAE, data: Any, who: str) -> Callable[[], float]:
     from jax.tree_util import tree_map
 
     c = model.config
-    weights = {name: jnp.asarray(w) for name, w in model.state_dict().items()}
+    weights = {name: jnp.asarray(w.numpy()) for name, w in model.state_dict().items()}
     x = jnp.asarray(data[0].reshape(len(data[0]), -1))
     shape = (len(x), c.latent)
     first = [jnp.asarray(random.generator().standard_normal(shape, np.float32)) for _ in range(2)]

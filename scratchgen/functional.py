@@ -1,8 +1,9 @@
 r"""Stable compositions of the primitives: activations, losses, likelihoods, norms, attention, resampling.
 
 Names, arguments, defaults and edge cases are those of `torch.nn.functional`, without its deprecated arguments; a loss
-refuses input and target of two shapes, where PyTorch warns and broadcasts. Losses take logits, never probabilities:
-log σ and log softmax of a logit are finite where the logarithm of a rounded probability is not.
+refuses input and target of two shapes, where PyTorch warns and broadcasts, but takes a number for a tensor of that number.
+Losses take logits, never probabilities: log σ and log softmax of a logit are finite where the logarithm of a rounded
+probability is not.
 `reduction` is "mean", "sum" or "none" throughout. At a kink the first derivative is PyTorch's; the second is that of the
 side which the first is taken from.
 """
@@ -50,7 +51,7 @@ from scratchgen.ops import (
 from scratchgen.ops.choice import leaky_relu
 from scratchgen.ops.convolution import Size, nearest, sizes
 from scratchgen.ops.fused import BinaryCrossEntropy, Dropout, Reparameterized, StandardGaussianKL, batch_statistics_norm
-from scratchgen.ops.operands import as_tensor, floating, operands
+from scratchgen.ops.operands import Number, as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
 __all__ = [
@@ -207,7 +208,12 @@ def _reduced(name: str, loss: Tensor, reduction: str) -> Tensor:
 
 
 def _pair(name: str, input: Any, target: Any) -> tuple[Tensor, Tensor]:
-    x, t = operands(name, as_tensor(input), as_tensor(target))
+    """Input and target as tensors of one shape; a number has the other's."""
+    x, t = operands(name, *[a if isinstance(a, Number) else as_tensor(a) for a in (input, target)])
+    if isinstance(target, Number):
+        t = t.expand(x.shape)
+    elif isinstance(input, Number):
+        x = x.expand(t.shape)
     if x.shape != t.shape:
         raise ValueError(f"{name}: expected input and target of one shape, got {x.shape} and {t.shape}")
     return floating(name, x), floating(name, t)

@@ -689,7 +689,7 @@ def arrays(module):
         def __missing__(self, name):
             return None
 
-    return Found(module.state_dict())
+    return Found({name: np.array(t.numpy()) for name, t in module.state_dict().items()})
 
 
 def _layer(name, function, *settings):

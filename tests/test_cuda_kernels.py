@@ -708,7 +708,7 @@ def test_a_training_step_on_the_kernels_is_that_on_the_host(engine, name):
         sg.manual_seed(3)
         model = make().to(where)
         losses = model.training_step(batch, model.optimizers())
-        results.append((losses, model.state_dict()))
+        results.append((losses, model.cpu().state_dict()))
     (here, state), (there, found) = results
     assert there == pytest.approx(here, rel=1e-4, abs=1e-5)
     for key, value in state.items():

@@ -124,11 +124,15 @@ def test_a_slip_of_assignment_is_refused():
             method("x", 3)
 
 
-def test_state_dict_is_a_copy_that_loads_back():
+def copied(module):
+    return {name: t.clone() for name, t in module.state_dict().items()}
+
+
+def test_state_dict_is_a_view_and_its_clones_load_back():
     m = Pair()
-    state = m.state_dict()
+    state = copied(m)
     state["scale"][:] = 7
-    assert (m.scale.data == 1).all() and state["scale"].flags.writeable and state["first.weight"].dtype == np.float32
+    assert (m.scale.data == 1).all() and state["first.weight"].dtype == np.float32
     other = Pair().double()
     result = other.load_state_dict(state)
     assert result == ([], []) and result.missing_keys == []
@@ -153,13 +157,28 @@ def test_state_dict_is_a_copy_that_loads_back():
 )
 def test_load_refuses_and_changes_nothing(change, said):
     m = Pair()
-    before = m.state_dict()
+    before = copied(m)
     state = {name: array + 1 for name, array in before.items()}
     change(state)
     with pytest.raises(ValueError, match=f"load_state_dict: expected the state of this Pair, .*{said}"):
         m.load_state_dict(state)
     for name, array in m.state_dict().items():
         assert np.array_equal(array, before[name])
+
+
+def test_what_is_written_into_a_state_dict_is_written_into_the_module():
+    """As in PyTorch: an average of weights that is kept in a second module is updated so."""
+    m, average = Pair(), Pair()
+    loss = (m.scale * m.scale).sum()
+    for name, value in average.state_dict().items():
+        assert type(value) is Tensor and not value.requires_grad and value.shape == m.state_dict()[name].shape
+        value.copy_(m.state_dict()[name] * 3)
+    assert (average.scale.data == 3).all() and (m.scale.data == 1).all() and average.scale.requires_grad
+    m.state_dict()["scale"].zero_()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+    m.register_buffer("kept", m.state_dict()["scale"])  # what one gives, the other takes
+    assert m.kept.data.tolist() == [0, 0, 0]
 
 
 def test_load_not_strict():
@@ -448,7 +467,7 @@ def test_batch_norm(make, shape, momentum):
         close(m.running_mean, mean)
         close(m.running_var, var)
         assert m.num_batches_tracked.item() == k
-    before = m.eval().state_dict()
+    before = copied(m.eval())
     column = (1,) + column
     close(m(tensor(x)), (x - mean.reshape(column)) / np.sqrt(var.reshape(column) + 1e-5) * w + b)
     assert all(np.array_equal(a, before[name]) for name, a in m.state_dict().items())
@@ -839,7 +858,7 @@ def both(bound):
     (lambda g: nn.PReLU(5), {"weight": 0.25}),
 ])  # fmt: skip
 def test_layers_begin_as_they_should(make, laws):
-    state = make(rng(22)).state_dict()
+    state = {name: t.numpy() for name, t in make(rng(22)).state_dict().items()}
     for name, law in laws.items():
         if isinstance(law, int | float):
             assert (state[name] == law).all()

@@ -184,9 +184,13 @@ class Module:
 
     # State
 
-    def state_dict(self, *, prefix: str = "") -> dict[str, np.ndarray]:
-        """Name -> a copy of the array, for all parameters and persistent buffers, shared ones under each name."""
-        return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in self._state(prefix)}
+    def state_dict(self, *, prefix: str = "") -> dict[str, Tensor]:
+        """Name -> tensor, for all parameters and persistent buffers, shared ones under each name.
+
+        The tensors need no gradient and share the memory of the module, as in PyTorch: what is written into them is
+        written into the module, and a state to return to is {name: t.clone() for name, t in module.state_dict().items()}.
+        """
+        return {name: tensor.detach() for name, tensor in self._state(prefix)}
 
     def _state(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Module after module: parameters, then buffers, then what lies below."""
@@ -197,14 +201,14 @@ class Module:
                 yield from value._state(f"{prefix}{name}.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
-        """Overwrite the state with arrays (or what `np.asarray` takes) of the same names and shapes; dtypes stay.
+        """Overwrite the state with tensors, arrays or what `np.asarray` takes, of the same names and shapes; dtypes stay.
 
         All or nothing: raises ValueError, before anything is written, where a shape or kind of number does not fit, or,
         if `strict`, a key is missing or unexpected. Without `strict` those are returned instead.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(
-                f"load_state_dict: expected a mapping from names to arrays, got {type(state_dict).__name__}"
+                f"load_state_dict: expected a mapping from names to tensors, got {type(state_dict).__name__}"
             )
         own = dict(self._state(""))
         given = {

@@ -203,7 +203,7 @@ class State:
             "data": self.task.fingerprint,
             "tokenizer": tokenizer and tokenizer.to_dict(),
             "random": random.get_rng_state(),
-            "model": self.model.state_dict(),
+            "model": {name: np.array(tensor.cpu().numpy()) for name, tensor in self.model.state_dict().items()},
             "ema": self.ema and self.ema.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
