@@ -16,6 +16,7 @@ from scratchgen.tensor import (
     enable_grad,
     from_numpy,
     grad,
+    inference_mode,
     is_grad_enabled,
     no_grad,
     set_grad_enabled,
@@ -28,5 +29,5 @@ __all__ = [
     *"calculus data functional metrics models nn ops optim text".split(),
     *"gradcheck hessian hvp jacobian jvp vjp get_rng_state manual_seed set_rng_state".split(),
     *"Function Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad".split(),
-    *"set_grad_enabled tensor".split(),
+    *"inference_mode set_grad_enabled tensor".split(),
 ]

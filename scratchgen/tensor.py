@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
+from scratchgen.hooks import Hooks, RemovableHandle, checked
 from scratchgen.switch import Switch
 
 ticks = itertools.count(1)  # numbers nodes and in-place writes on one time line
@@ -110,6 +111,8 @@ class Function:
     keeps_outputs = False
     composed: Callable[..., Any] | None = None
     count = 1  # of outputs
+    hooks: dict[int, Hooks] | None = None  # output -> what is called with its gradient
+    kept: dict[int, weakref.ref[Tensor]] | None = None  # output -> the tensor that keeps its gradient
 
     number: int  # time of creation; larger than that of every node it depends on
     edges: Sequence[Edge | None] | None  # where each input came from; None once released
@@ -335,6 +338,8 @@ def _sweep(
             node = heappop(queue)[1]
             dys = sums.pop(node)
             edges, grads = node.edges, ()
+            if node.hooks is not None and node not in boundary:  # (there the gradients are only a part of the whole)
+                _call_hooks(node, dys, create_graph)
             if goals:
                 for i in range(len(dys)):
                     if dys[i] is not None and (node, i) in goals:
@@ -366,6 +371,30 @@ def _sweep(
             if watched:
                 _check_backward(node, dys, grads)
     return [found.get(goal) for goal in places]
+
+
+def _call_hooks(node: Function, dys: list[Tensor | None], create_graph: bool) -> None:
+    """Show the gradients of a node's outputs, which are complete, to the hooks; what a hook returns goes on in their place."""
+    for i, hooks in node.hooks.items():
+        for hook in list(hooks.values()) if dys[i] is not None else ():
+            g = dys[i]
+            if not create_graph:  # others may hold its memory too: what a hook is shown cannot be written to
+                g = place(g._data, None)
+                g._stamp = _SEALED
+            g = hook(g)
+            if g is None:
+                continue
+            if not isinstance(g, Tensor) or g.shape != dys[i].shape or g.dtype != dys[i].dtype:
+                given = f"{g.shape} and {g.dtype}" if isinstance(g, Tensor) else type(g).__name__
+                raise ValueError(
+                    f"register_hook: expected the hook to return None or a gradient of {dys[i].shape} and {dys[i].dtype}, "
+                    f"got {given}"
+                )
+            dys[i] = g if create_graph else constant(g._data)
+    for i, tensor in (node.kept or {}).items():
+        t = tensor()
+        if t is not None and dys[i] is not None:
+            t._add_grad(dys[i] if create_graph else constant(dys[i]._data.copy()))
 
 
 def _add_to_frozen(array: Any, other: Any) -> None:
@@ -743,6 +772,35 @@ class Tensor:
             if g is not None:
                 x._add_grad(g)
 
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Have hook(x̄) called whenever a sweep has completed the gradient x̄ of this tensor; returns a handle that removes it.
+
+        What the hook returns, if not None, takes the place of x̄: in `.grad`, in what `grad` returns, and in the sweep on to
+        what this tensor was made of. x̄ cannot be written to. Hooks are called in the order of their registration.
+        Raises RuntimeError where the tensor requires no gradient.
+        """
+        checked("register_hook", hook)
+        return RemovableHandle(self._hooked("register_hook").setdefault(self.edge[1], Hooks()), hook)
+
+    def _hooked(self, name: str) -> dict[int, Hooks]:
+        """The hooks of the node that made this tensor."""
+        if self.edge is None:
+            raise RuntimeError(f"{name}: expected a tensor that requires a gradient, got one of shape {self.shape} without")
+        node = self.edge[0]
+        if node.hooks is None:
+            node.hooks = {}
+        return node.hooks
+
+    def retain_grad(self) -> None:
+        """Have sweeps leave the gradient in `.grad` here too, though this tensor is the result of an op; after all hooks.
+
+        Raises RuntimeError where the tensor requires no gradient.
+        """
+        self._hooked("retain_grad")
+        if not self.is_leaf:
+            node, i = self.edge[:2]
+            node.kept = {**(node.kept or {}), i: weakref.ref(self)}
+
     def _add_grad(self, g: Tensor) -> None:
         """grad ← grad + g, where sweeps of several threads may arrive at once."""
         with _arrival:
@@ -1055,6 +1113,27 @@ class enable_grad(_Fixed):
     """Ops inside the `with` (or the decorated function) are recorded, also within `no_grad`."""
 
     mode = True
+
+
+class inference_mode(Switch):
+    """Ops inside the `with` (or the decorated function) are not recorded; with `mode` False they are.
+
+    As `no_grad`: tensors made inside are ordinary ones here, there is nothing that they could be spared.
+    """
+
+    def __new__(cls, mode: Any = True) -> Any:
+        return cls()(mode) if callable(mode) else super().__new__(cls)
+
+    def __init__(self, mode: bool = True):
+        if not isinstance(mode, bool | np.bool_):
+            raise TypeError(f"inference_mode: expected True or False, got {mode!r}")
+        self.mode = not mode
+        self.before: list[bool] = []  # one for each `with` that is open
+
+    __enter__, __exit__ = _Fixed.__enter__, _Fixed.__exit__
+
+    def own(self) -> inference_mode:
+        return inference_mode(not self.mode)
 
 
 def is_grad_enabled() -> bool:

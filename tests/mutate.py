@@ -51,7 +51,7 @@ ENGINE = (
     "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
     "_unbroadcast grad _seeds Tensor.backward Tensor.detach Writing.__init__ Writing.__enter__ Writing._open place constant "
     "_freeze _stamp_of_base _own_stamp "
-    "numbers_first _sole _references"
+    "numbers_first _sole _references _call_hooks Tensor.register_hook Tensor._hooked Tensor.retain_grad"
 ).split()
 SWEEP = "_sweep _leading_to _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed".split()
 STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
@@ -201,7 +201,7 @@ def targets(root: Path) -> list[Target]:
                 full = gradient or (last.startswith("_") and last in used)
             elif room.startswith("models/") and (last in STEP or last.endswith("loss")):
                 full = last != "forward"
-            elif room == "functional" or room.startswith(("optim/", "nn/utils/")):
+            elif room in ("functional", "nn/hooks") or room.startswith(("optim/", "nn/utils/")):
                 full = False
             elif room.startswith("nn/") and last in ("forward", "step"):
                 full = False

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchgen import device as devices
+from scratchgen.hooks import RemovableHandle, checked
+from scratchgen.nn.hooks import ModuleHooks
 from scratchgen.tensor import Tensor, constant, no_grad
 
 
@@ -52,6 +54,7 @@ class Module:
     """
 
     training: bool = True
+    _hooks: ModuleHooks | None = None
 
     def __init__(self) -> None:
         pass
@@ -60,7 +63,44 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}.forward is missing")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.forward(*inputs, **options)
+        return self.forward(*inputs, **options) if self._hooks is None else self._hooks.call(self, inputs, options)
+
+    # Hooks
+
+    def _own_hooks(self) -> ModuleHooks:
+        if self._hooks is None:
+            self._hooks = ModuleHooks()
+        return self._hooks
+
+    def register_forward_pre_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> RemovableHandle:
+        """Have hook(module, inputs) called before `forward`; what it returns, if not None, are the inputs instead.
+
+        `with_kwargs`: hook(module, inputs, options), which returns None or both. `prepend`: before the hooks so far.
+        """
+        checked("register_forward_pre_hook", hook)
+        return RemovableHandle(self._own_hooks().before, (hook, with_kwargs), first=prepend)
+
+    def register_forward_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> RemovableHandle:
+        """Have hook(module, inputs, result) called after `forward`; what it returns, if not None, is the result instead.
+
+        `with_kwargs`: hook(module, inputs, options, result). `prepend`: before the hooks so far.
+        """
+        checked("register_forward_hook", hook)
+        return RemovableHandle(self._own_hooks().after, (hook, with_kwargs), first=prepend)
+
+    def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        """Have hook(module, grad_input, grad_output) called when a sweep has the gradients of all inputs and of all results.
+
+        Both are tuples: None stands for what requires no gradient, zeros for a result that nothing used. What the hook
+        returns, if not None, takes the place of grad_input. Only inputs given by position are counted. Where no input
+        requires a gradient the hook is called as soon as those of the results are known.
+        """
+        checked("register_full_backward_hook", hook)
+        return RemovableHandle(self._own_hooks().backward, hook, first=prepend)
 
     # What it is made of
 
@@ -349,12 +389,14 @@ def _own_persistent(module: Module) -> list[tuple[str, Any]]:
 
 def _convert(tensor: Tensor, array: Any, convert: Callable[[Tensor], Tensor]) -> None:
     """Another array for a tensor that others hold too: optimisers, other modules. `convert` does the same to a gradient."""
-    wanted, grad = tensor.requires_grad, tensor.grad
+    wanted, grad, node = tensor.requires_grad, tensor.grad, tensor.node
     with tensor.writing():  # a graph that saved it must refuse to be swept
         pass
     tensor.requires_grad_(False)  # its node in old graphs promises gradients of the old dtype
     tensor._data = constant(array)._data
     tensor.requires_grad_(wanted)
+    if wanted:
+        tensor.node.hooks = node.hooks
     with no_grad():
         tensor.grad = None if grad is None else convert(grad.detach())
 
