@@ -16,7 +16,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any
 
-from kernels import reference
+from kernels import reference, settings
 
 __all__ = [
     "adam",
@@ -89,7 +89,8 @@ _device = False  # is the third storey open?
 
 
 def _obstacle() -> str | None:
-    """Why compiled kernels cannot run here, if they cannot."""
+    """Why compiled kernels cannot run here, if they cannot. Raises SettingError where they were not rightly asked for."""
+    settings.check()
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"
     try:
@@ -195,10 +196,10 @@ def chosen() -> dict[str, str]:
         if obstacle:
             return {"kernels": "reference", "because of": obstacle}
         simd, threads, build = (import_module(f"kernels.cpu.{name}") for name in ("simd", "threads", "build"))
-        forced = ", forced by SCRATCHGEN_SIMD" if os.environ.get("SCRATCHGEN_SIMD") else ""
+        forced = ", forced by SCRATCHGEN_SIMD" if settings.vector_bits() else ""
         tile = f"tiles of {simd.HEIGHT} × {simd.VECTORS} vectors"
         facts["vectors"] = f"{simd.BITS} bits, {simd.REGISTERS} registers{forced}; {tile}"
-        set_by = "SCRATCHGEN_THREADS" if os.environ.get("SCRATCHGEN_THREADS") else "one for each core"
+        set_by = "SCRATCHGEN_THREADS" if settings.threads() else "one for each core"
         facts["threads"] = f"{threads.threads()} ({set_by})"
         count, seconds = build.compile_seconds()
         facts["compiled"] = f"{count} kernels in {seconds:.0f} s; kept in {build.cache_folder()}"
@@ -207,7 +208,10 @@ def chosen() -> dict[str, str]:
 
 def _begin() -> None:
     global _why
-    name = os.environ.get("SCRATCHGEN_KERNELS", "")
+    try:
+        name = settings.backend()
+    except settings.SettingError:  # raised again by whichever kernel is called first
+        name = None
     use(name or "cpu")
     _why = "SCRATCHGEN_KERNELS" if name else "the default"
     if "numba" not in sys.modules and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):

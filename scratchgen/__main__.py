@@ -7,9 +7,13 @@ Each command imports what it needs, so that help is instant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +32,8 @@ class UsageError(ValueError):
 def demo(args: argparse.Namespace) -> int:
     from scratchgen.training import demo
 
-    return _end(
-        demo.run(Path(args.out), seed=args.seed, quick=args.quick),
-        "scratchgen demo" + (f" --out {args.out}" if args.out != "runs/demo" else ""),
-    )
+    again = ["demo", *_option("--out", args.out, "runs/demo"), *_option("--seed", args.seed, 0), *["--quick"] * args.quick]
+    return _end(demo.run(Path(args.out), seed=args.seed, quick=args.quick, say=_say), again)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -47,20 +49,46 @@ def train(args: argparse.Namespace) -> int:
     changes |= {key: value for key in ("data", "steps", "seed") if (value := getattr(args, key)) is not None}
     folder = args.out or f"runs/{args.recipe}"
     progress = False if args.quiet else None
-    outcome = training.train(args.recipe, folder, changes, resume=args.resume, device=device, progress=progress)
-    again = f"scratchgen train {args.recipe} --resume" + (f" --out {args.out}" if args.out else "")
-    again += f" --device {device}" if device != "cpu" else ""
+    outcome = training.train(args.recipe, folder, changes, resume=args.resume, device=device, progress=progress, say=_say)
+    on_device, quiet = _option("--device", device, "cpu"), ["--quiet"] * args.quiet
     if outcome.signal is None:
-        print(f"done: {outcome.step:,} steps in {folder}; next: scratchgen sample {folder}, scratchgen eval {folder}")
-    return _end(outcome, again)
+        following = " and ".join(_command(word, _operand(folder), *on_device) for word in ("sample", "eval"))
+        _say(f"done: {outcome.step:,} steps in {folder}; next: {following}")
+    return _end(outcome, ["train", args.recipe, "--resume", *_option("--out", args.out, None), *on_device, *quiet])
 
 
-def _end(outcome: Any, again: str) -> int:
+def _end(outcome: Any, again: list[str]) -> int:
     """The exit code of a command that trained, and how to go on if a signal stopped it."""
     if outcome is None or outcome.signal is None:
         return 0
-    print(f"stopped and saved at step {outcome.step:,} of {outcome.steps:,}; to go on: {again}", file=sys.stderr)
+    _tell(f"stopped and saved at step {outcome.step:,} of {outcome.steps:,}; to go on: {_command(*again)}")
     return 128 + outcome.signal
+
+
+def _command(*words: str) -> str:
+    """A command of this program that a shell understands as these words."""
+    return shlex.join([*_program(), *words])
+
+
+def _program() -> list[str]:
+    """What to call this program by: as it was called, where the plain name would not be found."""
+    called = Path(sys.argv[0])
+    if called.parts[-2:] == ("scratchgen", "__main__.py"):  # python -m scratchgen
+        python = shutil.which("python")
+        return ["python" if python and os.path.samefile(python, sys.executable) else sys.executable, "-m", "scratchgen"]
+    return [sys.argv[0] if called.name == "scratchgen" and not shutil.which("scratchgen") else "scratchgen"]
+
+
+def _option(name: str, value: Any, default: Any) -> list[str]:
+    """The words that give an option its value; none where that is the default."""
+    if value == default:
+        return []
+    return [f"{name}={value}"] if str(value).startswith("-") else [name, str(value)]
+
+
+def _operand(path: str) -> str:
+    """A path that no command takes for an option."""
+    return os.path.join(os.curdir, path) if path.startswith("-") else path
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -73,28 +101,34 @@ def sample(args: argparse.Namespace) -> int:
     for option in ("prompt", "temperature", "top_k", "top_p", "length"):
         if not text and getattr(args, option) is not None:
             raise UsageError(f"--{option.replace('_', '-')}: only models of text have one, and {args.run} makes images.")
+    out = Path(args.out) if args.out else None
+    if not text:
+        out = out or Path(args.run) / folder.SAMPLES / f"seed-{args.seed}.png"
+        if out.suffix.lower() != ".png":
+            raise UsageError(f"--out: expected the name of a .png file, got {args.out!r}.")
+    if out and out.exists() and not out.is_file():
+        raise UsageError(f"--out: expected the name of a file, got {args.out!r}, which is something else.")
+
     if text:
         options = {key: value for key in ("temperature", "top_k", "top_p") if (value := getattr(args, key)) is not None}
         texts = tasks.continue_text(
             run.model, run.tokenizer, args.prompt, args.length or 500, n=args.n or 1, seed=args.seed, **options
         )
         content = f"\n{'─' * 40}\n".join(texts) + "\n"
-        if args.out is None:
-            print(content, end="")
+        if out is None:
+            _say(content, end="")
             return 0
-        out = Path(args.out)
         written: bytes = content.encode("utf-8", "replace")
     else:
-        out = Path(args.out) if args.out else Path(args.run) / folder.SAMPLES / f"seed-{args.seed}.png"
-        if out.suffix.lower() != ".png":
-            raise UsageError(f"--out: expected the name of a .png file, got {args.out!r}.")
         x = runs.pictures(run, args.n or 64, args.seed)
         written = pictures.png(pictures.grid(x, math.ceil(math.sqrt(len(x)))))
-    if out.exists() and not out.is_file():
-        raise UsageError(f"--out: expected the name of a file, got {args.out!r}, which is something else.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder.write_whole(out, written)
-    print(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.write_whole(out, written)
+    except OSError as error:
+        hint = "" if args.out else "; another file can be named (--out)"
+        raise UsageError(_sentence(error).rstrip(".") + hint + ".") from error
+    _say(str(out))
     return 0
 
 
@@ -105,16 +139,21 @@ def evaluate(args: argparse.Namespace) -> int:
     found = scores(run)
     content = {"recipe": run.recipe.name, "data": run.recipe.data, "step": run.step, "scores": found}
     text = json.dumps(content, indent=2)
-    folder.write_whole(run.folder / "eval.json", text + "\n")
     if args.json:
-        print(text)
+        _say(text)
+    else:
+        _say(f"{run.recipe.name} on held-out {run.recipe.data}, step {run.step:,}\n")
+        real = {key for key in found if key.endswith("_real") and key.removesuffix("_real") in found}
+        rows = [(key.replace("_", " "), f"{value:.4g}", f"{found[key + '_real']:.4g}" if key + "_real" in found else "")
+                for key, value in found.items() if key not in real]  # fmt: skip
+        _table([("", "model", "real data" if real else ""), *rows])
+    try:
+        folder.write_whole(run.folder / "eval.json", text + "\n")
+    except OSError as error:  # a run of somebody else's, or on a read-only disk: its scores are what was asked for
+        _tell(f"scratchgen: these scores are not kept, since the file cannot be written: {_sentence(error)}")
         return 0
-    print(f"{run.recipe.name} on held-out {run.recipe.data}, step {run.step:,}\n")
-    real = {key for key in found if key.endswith("_real") and key.removesuffix("_real") in found}
-    rows = [(key.replace("_", " "), f"{value:.4g}", f"{found[key + '_real']:.4g}" if key + "_real" in found else "")
-            for key, value in found.items() if key not in real]  # fmt: skip
-    _table([("", "model", "real data" if real else ""), *rows])
-    print(f"\n{run.folder / 'eval.json'}")
+    if not args.json:
+        _say(f"\n{run.folder / 'eval.json'}")
     return 0
 
 
@@ -129,13 +168,13 @@ def recipes(args: argparse.Namespace) -> int:
 
     if args.recipe:
         chosen = training.recipe(args.recipe)
-        print(f"{chosen.name}: {chosen.what}\n\nsettings for --set KEY=VALUE:")
+        _say(f"{chosen.name}: {chosen.what}\n\nsettings for --set KEY=VALUE:")
         _table([(f"  {key}", str(value)) for key, value in training.settings(chosen).items()])
         return 0
     _table(
         [("recipe", "data", "steps", "what"), *[(r.name, r.data, f"{r.steps:,}", r.what) for r in training.RECIPES.values()]]
     )
-    print("\nscratchgen recipes RECIPE lists the settings; scratchgen train RECIPE trains it.")
+    _say("\nscratchgen recipes RECIPE lists the settings; scratchgen train RECIPE trains it.")
     return 0
 
 
@@ -143,9 +182,9 @@ def data(args: argparse.Namespace) -> int:
     from scratchgen import data
 
     for source in data.catalogue():
-        print(f"{source.name}: {source.what}")
-        print(f"    from {source.where or 'the network, when first used'}\n    {source.licence}")
-    print("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images.")
+        _say(f"{source.name}: {source.what}")
+        _say(f"    from {source.where or 'the network, when first used'}\n    {source.licence}")
+    _say("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images.")
     return 0
 
 
@@ -213,7 +252,7 @@ def _device(name: str) -> str:
 def _table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,13 +265,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[:1].lower()}{message[1:].rstrip('.')}; see {self.prog} --help.")
 
 
-def _number(kind: type, least: float, says: str, most: float = math.inf) -> Callable[[str], Any]:
+def _number(kind: type, least: float, says: str, most: float = sys.float_info.max) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most or math.isinf(value):
+        if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"expected {says}, got {text!r}")
         return value
 
@@ -241,6 +280,21 @@ def _number(kind: type, least: float, says: str, most: float = math.inf) -> Call
 
 _natural = _number(int, 0, "a whole number of at least 0")
 _positive = _number(int, 1, "a whole number of at least 1")
+_many = _number(int, 1, "a whole number of at least 1 and at most 100000", 100_000)  # what one file of them can hold
+
+
+def _path(text: str) -> str:
+    """A path as it was meant: the shell leaves the ~ of `--out=~/x` to the program."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return os.path.expanduser(text)
+
+
+def _file(text: str) -> str:
+    """The path of a file to write."""
+    if os.path.basename(text) in ("", os.curdir, os.pardir):
+        raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
+    return _path(text)
 
 
 def _examples(*commands: str) -> str:
@@ -275,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command(
         "demo", demo, "the tour: train a GAN, a VAE and a GPT on real data, and show on one page what they make", "demo"
     )
-    p.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the page and the runs (runs/demo)")
+    p.add_argument("--out", type=_path, default="runs/demo", metavar="DIR", help="folder of the page and the runs (runs/demo)")
     p.add_argument("--seed", type=_natural, default=0, metavar="S", help="of everything random (0)")
     p.add_argument("--quick", action="store_true", help="a tenth of the steps: to see that all works")
 
@@ -283,11 +337,11 @@ def _parser() -> argparse.ArgumentParser:
                 "train gan", "train gpt --data notes.txt --steps 5000 --out runs/notes", "train gpt --resume",
                 "train vae --set latent=2 --set lr=5e-4")  # fmt: skip
     p.add_argument("recipe", metavar="RECIPE", help="a name that `scratchgen recipes` lists")
-    p.add_argument("--data", metavar="D", help="a name that `scratchgen data` lists, or a path; else the recipe's own")
+    p.add_argument("--data", type=_path, metavar="D", help="a name that `scratchgen data` lists, or a path (the recipe's own)")
     p.add_argument("--steps", type=_positive, metavar="N", help="length of the run; with --resume, a larger one extends it")
     p.add_argument("--seed", type=_natural, metavar="S", help="of everything random")
     on_device(p)
-    p.add_argument("--out", metavar="DIR", help="folder of the run (runs/RECIPE)")
+    p.add_argument("--out", type=_path, metavar="DIR", help="folder of the run (runs/RECIPE)")
     p.add_argument(
         "--resume", action="store_true", help="continue the run in the folder; ends as if it had never been interrupted"
     )
@@ -303,14 +357,14 @@ def _parser() -> argparse.ArgumentParser:
     p = command("sample", sample, "draw from a trained model: pictures as a PNG file, text on the screen",
                 "sample runs/gan -n 100 --out digits.png",
                 "sample runs/gpt --prompt 'The class ' --temperature 0.7 --top-p 0.95")  # fmt: skip
-    p.add_argument("run", metavar="RUN", help="folder of the run")
-    p.add_argument("-n", type=_positive, metavar="N", help="how many (64 pictures, or 1 text)")
+    p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
+    p.add_argument("-n", type=_many, metavar="N", help="how many (64 pictures, or 1 text)")
     p.add_argument("--seed", type=_natural, default=0, metavar="S", help="the same seed draws the same (0)")
     on_device(p)
-    p.add_argument("--out", metavar="FILE", help="where to write (pictures: RUN/samples/seed-S.png)")
+    p.add_argument("--out", type=_file, metavar="FILE", help="where to write (pictures: RUN/samples/seed-S.png)")
     p.add_argument("--label", metavar="K", help="the class to draw, for models that know classes")
     p.add_argument("--prompt", metavar="TEXT", help="the text to continue")
-    p.add_argument("--length", type=_positive, metavar="L", help="tokens to add (500)")
+    p.add_argument("--length", type=_many, metavar="L", help="tokens to add (500)")
     p.add_argument(
         "--temperature",
         type=_number(float, 0, "a number of at least 0"),
@@ -332,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         "eval runs/vae",
         "eval runs/gpt --json",
     )
-    p.add_argument("run", metavar="RUN", help="folder of the run")
+    p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     on_device(p)
 
@@ -345,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("names", nargs="*", metavar="NAME", help="ops, layers, models (all), or path/to/file.py:name of your own")
     p.add_argument("--order", type=int, choices=(1, 2), default=2, help="of your own: 1 leaves out the second derivative")
-    p.add_argument("--curve", metavar="PNG", help="of your own: draw the error of the worst element over the step")
+    p.add_argument("--curve", type=_file, metavar="PNG", help="of your own: draw the error of the worst element over the step")
 
     p = command("recipes", recipes, "what can be trained", "recipes", "recipes vae")
     p.add_argument("recipe", nargs="?", metavar="RECIPE", help="list the settings of this one")
@@ -356,26 +410,70 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0; 2 for a mistake of the user; 1 where training went astray; 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    _open_streams()
     try:
-        args = _parser().parse_args(argv)
-        return args.command(args) or 0
+        return _run(argv)
     except BrokenPipeError:  # whoever read our output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("\nscratchgen: stopped.", file=sys.stderr)
+        _tell("\nscratchgen: stopped.")
         return 130
     except _mistakes() as error:
-        print(f"scratchgen: {_sentence(error)}", file=sys.stderr)
+        _tell(f"scratchgen: {_sentence(error)}")
         return 1 if type(error).__name__ == "Diverged" else 2
+    finally:
+        _close(sys.stdout)
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
+        from kernels import settings
+
+        settings.check()
+        return args.command(args) or 0
+    finally:
+        sys.stdout.flush()  # a full disk, or a reader who has left, is answered by `main`, not by Python when it ends
+
+
+def _open_streams() -> None:
+    """Let what is printed be printed: to nowhere if the stream is closed, as "?" what a terminal lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who called; the number is taken, so that no file of ours gets it
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _close(stream: Any) -> None:
+    """Leave nothing in a stream that cannot be written: Python would try again when it ends, and complain."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(_visible(text), end=end)
+
+
+def _tell(text: str) -> None:
+    """Say it on stderr, where that can be written: a remark is no reason to fail."""
+    with contextlib.suppress(OSError):
+        print(_visible(text), file=sys.stderr, flush=True)
+    _close(sys.stderr)
+
+
+def _visible(text: str) -> str:
+    """Control characters as escapes: a terminal would obey those in a name of a file, or in what a model has written."""
+    return re.sub("[^\t\n -~\xa0-\U0010ffff]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
     """The errors that say what the user can do; they are looked up among what is loaded, to load nothing for it."""
     names = (
+        ("kernels.settings", "SettingError"),
         ("scratchgen.training.folder", "TrainingError"),
         ("scratchgen.device", "DeviceError"),
         ("scratchgen.data", "DataError"),

@@ -173,7 +173,7 @@ def load(name_or_path: str | os.PathLike[str], *, split: str = "train", seed: in
     if split not in ("train", "test"):
         raise DataError(f"split: expected 'train' or 'test', got {split!r}.")
     _require_natural("seed", seed, 0)
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), _expanded(name_or_path)
     folder_of_images = False
     if name == "digits":
         data = _digits(split, seed)
@@ -224,14 +224,23 @@ def _idx_images(name: str, split: str) -> Images:
     return Images(_pixels(x, name), y.astype(np.int64), _CLASSES[name], name)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchgen"
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    """With ~ as the user's home, where that is known; else ~ stays, and is a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
+def _cache() -> Path | None:
+    """The folder of what was downloaded; None for a user who has no home, as in some containers."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "scratchgen"
+    cache = _expanded("~/.cache/scratchgen")
+    return None if cache.parts[0] == "~" else cache
 
 
 def _find_idx(name: str, file: str) -> Path | None:
-    folders = [_cache() / name]
+    folders = [root / name for root in (_cache(),) if root]
     if os.environ.get("SCRATCHGEN_DATA"):
-        folders.insert(0, Path(os.environ["SCRATCHGEN_DATA"]).expanduser() / name)
+        folders.insert(0, _expanded(os.environ["SCRATCHGEN_DATA"]) / name)
     if name in _SYSTEM:
         folders.append(_SYSTEM[name][0])
     candidates = (folder / (file + suffix) for folder in folders for suffix in ("", ".gz"))
@@ -239,15 +248,17 @@ def _find_idx(name: str, file: str) -> Path | None:
 
 
 def _find_or_fetch(name: str, file: str) -> Path:
-    found = _find_idx(name, file)
+    found, cache = _find_idx(name, file), _cache()
     if found:
         return found
     try:
+        if cache is None:
+            raise FileNotFoundError("no folder to keep it in, since neither XDG_CACHE_HOME nor HOME is set")
         import pooch
         return Path(pooch.retrieve(f"{_URL[name]}{file}.gz", known_hash=f"md5:{_MD5[name][file]}",
-                                   fname=f"{file}.gz", path=_cache() / name))
+                                   fname=f"{file}.gz", path=cache / name))
     except (ImportError, OSError, ValueError) as error:          # no pooch; no network; another checksum
-        ways = [f"put {file} (or .gz) into $SCRATCHGEN_DATA/{name}/ or {_cache() / name}/"]
+        ways = [f"put {file} (or .gz) into $SCRATCHGEN_DATA/{name}/" + (f" or {cache / name}/" if cache else "")]
         if name in _SYSTEM:
             ways.append(f"install the system package {_SYSTEM[name][1]}")
         ways.append("connect to the network with pooch installed, and it is downloaded once")
@@ -477,7 +488,7 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int, *, seed: int, 
 
     tokens: integers (n,), an array or a memory map;  T = block_size;  x, y: int64 (batch_size, T).
 
-    Raises DataError: tokens that are not one row of integers, or fewer than T + 1 of them.
+    Raises DataError: tokens that are not one row of integers, fewer than T + 1 of them, or a batch of 2³¹ windows or more.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -487,6 +498,8 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int, *, seed: int, 
         _require_natural(name, value, least)
     if len(tokens) <= block_size:
         raise DataError(f"tokens: expected at least block_size + 1 = {block_size + 1} of them, got {len(tokens)}.")
+    if batch_size >= 2**31:                                      # more than any memory holds
+        raise DataError(f"batch_size: expected a number below {2**31}, got {batch_size}.")
     first = np.random.default_rng((seed, step)).integers(0, len(tokens) - block_size, size=batch_size)
     window = tokens[first[:, None] + np.arange(block_size + 1)].astype(np.int64)              # (B, T + 1)
     return window[:, :-1].copy(), window[:, 1:].copy()

@@ -25,7 +25,6 @@ and strides are in bytes, as NumPy gives them.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -34,6 +33,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels import settings
 from kernels.cpu.build import INT, VOID, helper, kernel
 
 I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
@@ -45,9 +45,7 @@ def _machine() -> tuple[int, int, bool]:
     features = llvm.get_host_cpu_features()
     arm = "aarch64" in llvm.get_default_triple() or "arm64" in llvm.get_default_triple()
     bits = 512 if features.get("avx512f") else 256 if features.get("avx2") and features.get("fma") else 128
-    bits = int(os.environ.get("SCRATCHGEN_SIMD") or bits)
-    if bits not in (128, 256, 512):
-        raise ValueError(f"SCRATCHGEN_SIMD: expected 128, 256 or 512, got {bits}")
+    bits = settings.vector_bits() or bits
     return bits, 32 if bits == 512 or arm else 16, bool(features.get("avx512vl"))
 
 

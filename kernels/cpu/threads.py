@@ -7,18 +7,14 @@ each keep spinning on the cores of the other: the kernels call none.
 
 from __future__ import annotations
 
-import os
-
 import numba
+
+from kernels import settings
 
 
 def _wanted() -> int:
-    text = os.environ.get("SCRATCHGEN_THREADS", "")
-    if not text:
-        return numba.config.NUMBA_NUM_THREADS
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"SCRATCHGEN_THREADS: expected a number from 1, got {text!r}")
-    return min(int(text), numba.config.NUMBA_NUM_THREADS)
+    most = numba.config.NUMBA_NUM_THREADS
+    return min(settings.threads() or most, most)
 
 
 _count = _wanted()

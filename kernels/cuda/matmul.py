@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from typing import Any
 
 import numpy as np
 from numba import cuda, float32, uint32, uint64
 
-from kernels import reference
+from kernels import reference, settings
 from kernels.cuda import elementwise
 from kernels.cuda.build import (
     F1,
@@ -46,7 +45,7 @@ from kernels.cuda.build import (
     tf32,
 )
 
-TF32 = os.environ.get("SCRATCHGEN_TF32", "0") not in ("", "0")
+TF32 = settings.tf32()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The first steps, on matrices that lie in row order.     (1, M, K), (1, K, N) → (1, M, N)

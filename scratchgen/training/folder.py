@@ -16,8 +16,10 @@ Nothing is ever unpickled: arrays are safetensors, all else is JSON.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -34,13 +36,25 @@ class TrainingError(ValueError):
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that at any moment the name holds either the old content or the new, never a part."""
+    """Write a file so that at any moment the name holds either the old content or the new, never a part.
+
+    A link is followed: the file that it names is written, and the link stays. Where writing fails, nothing is left behind.
+    """
+    raw = content.encode() if isinstance(content, str) else content
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     temporary = path.with_name(f".{path.name}.tmp")  # in the same folder: a move across file systems is not atomic
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     if os.name == "posix":  # the new name must be on disk, too, before anything is built on it
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -109,14 +123,24 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, steps ascending; what a kill left of a last line is passed over."""
+    """The lines of a `metrics.jsonl`, steps ascending; what is no such line (the rest of one after a kill) is passed over."""
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        try:
             row = json.loads(line)
-            if row["step"] > (rows[-1]["step"] if rows else -1):
-                rows.append(row)
+        except (ValueError, RecursionError):
+            continue
+        if _is_row(row) and row["step"] > (rows[-1]["step"] if rows else -1):
+            rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Does it tell a step, and the seconds that the run had taken by then?"""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    seconds = row.get("seconds")
+    return type(seconds) in (int, float) and math.isfinite(seconds)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +167,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that `save_checkpoint` wrote.
 
-    Raises TrainingError: no such file, or not byte for byte what was written.
+    Raises TrainingError: no such file, not byte for byte what was written, or of another version.
     """
     from safetensors.numpy import load
 
@@ -154,8 +178,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     seal = _SEAL.search(raw)
     if seal is None or _digest(raw) != seal[1].decode():
         raise TrainingError(f"{path}: damaged or not a checkpoint of scratchgen (its checksum does not fit its content).")
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    return _unpack(json.loads(header["__metadata__"][_ENTRY])["state"], load(raw))
+    with of_this_version(path):
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        return _unpack(json.loads(header["__metadata__"][_ENTRY])["state"], load(raw))
+
+
+@contextlib.contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Take what a checkpoint holds as this version writes it. Raises TrainingError where the checkpoint holds anything else.
+
+    A right checksum says that the content is what was written, not that this version wrote it: names, types and sizes may be
+    any. So whatever goes wrong in here (a missing key, a text for a number, weights of other shapes) means one thing.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, TrainingError) and str(error).startswith(str(path.parent)):
+            raise  # says already which run it is, and what of it
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        said = " ".join(said.split()).rstrip(".")[:300]
+        raise TrainingError(f"{path}: written by another version of scratchgen ({said}).") from error
 
 
 def _digest(raw: bytes | bytearray) -> str:

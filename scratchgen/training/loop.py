@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import operator
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ from scratchgen.training.folder import (
     is_empty,
     load_checkpoint,
     locked,
+    of_this_version,
     save_checkpoint,
     write_whole,
 )
@@ -84,7 +86,9 @@ def train(
     batches = task.batches(0)
     next(batches)  # data too small for a batch are refused here
     if resumed and (folder / CHECKPOINT).exists():
-        state.restore(load_checkpoint(folder / CHECKPOINT), folder)
+        tree = load_checkpoint(folder / CHECKPOINT)
+        with of_this_version(folder / CHECKPOINT):
+            state.restore(tree, folder)
         if state.step > recipe.steps:
             raise TrainingError(f"{folder}: already at step {state.step}, so it cannot end at step {recipe.steps}.")
         if state.step == recipe.steps:
@@ -147,7 +151,7 @@ def _config(recipe: Recipe, state: State) -> str:
         "model": dataclasses.asdict(state.model.config),
         "parameters": state.model.num_parameters(),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=2) + "\n"  # in ASCII: a path need not be UTF-8, and is read back as it was
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ class State:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(tree["optimizers"][name])
         random.set_rng_state(tree["random"])
-        self.step = tree["step"]
+        self.step = operator.index(tree["step"])
 
 
 def averaged(model: Any) -> Any:
@@ -310,7 +314,7 @@ class _Progress:
         self.recipe, self.say = recipe, say
         self.begin = self.step = step
         self.bar = None
-        if bar or bar is None and sys.stderr.isatty():
+        if bar or bar is None and sys.stderr is not None and sys.stderr.isatty():
             self.bar = tqdm(
                 total=recipe.steps, initial=step, desc=recipe.name, unit="step", dynamic_ncols=True, mininterval=0.2
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,7 +169,7 @@ def _read(name: str, value: Any, kind: type, least: int) -> Any:
 
 def _place(name_or_path: str) -> str:
     """A path made absolute, so that a run can be continued from another folder; a name stays a name."""
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     return str(path.resolve()) if name_or_path not in {s.name for s in data.catalogue()} and path.exists() else name_or_path
 
 

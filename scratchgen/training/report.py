@@ -21,17 +21,15 @@ from scratchgen.training.runs import Run
 def page(path: Path, shown: Sequence[tuple[Run, dict[str, float]]]) -> None:
     """Write the page that shows these runs, each with its scores, to `path`."""
     sections = [_SECTIONS[run.recipe.family](run, scores) for run, scores in shown]
-    total = sum(run.rows[-1]["seconds"] for run, _ in shown)
+    total = sum(_seconds(run) for run, _ in shown)
     machine = f"Python {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} cores, no framework"
     contents = "".join(
         f'<tr><th scope="row"><a href="#{run.recipe.family}">{_TITLES[run.recipe.family]}</a></th>'
         f'<td>{_text(run.recipe.data)}</td><td class="n">{run.model.num_parameters():,}</td>'
-        f'<td class="n">{run.step:,}</td><td class="n">{_time(run.rows[-1]["seconds"])}</td></tr>'
+        f'<td class="n">{run.step:,}</td><td class="n">{_time(_seconds(run))}</td></tr>'
         for run, _ in shown
     )
-    write_whole(
-        path,
-        f"""<!doctype html>
+    text = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -59,8 +57,8 @@ def page(path: Path, shown: Sequence[tuple[Run, dict[str, float]]]) -> None:
 <footer><p>To train longer, on other data, or with other settings: <code>scratchgen train --help</code>.</p></footer>
 </body>
 </html>
-""",
-    )
+"""
+    write_whole(path, text.encode("utf-8", "replace"))  # the names of files need not be Unicode
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,10 +161,10 @@ _SECTIONS = {"gan": _gan, "vae": _vae, "gpt": _gpt}
 def _section(run: Run, scores: dict[str, float], what: str, equations: str, figures: Iterable[str]) -> str:
     r, rows = run.recipe, run.rows
     facts = (
-        f"{run.model.num_parameters():,} parameters · {run.step:,} steps of {r.batch_size} · {_time(rows[-1]['seconds'])} · "
+        f"{run.model.num_parameters():,} parameters · {run.step:,} steps of {r.batch_size} · {_time(_seconds(run))} · "
         f"learned from {_text(r.data)}"
     )
-    curves = "".join(_curve(panel, rows) for panel in pictures.PANELS[r.family])
+    curves = "".join(_curve(panel, rows) for panel in pictures.PANELS[r.family] if rows)
     return f"""<section id="{r.family}">
 <h2>{_TITLES[r.family]}</h2>
 <p>{what}</p>
@@ -221,6 +219,11 @@ def _text(text: Any) -> str:
 
 def _number(value: float) -> str:
     return f"{value:#.3g}".rstrip(".").replace("-", "−")
+
+
+def _seconds(run: Run) -> float:
+    """How long the run has taken, as far as its metrics tell."""
+    return run.rows[-1]["seconds"] if run.rows else 0.0
 
 
 def _time(seconds: float) -> str:
@@ -278,7 +281,9 @@ def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, 
     """A panel as a drawing that takes its colours from the page."""
     left, right, top, bottom = 40, 20, 30, 34
     lines = [(line, *pictures.points(rows, line)) for line in panel.lines]
-    values = np.concatenate([y for _, _, y in lines if len(y)] + ([[panel.level[0]]] if panel.level else []))
+    values = np.concatenate([y for _, _, y in lines] + ([[panel.level[0]]] if panel.level else []))
+    if not len(values):
+        return ""
     last = max(row["step"] for row in rows)
     # the first steps fall from far above; what is worth seeing comes after
     low, high = float(values.min()), float(np.quantile(values, 0.98))

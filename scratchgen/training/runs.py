@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from scratchgen import random
 from scratchgen.text import Tokenizer
 from scratchgen.training import recipes, tasks
-from scratchgen.training.folder import CHECKPOINT, METRICS, TrainingError, load_checkpoint, read_metrics
+from scratchgen.training.folder import CHECKPOINT, METRICS, TrainingError, load_checkpoint, of_this_version, read_metrics
 from scratchgen.training.loop import averaged
 from scratchgen.training.recipes import Recipe
 
@@ -35,22 +36,21 @@ class Run:
 
 
 def open_run(folder: str | Path, device: str = "cpu") -> Run:
-    """The run in a folder; its data are not needed. Raises TrainingError: no run there, or a damaged checkpoint."""
+    """The run in a folder; its data are not needed.
+
+    Raises TrainingError: no run there, a damaged checkpoint, or one of another version.
+    """
     folder = Path(folder)
     tree = load_checkpoint(folder / CHECKPOINT)
-    recipe = recipes.from_json(tree["recipe"])
-    with _unseen():
-        model = recipes.build(recipe, tree["given"]).to(device=device)
-    try:
+    with of_this_version(folder / CHECKPOINT):
+        recipe, step = recipes.from_json(tree["recipe"]), operator.index(tree["step"])
+        with _unseen():
+            model = recipes.build(recipe, tree["given"]).to(device=device)
         model.load_state_dict(tree["model"])
         if tree["ema"]:
             averaged(model).load_state_dict(tree["ema"], strict=False)  # parameters only: buffers have no average
-    except ValueError as error:
-        raise TrainingError(
-            f"{folder}: its checkpoint is of another version of scratchgen ({str(error).rstrip('.')})."
-        ) from error
-    tokenizer = Tokenizer.from_dict(tree["tokenizer"]) if tree["tokenizer"] else None
-    return Run(folder, recipe, tree["step"], model.eval(), tokenizer)
+        tokenizer = Tokenizer.from_dict(tree["tokenizer"]) if tree["tokenizer"] else None
+    return Run(folder, recipe, step, model.eval(), tokenizer)
 
 
 def pictures(run: Run, n: int, seed: int) -> np.ndarray:
