@@ -76,6 +76,8 @@ class _Sweeping:
 _mode = _Mode()
 _anomaly = False  # is every value and gradient checked for NaN and infinity? (in all threads)
 _arrival = threading.Lock()  # held while gradients are added up, or a change is dated, that other threads could be at as well
+if hasattr(os, "register_at_fork"):  # a forked child finds the lock free
+    os.register_at_fork(before=_arrival.acquire, after_in_parent=_arrival.release, after_in_child=_arrival.release)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

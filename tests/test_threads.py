@@ -1,6 +1,7 @@
 """Several threads of Python, forked children and spawned workers: nothing is lost, nothing hangs, the bits are the same."""
 
 import multiprocessing
+import os
 import pickle
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
+from tests.test_kernels import python
 
 
 @pytest.fixture
@@ -133,3 +135,84 @@ def test_a_spawned_worker_computes_with_a_model_that_it_was_sent():
     model, tokens = MODELS["GPT"](), sg.tensor([[1, 2, 3]])
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert np.array_equal(pool.apply(logits_of, (model, tokens)), logits_of(model, tokens))
+
+
+# ------------------------------------------------------------------------------------------------------------ the kernels
+
+BEGIN = """
+import multiprocessing, os, sys, threading, warnings
+import numpy as np
+import kernels
+from kernels.cpu import rows, threads
+
+x = np.random.default_rng(0).standard_normal((3000, 41), np.float32)  # worth two threads
+def run(_=0):
+    return rows.column_sums(x).tobytes()
+"""
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_a_forked_child_and_its_child_compute_the_same_bits(layer):
+    program = """
+warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
+expected, fork = run(), multiprocessing.get_context("fork")
+def both(_):
+    with fork.Pool(1) as pool:
+        return run(), pool.apply(run)
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(2, mp_context=fork) as pool:
+    assert list(pool.map(both, range(2), timeout=60)) == [(expected, expected)] * 2
+assert run() == expected
+"""
+    done = python("-c", BEGIN + program, SCRATCHGEN_THREADS="2", NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER=layer)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_threads_of_python_may_call_kernels_at_once(layer):
+    program = """
+sys.setswitchinterval(1e-6)
+expected, wrong = run(), []
+def work():
+    for _ in range(200):
+        if run() != expected:
+            wrong.append(1)
+at_once = [threading.Thread(target=work) for _ in range(4)]
+for thread in at_once: thread.start()
+for thread in at_once: thread.join()
+assert not wrong
+"""
+    done = python("-c", BEGIN + program, SCRATCHGEN_THREADS="2", NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER=layer)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts the threads in Linux's /proc")
+@pytest.mark.parametrize(("asked", "made"), [("1", 0), ("2", 1), ("3", 2)])
+def test_so_many_threads_are_made_as_are_asked_for(asked, made):
+    program = """
+from kernels.cpu import matmul
+matmul.small["f"]  # loads the compiler's libraries, and their threads, without calling the pool
+before = len(os.listdir("/proc/self/task"))
+def work():
+    x[:] = 1
+    rows.column_sums(x)
+    rows.softmax(x)
+work()
+print(len(os.listdir("/proc/self/task")) - before, threads.threads(), os.environ.get("GOMP_SPINCOUNT"))
+"""
+    done = python("-c", BEGIN + program, SCRATCHGEN_THREADS=asked, NUMBA_NUM_THREADS="4")
+    assert done.stdout.split() == [str(made), asked, "None"], done.stderr
+
+
+def test_the_number_of_threads_may_be_changed_between_two_calls():
+    program = """
+both = run()
+threads.set_threads(1)
+alone = run()
+threads.set_threads(2)
+assert run() == both
+y = np.frombuffer(alone, np.float32)
+np.testing.assert_allclose(y, x.sum(0, dtype=np.float64), rtol=1e-4, atol=1e-4)
+"""
+    done = python("-c", BEGIN + program, SCRATCHGEN_THREADS="2", NUMBA_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr

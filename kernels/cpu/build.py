@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -30,12 +31,16 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 
+from kernels.cpu import threads
+
 TYPES = {"f": numba.float32, "d": numba.float64}
 LETTERS = {np.dtype(letter): letter for letter in TYPES}  # other types, the other byte order too, are the reference's
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
 SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
 
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child that is forked while another thread compiles finds the lock free
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @lru_cache(maxsize=1)
@@ -132,7 +137,8 @@ class Kernel(dict):
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
         try:
             make = numba.cfunc if self.callback else numba.njit
-            return make(self.signature(TYPES[letter]), cache=cache, **self.options)(self.function)
+            with threads.linked() if self.options.get("parallel") else nullcontext():
+                return make(self.signature(TYPES[letter]), cache=cache, **self.options)(self.function)
         finally:
             numba.config.CACHE_DIR = before
 
