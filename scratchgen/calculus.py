@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
+from scratchgen.device import on_host
+from scratchgen.replay import Note
 from scratchgen.tensor import (
     Alias,
     Edge,
@@ -158,25 +160,39 @@ def hessian(func: Callable[..., Any], inputs: Tensor, create_graph: bool = False
 
 
 class Checkpoint(Function):
-    """y = f(x), of which only x is kept; the backward sweep runs f again, with the same random numbers."""
+    """y = f(x), of which only x is kept; the backward sweep runs f again, as it ran before."""
 
-    def forward(
-        self, *arrays: Any, function: Callable[..., Any], arity: int, random_state: dict, outputs: tuple[Any, ...]
-    ) -> Any:
-        self.function, self.arity, self.random_state = function, arity, random_state
+    def forward(self, *arrays: Any, function: Callable[..., Any], arity: int, note: Note, outputs: tuple[Any, ...]) -> Any:
+        self.function, self.arity, self.note = function, arity, note
+        self.marks = [_mark(y) for y in outputs]
         return outputs if len(outputs) > 1 else outputs[0]
 
     def backward(self, *dys: Tensor) -> tuple[Tensor | None, ...]:
-        with enable_grad():
-            xs = [Alias.apply(x) for x in self.inputs[: self.arity]]
-            after = random.get_rng_state()
-            random.set_rng_state(self.random_state)
-            try:
+        with self.note.again():  # the sweep too: the graph may hold a tensor that f wrote to
+            with enable_grad():
+                xs = [Alias.apply(x) for x in self.inputs[: self.arity]]
                 ys = listed(self.function(*xs))
-            finally:
-                random.set_rng_state(after)
-        places = xs + list(self.inputs[self.arity :])
-        return vjp_through(ys, list(dys), places, self.needs_input_grad)
+            if not all(_alike(_mark(y._data), mark) for y, mark in zip(ys, self.marks, strict=True)):
+                raise RuntimeError(
+                    "checkpoint: expected the function to give the same when the backward sweep runs it again, got another "
+                    "result: does it draw random numbers but not through `generator=`, or depend on something that has changed?"
+                )
+            places = xs + list(self.inputs[self.arity :])
+            return vjp_through(ys, list(dys), places, self.needs_input_grad)
+
+
+def _mark(y: Any) -> np.ndarray | None:
+    """A few elements by which to know a result again; None for one on a device, which would have to be waited for."""
+    return y.reshape(-1)[:: max(1, y.size // 256)].copy() if on_host(y) else None
+
+
+def _alike(mark: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """The same but for rounding."""
+    if mark is None or other is None or mark.shape != other.shape or mark.dtype.kind not in "fc":
+        return mark is other is None or np.array_equal(mark, other)
+    tolerance = math.sqrt(np.finfo(mark.dtype).eps)
+    scale = np.abs(other[np.isfinite(other)]).max(initial=0)
+    return np.allclose(mark, other, rtol=tolerance, atol=float(tolerance * scale), equal_nan=True)
 
 
 def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -184,7 +200,8 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
 
     Memory for one more forward pass of `function`. Its parameters, and whatever else it reaches besides its arguments,
     are found by looking at the graph it builds, so every gradient, of any order, is the one it would give by itself.
-    `function` must compute the same again: randomness from the library's generator is replayed.
+    What it draws from a generator through the library, and what it writes to tensors in place (running statistics), is
+    replayed: the same numbers again, and no second change. Raises RuntimeError where it gives another result all the same.
     Source: Chen, Xu, Zhang & Guestrin 2016, arXiv:1604.06174.
     """
     if not is_grad_enabled():
@@ -195,9 +212,11 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
         tensors = iter(xs)
         return function(*[next(tensors) if isinstance(x, Tensor) else x for x in inputs])
 
-    random_state = random.get_rng_state()
     start = next(ticks)
-    ys = listed(call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs]), "the checkpointed function's result")
+    with Note() as note:
+        random.generator()
+        ys = call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs])
+    ys = listed(ys, "the checkpointed function's result")
     outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
     seen = {y.node for y in ys if y.node is not None}
     stack = list(seen)
@@ -212,7 +231,7 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
                 seen.add(node)
                 stack.append(node)
     return Checkpoint.apply(
-        *xs, *outside.values(), function=call, arity=len(xs), random_state=random_state, outputs=tuple([y._data for y in ys])
+        *xs, *outside.values(), function=call, arity=len(xs), note=note, outputs=tuple([y._data for y in ys])
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from scratchgen import replay
+
 _generator = np.random.default_rng(0)
 
 
@@ -15,17 +17,32 @@ def manual_seed(seed: int) -> np.random.Generator:
     """Restart the library's generator from `seed`, and return it."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"manual_seed: expected a whole number of at least 0, got {seed!r}")
+    note_use(_generator)
     _generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     return _generator
 
 
 def generator(given: np.random.Generator | None = None) -> np.random.Generator:
-    """`given`, or the library's own generator when none is given."""
+    """`given`, or the library's own generator when none is given: to draw from, which a checkpoint under way takes note of."""
     if given is None:
-        return _generator
-    if not isinstance(given, np.random.Generator):
+        given = _generator
+    elif not isinstance(given, np.random.Generator):
         raise TypeError(f"generator: expected a numpy.random.Generator, got {type(given).__name__}")
+    note_use(given)
     return given
+
+
+def note_use(given: np.random.Generator) -> None:
+    """Numbers will be drawn from `given`."""
+    replay.changing(given.bit_generator, _state, _restore)
+
+
+def _state(source: np.random.BitGenerator) -> dict:
+    return source.state
+
+
+def _restore(source: np.random.BitGenerator, state: dict) -> None:
+    source.state = state
 
 
 def get_rng_state() -> dict:
@@ -35,6 +52,7 @@ def get_rng_state() -> dict:
 
 def set_rng_state(state: dict) -> None:
     """Continue from a state that `get_rng_state` returned."""
+    note_use(_generator)
     try:
         _generator.bit_generator.state = state
     except (TypeError, ValueError, KeyError) as error:

@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
+from scratchgen import replay
 from scratchgen.hooks import Hooks, RemovableHandle, checked
 from scratchgen.switch import Switch
 
@@ -909,6 +910,7 @@ class Writing:
             now = _last_write[0] = next(ticks)
         try:
             for t in self.tensors:
+                replay.changing(t, _copied, Tensor.copy_)
                 _own_stamp(t)[0] = now
                 self._open(t._data)
         except BaseException:  # what cannot be written to: memory that somebody else protects
@@ -996,6 +998,10 @@ _SOLE = [_references([place(np.ones(2), None)], 0), _references([place(np.ones(2
 def _as_array(x: Any) -> Any:
     """`x` if it is an array, wherever it lives; else what NumPy makes of it."""
     return x if devices.is_array(x) else np.asarray(x)
+
+
+def _copied(t: Tensor) -> Any:
+    return t._data.copy()
 
 
 def _stamp_of_base(y: Any, inputs: Sequence[Tensor]) -> list[int]:
