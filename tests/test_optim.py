@@ -75,7 +75,39 @@ def rmsprop(x, gs, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, ce
         yield x
 
 
+def adagrad(x, gs, lr=1e-2, lr_decay=0, weight_decay=0, initial_accumulator_value=0, eps=1e-10):
+    s = initial_accumulator_value
+    for t, g in enumerate(gs):
+        g = g + weight_decay * x
+        s += g * g
+        x = x - lr / (1 + t * lr_decay) * g / (math.sqrt(s) + eps)
+        yield x
+
+
+def radam(x, gs, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, decoupled_weight_decay=False):
+    (b1, b2), m, v = betas, 0.0, 0.0
+    for t, g in enumerate(gs, 1):
+        if decoupled_weight_decay:
+            x = x - lr * weight_decay * x
+        else:
+            g = g + weight_decay * x
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        most = 2 / (1 - b2) - 1
+        rho = most - 2 * t * b2**t / (1 - b2**t)
+        if rho > 5:
+            r = math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+            x = x - lr * r * m / (1 - b1**t) * math.sqrt(1 - b2**t) / (math.sqrt(v) + eps)
+        else:
+            x = x - lr * m / (1 - b1**t)
+        yield x
+
+
 CASES = [
+    (optim.Adagrad, adagrad, {}),
+    (optim.Adagrad, adagrad, {"lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-2}),
+    (optim.RAdam, radam, {}),  # ρ_t passes 5 at t = 6
+    (optim.RAdam, radam, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1}),
+    (optim.RAdam, radam, {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1, "decoupled_weight_decay": True}),
     (optim.SGD, sgd, {}),
     (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9}),
     (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
@@ -297,6 +329,10 @@ P = Parameter(np.ones(2))
         lambda: optim.StepLR(optim.SGD([P]), 1).load_state_dict({"last_epoch": 1, "base_lrs": [1, 2]}),
         "expected last_epoch and 1 base_lrs",
     ),
+    (lambda: optim.Adagrad([P], initial_accumulator_value=-1), "initial_accumulator_value to be"),
+    (lambda: optim.Adagrad([P], lr_decay=-1), "lr_decay to be"),
+    (lambda: optim.RAdam([P], betas=(0.9, 1)), r"betas\[1\] to be"),
+    (lambda: optim.RAdam([P], eps=-1), "eps to be"),
     (lambda: optim.warmup_cosine(0, warmup=5, steps=4), "0 ≤ warmup ≤ steps"),
     (lambda: optim.warmup_cosine(0, warmup=1, steps=4, final=1.5), "0 ≤ final ≤ 1"),
     (lambda: optim.EMA(nn.Linear(1, 1), 1.0), "decay to be a number of at least 0 and below 1, got 1.0"),

@@ -12,22 +12,41 @@ only, and a run that continues from one takes the same steps, bit for bit, as on
 optimizer (the base) · algorithms (SGD, Adam, …) · lr_scheduler · average (EMA).
 """
 
-from scratchgen.optim.algorithms import SGD, Adam, AdamW, RMSprop
+from scratchgen.optim.algorithms import SGD, Adagrad, Adam, AdamW, RAdam, RMSprop
 from scratchgen.optim.average import EMA
-from scratchgen.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, StepLR, warmup_cosine
+from scratchgen.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+    warmup_cosine,
+)
 from scratchgen.optim.optimizer import Optimizer
 
 __all__ = [
     "EMA",
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
     "CosineAnnealingLR",
+    "ExponentialLR",
     "LRScheduler",
     "LambdaLR",
     "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
     "Optimizer",
+    "RAdam",
     "RMSprop",
+    "ReduceLROnPlateau",
+    "SequentialLR",
     "StepLR",
     "warmup_cosine",
 ]

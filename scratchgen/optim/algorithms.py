@@ -183,6 +183,113 @@ class AdamW(_Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
 
 
+class RAdam(Optimizer):
+    r"""g ← g + λ θ                                   `weight_decay` λ; with `decoupled_weight_decay` θ ← θ − lr λ θ instead
+    m ← β₁ m + (1 − β₁) g
+    v ← β₂ v + (1 − β₂) g²
+    θ ← θ − lr m̂ r √(1 − β₂ᵗ) / (√v + ε)  where ρ_t > 5,  else  θ − lr m̂,      m̂ = m / (1 − β₁ᵗ)
+
+    ρ_∞ = 2 / (1 − β₂) − 1,  ρ_t = ρ_∞ − 2 t β₂ᵗ / (1 − β₂ᵗ): of so many gradients v is the mean, as far as its variance goes
+    r² = (ρ_t − 4) (ρ_t − 2) ρ_∞ / ((ρ_∞ − 4) (ρ_∞ − 2) ρ_t): makes up for the variance of 1/√v while they are few
+
+    `maximize` begins with g ← −g.
+    Raises ValueError for options that are negative or not finite, and betas outside [0, 1).
+    Source: Liu et al. 2020, arXiv:1908.03265, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, options)
+
+    def check(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            check_number(self, name, group[name])
+        check_betas(self, group["betas"])
+
+    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        t = state["step"] = state.get("step", 0) + 1
+        m, v = slot(state, "exp_avg", p), slot(state, "exp_avg_sq", p)
+        lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+        if decay and group["decoupled_weight_decay"]:
+            p *= 1 - lr * decay
+        elif decay:
+            g = g + decay * p
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        rate, unbiased = lr / (1 - beta1**t), 1 - beta2**t
+        limit = 2 / (1 - beta2) - 1
+        length = limit - 2 * t * beta2**t / unbiased
+        if length > 5:
+            r = math.sqrt((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length))
+            p -= rate * r * math.sqrt(unbiased) * (m / (np.sqrt(v) + group["eps"]))
+        else:
+            p -= rate * m
+
+
+class Adagrad(Optimizer):
+    r"""g ← g + λ θ                                   `weight_decay` λ
+    s ← s + g²,  s = `initial_accumulator_value` at first
+    θ ← θ − lr / (1 + (t − 1) η) · g / (√s + ε)    `lr_decay` η
+
+    `maximize` begins with g ← −g.
+    Raises ValueError for options that are negative or not finite.
+    Source: Duchi, Hazan & Singer 2011, "Adaptive subgradient methods".
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+    ):
+        options = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+        }
+        super().__init__(params, {**options, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"):
+            check_number(self, name, group[name])
+
+    def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        t = state["step"] = state.get("step", 0) + 1
+        if "sum" not in state:
+            state["sum"] = np.full_like(p, group["initial_accumulator_value"])
+        if group["weight_decay"]:
+            g = g + group["weight_decay"] * p
+        s = state["sum"]
+        s += g * g
+        p -= group["lr"] / (1 + (t - 1) * group["lr_decay"]) * (g / (np.sqrt(s) + group["eps"]))
+
+
 class RMSprop(Optimizer):
     r"""g ← g + λ θ                                   `weight_decay` λ
     v ← α v + (1 − α) g²

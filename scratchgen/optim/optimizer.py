@@ -58,7 +58,7 @@ class Optimizer:
         name = type(self).__name__
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{name}: expected a group to be a dict with 'params', got {param_group!r:.80}")
-        unknown = [key for key in param_group if key != "params" and key not in self.defaults and key != "initial_lr"]
+        unknown = [key for key in param_group if key != "params" and key not in self.defaults and key not in _NOTES]
         if unknown:
             raise ValueError(f"{name}: expected options among {', '.join(self.defaults)}, got {', '.join(map(repr, unknown))}")
         group = {"params": None, **self.defaults, **param_group}
@@ -138,13 +138,13 @@ class Optimizer:
             state[p] = {key: self._loaded(name, str(i), key, x, p) for key, x in values.items() if x is not None}
         groups = []
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            unknown = set(saved) - {*group, "initial_lr", *self.implied, *_HOW}
+            unknown = set(saved) - {*group, *_NOTES, *self.implied, *_HOW}
             if unknown:
                 raise ValueError(f"{name}: expected options among {', '.join(group)}, got {', '.join(sorted(unknown))}")
             for key, value in self.implied.items():
                 if saved.get(key, value) != value:
                     raise ValueError(f"{name}: expected {key} {value}, got the state of an optimiser with {saved[key]}")
-            kept = {*group, "initial_lr"} - {"params"}
+            kept = {*group, *_NOTES} - {"params"}
             options = {key: _option(value) for key, value in saved.items() if key in kept}
             groups.append({**group, **options})
             self.check(groups[-1])
@@ -190,6 +190,9 @@ def check_betas(owner: Optimizer, betas: Any) -> None:
     for i, beta in enumerate(betas):
         check_number(owner, f"betas[{i}]", beta, 1)
 
+
+# What schedules note in a group.
+_NOTES = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
 
 # What a group of PyTorch's says besides: how a step is computed, not what is computed.
 _HOW = ("capturable", "differentiable", "foreach", "fused", "param_names")
