@@ -1,9 +1,11 @@
 """The kernels: every door in every storey, each width of vectors, and the door itself.
 
 The comparisons run in processes of their own (`kernel_cases.py`), two at a time: the width of the vectors is fixed when
-the kernels are imported, and an element read out of bounds ends the process, not the tests.
+the kernels are imported, and an element read out of bounds ends the process, not the tests. What they free is overwritten
+at once, so that a kernel that reads freed memory gives a wrong result.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -24,6 +26,8 @@ RUNS = {  # element type, width of the vectors (0: the machine's), rooms
     "float32 in 256 bits": ("f", 256, ("matmul", "attention")),
     "float64 in 128 bits": ("d", 128, ("matmul",)),
 }
+OVERWRITES = {"PYTHONMALLOC": "debug", "MALLOC_PERTURB_": "165"}  # Python's and the C library's allocators fill what is freed
+HOLDERS = ("scratch", "__init__", "launch", "_workspace")  # these take `.ctypes.data` of what they keep or were given
 
 
 def python(*arguments, **environment):
@@ -36,6 +40,7 @@ def python(*arguments, **environment):
 
 def cases(letter, bits, rooms):
     environment = {"SCRATCHGEN_SIMD": str(bits)} if bits else {}
+    environment |= OVERWRITES
     environment["OMP_WAIT_POLICY"] = "passive"  # processes share the cores here: waiting threads should give theirs up
     return python("tests/kernel_cases.py", letter, *rooms, SCRATCHGEN_THREADS="2", **environment)
 
@@ -55,6 +60,35 @@ def test_every_door_against_the_reference_between_guard_pages(runs, name):
     if len(RUNS[name][2]) == 6:  # every door was there
         doors = {line.split("\t")[0] for line in done.stdout.splitlines()}
         assert doors == {door for room, doors in kernels.CPU.items() if room != "convolution" for door in doors}
+
+
+@pytest.mark.deep
+def test_the_kernels_tests_pass_where_freed_memory_is_overwritten():
+    arguments = "-q -W error -p no:cacheprovider -k not(overwritten) tests/test_kernels.py tests/test_kernels_conv.py".split()
+    done = python("-m", "pytest", *arguments, **OVERWRITES, OMP_WAIT_POLICY="passive", SCRATCHGEN_DEEP="")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_addresses_are_taken_only_where_the_array_is_held():
+    """The rule at the head of `kernels/cpu/memory.py`, read off the sources."""
+    wrong, taken = [], 0
+    for path in sorted((ROOT / "kernels" / "cpu").glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            nodes = list(ast.walk(function))
+            given = {x.arg for x in nodes if isinstance(x, ast.arg)}
+            for x in nodes:  # an array made of an address owns nothing: whoever gave the address holds what lies there
+                if isinstance(x, ast.Assign) and isinstance(x.value, ast.Call) and isinstance(x.targets[0], ast.Name):
+                    made_by = ast.unparse(x.value.func)
+                    given |= {x.targets[0].id} if made_by in ("view", "numba.carray") else set()
+            calls = [x for x in nodes if isinstance(x, ast.Call) and ast.unparse(x.func) == "address"]
+            taken += len(calls)
+            names = [ast.unparse(x.args[0]) for x in calls]
+            wrong += [f"{path.name}: {function.name} takes address({name})" for name in names if name not in given]
+            if any(isinstance(x, ast.Attribute) and x.attr == "ctypes" for x in nodes):
+                wrong += [f"{path.name}: {function.name} takes .ctypes"] * (function.name not in HOLDERS)
+    assert not wrong and taken > 20, wrong
 
 
 @pytest.mark.parametrize("place", [-1, 5])

@@ -179,7 +179,7 @@ def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch
 
     def guarded(*sizes):
         places = workspace(*sizes, 1 << 20)
-        after.append(np.frombuffer((ctypes.c_uint8 * (1 << 20)).from_address(places[-1]), np.uint8))
+        after.append(np.frombuffer((ctypes.c_uint8 * (1 << 20)).from_address(places[-1].address), np.uint8))
         after[-1][:] = 0xA5
         return places[:-1]
 
@@ -307,7 +307,8 @@ GUARDED = """
         sys.exit(0)
 
     def workspace(*sizes):
-        return [guarded(-(-size // 64) * 64, np.uint8, at_end).ctypes.data for size in sizes]
+        pieces = [guarded(-(-size // 64) * 64, np.uint8, at_end) for size in sizes]
+        return [convolution.Held(piece.ctypes.data, piece) for piece in pieces]
 
     convolution._workspace = workspace
     convolution.WINOGRAD_CHANNELS, convolution.WINOGRAD_TILES = 1.2, 1
@@ -328,7 +329,7 @@ GUARDED = """
 def guarded_run(bits, bite=False):
     here = Path(__file__).resolve().parent
     script = GUARDED.format(root=str(here.parent), tests=str(here), bite=bite)
-    environment = {**os.environ, "SCRATCHGEN_SIMD": str(bits)}
+    environment = {**os.environ, "SCRATCHGEN_SIMD": str(bits), "PYTHONMALLOC": "debug", "MALLOC_PERTURB_": "165"}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=600, env=environment
     )
@@ -339,7 +340,9 @@ def guarded_run(bits, bite=False):
     "bits", [BITS, *[pytest.param(bits, marks=pytest.mark.deep) for bits in WIDTHS if bits != BITS]]
 )
 def test_no_element_outside_of_the_arrays_is_touched(bits):
-    """Inputs, outputs and scratch between pages that may not be touched; what is not written yet reads as NaN."""
+    """Inputs, outputs and scratch between pages that may not be touched; what is not written yet reads as NaN.
+
+    What is freed is overwritten."""
     assert guarded_run(bits, bite=True).returncode < 0
     run = guarded_run(bits)
     assert run.returncode == 0 and "all within bounds" in run.stdout, run.stderr[-2000:]

@@ -35,7 +35,7 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu import memory, winograd
+from kernels.cpu import winograd
 from kernels.cpu.convolution_loops import (
     Offsets,
     Tools,
@@ -49,6 +49,7 @@ from kernels.cpu.convolution_loops import (
     weight,
 )
 from kernels.cpu.matmul import SERIAL
+from kernels.cpu.memory import Held, scratch
 from kernels.cpu.simd import lanes
 from kernels.cpu.threads import threads as count_threads
 
@@ -141,7 +142,7 @@ def _plan(canvas: Canvas, images: int, phases: list[Any], results: int, columns:
         (len(f.rows) // images, f.rows.address, len(f.taps), f.taps.address, f.results.address, f.start) for f in made
     ]
     complete = sum(len(f.rows) for f in made) == images * results
-    return Plan(canvas, made, Offsets(np.array(jobs, np.int64).reshape(-1)), order * depth, complete)
+    return Plan(canvas, made, Offsets(np.array(jobs, np.int64).reshape(-1), of=made), order * depth, complete)
 
 
 @lru_cache(256)
@@ -200,11 +201,12 @@ def _result(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.empty(shape, dtype)
 
 
-def _workspace(*sizes: int) -> list[int]:
-    """Addresses of pieces of so many bytes, each on a cache line, of this thread's memory: until it asks again."""
+def _workspace(*sizes: int) -> list[Held]:
+    """Pieces of so many bytes, each on a cache line, of this thread's memory: until it asks again."""
     places = [0, *accumulate(-(-size // 64) * 64 for size in sizes)]
-    start = memory.scratch("d", places[-1] // 8).ctypes.data
-    return [start + p for p in places[:-1]]
+    whole = scratch("d", places[-1] // 8)
+    start = whole.ctypes.data
+    return [Held(start + p, whole) for p in places[:-1]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ def _cache_lines(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _pack(k: Tools, w: Array, packed: int, groups: int, g: Geometry, forward: bool, order: Offsets, threads: int) -> None:
+def _pack(k: Tools, w: Array, packed: Held, groups: int, g: Geometry, forward: bool, order: Offsets, threads: int) -> None:
     """Weights in panels of output channels, or, backward, of input channels."""
     taps = math.prod(g.kernel)
     by_output, by_input = (g.outputs, g.channels * taps), (g.channels, taps)
@@ -371,7 +373,7 @@ def _winograd(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads:
         winograd.correlate, threads, k.tile, k.scatter, k.item, transform, inward, outward, side, not forward, weights, len(x),
         block, *g.counts, batch,
         x, channels, x_pixels, x_stride, x_canvas.elements, x_canvas.row, x_canvas.pixels, x_corners, steps(batch, depth),
-        steps(depth, 1), y, columns, y_pixels, y_stride, y_canvas.elements, y_canvas.row, int(y_canvas.pixels.table[0]),
+        steps(depth, 1), y, columns, y_pixels, y_stride, y_canvas.elements, y_canvas.row, int(y_canvas.pixels.array[0]),
         y_corners, steps(batch, wide), steps(columns, y_pixels), strips, mine, own, by_image,
     )  # fmt: skip
     return y
@@ -404,7 +406,7 @@ def _winograd_weight(x: Array, dy: Array, dw: Array, g: Geometry, threads: int) 
 
 
 def _collected(
-    k: Tools, sums: int, count: int, dw: Array, groups: int, channels: int, outputs: int, taps: int, turned: bool, threads: int
+    k: Tools, sums: Held, count: int, dw: Array, groups: int, channels: int, outputs: int, taps: int, turned: bool, threads: int
 ) -> Array:
     """dw[g, o, c, t] from the threads' sums [g, t, c, o]; turned: dw[g, c, o, T − 1 − t]."""
     by_channel, by_output = (outputs * taps, taps) if turned else (taps, channels * taps)

@@ -16,6 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.cpu.build import INT, VOID, Kernel, helper, kernel
+from kernels.cpu.memory import Held
 from kernels.cpu.simd import BITS, WINDOW, call, load, pack, scatter, view, window_tile
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,23 +65,24 @@ def _launch(function, job, threads):
             call(function, (np.int64(t), threads, job))
 
 
-class Offsets:
-    """A table of integers that does not change, and where it lies."""
+class Offsets(Held):
+    """A table of integers that does not change, and where it lies; `of`: the tables whose addresses stand in it, if any."""
 
-    __slots__ = ("address", "table")
+    __slots__ = ("of",)
 
-    def __init__(self, table: Any) -> None:
-        self.table = np.ascontiguousarray(table, np.int64)
-        self.table.flags.writeable = False
-        self.address = self.table.ctypes.data
+    def __init__(self, table: Any, of: Any = ()) -> None:
+        table = np.ascontiguousarray(table, np.int64)
+        table.flags.writeable = False
+        super().__init__(table.ctypes.data, table)
+        self.of = of
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.array)
 
 
 def launch(loop: Kernel, threads: int, *job: Any) -> None:
-    """loop(t, threads, job) for each t < threads; a job is made of integers, arrays and `Offsets`."""
-    numbers = [x.address if type(x) is Offsets else x.ctypes.data if type(x) is np.ndarray else x for x in job]
+    """loop(t, threads, job) for each t < threads; a job is made of integers, arrays and `Held` addresses."""
+    numbers = [x.address if isinstance(x, Held) else x.ctypes.data if type(x) is np.ndarray else x for x in job]
     array = np.array(numbers, np.int64)
     _launch["f"](loop["f"], array.ctypes.data, threads)
 

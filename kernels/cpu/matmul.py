@@ -178,6 +178,34 @@ def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@helper
+def _by_tiles(sizes, a, b, c, zero):
+    """C = A B;  a: (address, strides), b: (address, distances of its panels and of their rows), c: (address, of its rows)"""
+    (m, n, k), (a, a_rs, a_cs), (b, b_ps, b_rs), (c, c_rs) = sizes, a, b, c
+    size = view(a, 1, zero).itemsize
+    width = VECTORS * (BITS // 8) // size
+    tiles = max((m + HEIGHT - 1) // HEIGHT, 1)
+    least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
+    for j in range(0, n, width):
+        at_a, at_c = a, c + j * size
+        for p in range(tiles):
+            height = least + (p < taller)
+            inline_tile(k, at_a, a_rs, a_cs, b, b_rs, at_c, c_rs, height, min(width, n - j), 0, zero)
+            at_a, at_c = at_a + height * a_rs, at_c + height * c_rs
+        b += b_ps
+
+
+@helper
+def _by_copied_tiles(packer, workspace, sizes, a, b, c, zero):
+    """The same for b: (address, strides), copied into panels first, which fill the workspace"""
+    (_, n, k), (b, b_rs, b_cs), size = sizes, b, workspace.itemsize
+    width = VECTORS * (BITS // 8) // size
+    for j in range(0, n, width):
+        to = address(workspace) + j * k * size
+        call(packer, (k, min(width, n - j), b + j * b_cs, b_rs, b_cs, to, width * size, width))
+    _by_tiles(sizes, a, (address(workspace), k * width * size, width * size), c, zero)
+
+
 @kernel(lambda T: numba.boolean(INT, INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
 def small(packer, rows, a, b, c):
     """C = A B by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product.
@@ -187,30 +215,20 @@ def small(packer, rows, a, b, c):
     (m, k), n, size = a.shape, c.shape[1], c.itemsize
     width = VECTORS * (BITS // 8) // size
     (a_rs, a_cs), (b_rs, b_cs), c_rs = a.strides, b.strides, c.strides[0]
-    at_b, b_ps = address(b), width * b_cs
     if b.shape[0] != k:
         return False
+    at_a, at_b, at_c, zero = address(a), address(b), address(c), c.dtype.type(0)
     if few(m, k, a_cs, b_rs, b_cs, size):
-        call(rows, (packer, address(a), a_rs, a_cs, at_b, b_ps, b_rs, address(c), c_rs, m, n, k, 0, 0))
+        call(rows, (packer, at_a, a_rs, a_cs, at_b, width * b_cs, b_rs, at_c, c_rs, m, n, k, 0, 0))
         return True
     if k > 4 * DEPTH:
         return False
+    sizes, of_a, of_c = (m, n, k), (at_a, a_rs, a_cs), (at_c, c_rs)
     if b_cs != size or b_rs % 4096 == 0 or not (MASKED or n % (width // VECTORS) == 0):
-        count = (n + width - 1) // width
-        room = np.empty(count * k * width, c.dtype)
-        for p in range(count):
-            source, out = at_b + p * b_ps, address(room) + p * k * width * size
-            call(packer, (k, min(width, n - p * width), source, b_rs, b_cs, out, width * size, width))
-        at_b, b_ps, b_rs = address(room), k * width * size, width * size
-    tiles, zero = max((m + HEIGHT - 1) // HEIGHT, 1), c.dtype.type(0)
-    least, taller = m // tiles, m % tiles  # the first so many tiles have one row more
-    for j in range(0, n, width):
-        at_a, at_c = address(a), address(c) + j * size
-        for p in range(tiles):
-            height = least + (p < taller)
-            inline_tile(k, at_a, a_rs, a_cs, at_b, b_rs, at_c, c_rs, height, min(width, n - j), 0, zero)
-            at_a, at_c = at_a + height * a_rs, at_c + height * c_rs
-        at_b += b_ps
+        workspace = np.empty((n + width - 1) // width * width * k, c.dtype)
+        _by_copied_tiles(packer, workspace, sizes, of_a, (at_b, b_rs, b_cs), of_c, zero)
+    else:
+        _by_tiles(sizes, of_a, (at_b, width * b_cs, b_rs), of_c, zero)
     return True
 
 

@@ -1,11 +1,18 @@
-"""Memory that is kept, in large pages: what comes fresh from the system, or in small pages, costs more than the work in it.
+"""Whose memory an address points to, and memory that is kept in large pages.
 
-A training step frees what it allocated and asks for the same again a moment later. The C library's allocator, left alone,
-returns large blocks to the system at once; the next block comes as pages of 4 kB that fault in one by one, filled with
-zeros, and a step's few tens of megabytes have more pages than the processor remembers the places of. Measured on a GPT
-step: 1.3 times the time for the first, 1.2 for the second. So, once, before the first compiled kernel runs, the allocator
-is told to keep what is freed, and the system to back the room that it grows into with pages of 2 MB: for all arrays of the
-process, NumPy's own too. The process then stays as large as it once was.
+An address does not keep the array that it points into: Python, NumPy and Numba free an array after its last use by name. So
+
+    compiled code takes the address of its arguments alone, `address(x)`: the caller holds x until the call returns.
+    An array that compiled code makes itself is handed to a function for which it is an argument.
+    Python hands arrays to compiled code. Where that code wants addresses, Python holds each beside its array (`Held`).
+
+Memory that comes fresh from the system, or in small pages, costs more than the work in it. A training step frees what it
+allocated and asks for the same again a moment later. The C library's allocator, left alone, returns large blocks to the
+system at once; the next block comes as pages of 4 kB that fault in one by one, filled with zeros, and a step's few tens of
+megabytes have more pages than the processor remembers the places of. Measured on a GPT step: 1.3 times the time for the
+first, 1.2 for the second. So, once, before the first compiled kernel runs, the allocator is told to keep what is freed, and
+the system to back the room that it grows into with pages of 2 MB: for all arrays of the process, NumPy's own too. The process
+then stays as large as it once was.
 That is glibc's `mallopt` and Linux's `madvise`; where they do not exist everything works, without this gain.
 """
 
@@ -35,8 +42,11 @@ def use_large_pages() -> bool:
     """Let the heap's room, a quarter of the machine's memory, be backed by large pages as it fills; False where it cannot be.
 
     The room is asked for and freed at once: it is then the end of the heap, where the allocator, which no longer gives
-    memory back, takes from. Pages come into being when they are first written to.
+    memory back, takes from. Pages come into being when they are first written to. An allocator that was told to write over
+    all that it hands out or takes back would write to these at once, and is left alone.
     """
+    if "MALLOC_PERTURB_" in os.environ or "glibc.malloc.perturb" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
     try:
         room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
         libc = ctypes.CDLL(None)
@@ -57,6 +67,16 @@ def use_large_pages() -> bool:
 
 kept = keep_freed_memory()
 large = kept and use_large_pages()
+
+
+class Held:
+    """An address, and the array in whose memory it lies: who holds the one holds the other."""
+
+    __slots__ = ("address", "array")
+
+    def __init__(self, address: int, array: np.ndarray) -> None:
+        self.address, self.array = address, array
+
 
 _scratch = threading.local()
 

@@ -28,30 +28,34 @@ def fill(row, a, b, c, d):
     row[0], row[1], row[2], row[3], row[4] = a.size, address(a), address(b), address(c), address(d)
 
 
-def _table(written: int, *lists: Sequence[Array]) -> tuple[str, Array]:
-    """A row for each parameter: its number of elements, then its address in each list; and their element type.
+class Table:
+    """A row for each parameter, its number of elements and its address in each list, and the arrays that lie there.
 
-    The type is "" where only the reference will do. The first lists, `written` of them, are to be written to.
+    `letter`: their element type, or "" where only the reference will do. The first lists, `written` of them, are written to.
     """
-    dtype = lists[0][0].dtype if lists[0] else None
-    letter = LETTERS.get(dtype, "")
-    table = np.empty((len(lists[0]), 5), np.intp)
-    if not letter:
-        return "", table
-    for k, xs in enumerate(zip(*lists, strict=True)):
-        shape, flats = xs[0].shape, []
-        for i, x in enumerate(xs):
-            flags = x.flags
-            usable = flags.carray if i < written else flags.c_contiguous and flags.aligned
-            if x.dtype != dtype or x.shape != shape or not usable:
-                return "", table
-            flats.append(x.reshape(-1))
-        fill[letter](table[k], *flats, *flats[:1] * (4 - len(flats)))
-    return letter, table
 
+    __slots__ = ("arrays", "letter", "rows")
 
-def _shares(table: Array) -> int:
-    return shares(int(table[:, 0].sum()))
+    def __init__(self, written: int, *lists: Sequence[Array]) -> None:
+        dtype = lists[0][0].dtype if lists[0] else None
+        self.letter, self.arrays, self.rows = "", [], np.empty((len(lists[0]), 5), np.intp)
+        letter = LETTERS.get(dtype, "")
+        if not letter:
+            return
+        for k, xs in enumerate(zip(*lists, strict=True)):
+            shape, flats = xs[0].shape, []
+            for i, x in enumerate(xs):
+                flags = x.flags
+                usable = flags.carray if i < written else flags.c_contiguous and flags.aligned
+                if x.dtype != dtype or x.shape != shape or not usable:
+                    return
+                flats.append(x.reshape(-1))
+            fill[letter](self.rows[k], *flats, *flats[:1] * (4 - len(flats)))
+            self.arrays += flats
+        self.letter = letter
+
+    def shares(self) -> int:
+        return shares(int(self.rows[:, 0].sum()))
 
 
 @helper
@@ -90,12 +94,12 @@ def adamw_all(table, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps, nt)
 def _adam(lists: Any, step: int, lr: float, beta1: float, beta2: float, eps: float, decay: float, l2: float) -> bool:
     params, grads, ms, vs = lists
     grads = [plain(g) for g in grads]
-    letter, table = _table(3, params, ms, vs, grads)
-    if not letter:
+    table = Table(3, params, ms, vs, grads)
+    if not table.letter:
         return False
-    adamw_all[letter](
-        table, decay, l2, beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
-        1 / math.sqrt(1 - beta2**step), eps, _shares(table),
+    adamw_all[table.letter](
+        table.rows, decay, l2, beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
+        1 / math.sqrt(1 - beta2**step), eps, table.shares(),
     )  # fmt: skip
     return True
 
@@ -159,11 +163,11 @@ def squares_all(table, like, parts, nt):
 def sum_of_squares(arrays: Sequence[Array]) -> float:
     """Σ x² over all elements of all arrays, in float64"""
     arrays = [plain(x) for x in arrays]
-    letter, table = _table(0, arrays)
-    if not letter:
+    table = Table(0, arrays)
+    if not table.letter:
         return reference.sum_of_squares(arrays)
-    parts = np.zeros(_shares(table))
-    squares_all[letter](table, 0.0, parts, parts.size)
+    parts = np.zeros(table.shares())
+    squares_all[table.letter](table.rows, 0.0, parts, parts.size)
     return float(parts.sum())
 
 
@@ -184,8 +188,8 @@ def scale_all(table, factor, nt):
 
 def scale(arrays: Sequence[Array], factor: float) -> None:
     """x ← factor x for each array, in place"""
-    letter, table = _table(1, arrays)
-    if letter:
-        scale_all[letter](table, factor, _shares(table))
+    table = Table(1, arrays)
+    if table.letter:
+        scale_all[table.letter](table.rows, factor, table.shares())
     else:
         reference.scale(arrays, factor)
