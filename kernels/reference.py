@@ -536,7 +536,7 @@ def scatter_add(out: Array, index: Array, source: Array) -> None:
 
     Rows of one index are brought together by sorting and added in order: the same bits every time.
     """
-    index = index.reshape(-1)
+    index = index.reshape(-1).astype(np.intp, copy=False)  # uint8 cannot hold a sum with 256 rows
     source = np.ascontiguousarray(source).reshape((len(index),) + out.shape[1:])
     if not source.size:
         return

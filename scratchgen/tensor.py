@@ -836,8 +836,8 @@ class Tensor:
         return self.copy_(0)
 
     def fill_(self, value: float) -> Tensor:
-        """Set every element to `value`."""
-        return self.copy_(value)
+        """Set every element to `value`. Raises OverflowError where the dtype does not hold it."""
+        return self.copy_(value if isinstance(value, Tensor) else np.asarray(value, self.dtype))
 
     def _change(self, name: str, value: Any) -> Tensor:
         """x += y and its kin: in place for a leaf that no graph is recorded of, else a new tensor (as for any number)."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import kernels
 import scratchgen as sg
 from scratchgen import functional as F
 
@@ -29,3 +30,66 @@ def test_a_loss_takes_a_number_for_a_tensor_of_it(loss, dtype):
 
 def test_a_number_may_be_the_input_of_a_loss():
     assert F.mse_loss(0.0, sg.tensor([1.0, 3.0])).item() == 5
+
+
+# ------------------------------------------------------------------------------------------- whole numbers
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request):
+    with kernels.use(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.uint64])
+def test_narrow_indices_reach_all_rows_of_a_table(backend, dtype, width):
+    """As many rows as the dtype has numbers, or more: a sum of an index and the count of rows would not fit."""
+    most = int(np.iinfo(dtype).max)
+    rows = 70_000 if most > 127 and np.iinfo(dtype).bits == 16 else 300 if np.iinfo(dtype).bits == 8 else 40_000
+    last = min(most, rows - 1)
+    w = sg.tensor(np.ones((rows, width), np.float32), requires_grad=True)
+    i = sg.tensor(np.array([0, last, last, 5], dtype))
+    expected = np.zeros((rows, width))
+    expected[[0, 5, last]] = [[1], [1], [2]]
+    for y in (F.embedding(i, w), w[i], w.index_select(0, i), w.gather(0, i.reshape(4, 1).expand(4, width))):
+        assert np.array_equal(sg.grad(y.sum(), w)[0].data, expected)
+    assert np.array_equal(sg.zeros(rows).scatter_add(0, i, sg.ones(4)).data, expected[:, 0])
+    if np.iinfo(dtype).min < 0:
+        assert np.array_equal(sg.grad(w[sg.tensor(np.array([-1, -1], dtype))].sum(), w)[0].data[-1], np.full(width, 2))
+    logits = sg.tensor(np.zeros((4, rows), np.float32), requires_grad=True)
+    (slope,) = sg.grad(F.cross_entropy(logits, i, reduction="sum"), logits)
+    assert slope.data[1, last] == pytest.approx(1 / rows - 1) and slope.data.sum() == pytest.approx(0, abs=1e-4)
+    assert sg.repeat_interleave(sg.tensor([7, 8, 9, 6]), i % sg.tensor(np.array(3, dtype))).shape[0] == int((i.data % 3).sum())
+
+
+def test_clamp_with_bounds_beyond_the_dtype():
+    """min(max(x, lo), hi) as if in whole numbers; where that is no number of the dtype it is refused."""
+    byte, word = sg.tensor(np.array([0, 7, 255], np.uint8)), sg.tensor([-3, 5])
+    for x, lo, hi, expected in (
+        (byte, -1, 300, [0, 7, 255]), (byte, None, 256, [0, 7, 255]), (byte, -10**30, 6, [0, 6, 6]),
+        (byte, 3, None, [3, 7, 255]), (byte, 300, 5, [5, 5, 5]),
+        (word, -2**70, 2, [-3, 2]), (word, -1, 2**63, [-1, 5]), (word > 0, 0, 5, [0, 1]),
+    ):  # fmt: skip
+        y = x.clamp(lo, hi)
+        assert y.data.tolist() == expected and y.dtype == (np.int64 if x.dtype == bool else x.dtype)
+    for lo, hi in ((300, None), (300, 400), (None, -1), (-7, -5), (300, -1)):
+        with pytest.raises(ValueError, match=f"^clamp: expected bounds that leave numbers of uint8, got {lo} and {hi}$"):
+            byte.clamp(lo, hi)
+    single = sg.tensor(np.array([-np.inf, -3e38, 1, np.inf], np.float32), requires_grad=True)
+    for lo, hi in ((-1e60, 1e60), (-10**400, 10**400), (-np.inf, np.inf)):
+        y = single.clamp(lo, hi)
+        assert y.dtype == np.float32 and np.array_equal(y.data, single.data)
+        assert sg.grad(y.sum(), single)[0].data.tolist() == [1, 1, 1, 1]
+    assert np.array_equal(sg.tensor(np.array([1, 6e4], np.float16)).clamp(max=1e5).data, np.array([1, 6e4], np.float16))
+    assert np.isnan(single.clamp(min=np.nan).data).all()
+    assert single.clamp(-70000.5, 70000.5).data.tolist() == [-70000.5, -70000.5, 1, 70000.5]
+
+
+def test_fill_refuses_what_the_dtype_does_not_hold():
+    x = sg.tensor(np.array([1, 2], np.uint8))
+    for value in (256, -1):
+        with pytest.raises(OverflowError, match=f"{value} out of bounds for uint8"):
+            x.fill_(value)
+    assert x.data.tolist() == [1, 2] and x.fill_(255).data.tolist() == [255, 255]
+    assert x.fill_(sg.tensor(3)).data.tolist() == [3, 3]

@@ -7,6 +7,8 @@ Comparisons give booleans, which have no gradient.
 
 from __future__ import annotations
 
+import builtins
+import math
 from typing import Any
 
 import numpy as np
@@ -113,8 +115,8 @@ class Clamp(Function):
 
     def forward(self, x: Any, *, lo: Number | None, hi: Number | None) -> Any:
         self.lo, self.hi = lo, hi
-        y = x if lo is None else np.maximum(x, x.dtype.type(lo))
-        return y if hi is None else np.minimum(y, x.dtype.type(hi))
+        y = x if lo is None else np.maximum(x, lo)
+        return y if hi is None else np.minimum(y, hi)
 
     def backward(self, dy: Tensor) -> Tensor:
         x = self.inputs[0].data
@@ -189,7 +191,12 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     if isinstance(min, int | float | None) and isinstance(max, int | float | None):
         if x.dtype.kind in "iub" and (isinstance(min, float) or isinstance(max, float)):
             x = cast(x, np.float32)
-        return Clamp.apply(x, lo=min, hi=max)
+        elif x.dtype.kind == "b":
+            x = cast(x, np.int64)
+        lo, hi = _bound(x.dtype, min), _bound(x.dtype, max)
+        if x.dtype.kind in "iu" and (hi is not None and max < hi or lo is not None and min > lo and (hi is None or max > hi)):
+            raise ValueError(f"clamp: expected bounds that leave numbers of {x.dtype}, got {min} and {max}")
+        return Clamp.apply(x, lo=lo, hi=hi)
     if min is not None:
         x, lo = operands("clamp", x, min)
         x = where(x < lo, lo, x)
@@ -197,6 +204,19 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
         x, hi = operands("clamp", x, max)
         x = where(x > hi, hi, x)
     return x
+
+
+def _bound(dtype: np.dtype, value: Number | None) -> Any:
+    """A bound as the dtype holds it; the end of the dtype's range for one that lies beyond, as −1 and 300 do for uint8."""
+    if value is None or -_EVERY <= value <= _EVERY and dtype.kind == "f":
+        return value
+    if dtype.kind in "iu":
+        return dtype.type(builtins.min(builtins.max(value, np.iinfo(dtype).min), np.iinfo(dtype).max))
+    beyond = builtins.abs(value) > float(np.finfo(dtype).max)
+    return dtype.type(math.copysign(math.inf, value) if beyond else value)
+
+
+_EVERY = 65504.0  # the largest float16: every floating dtype has numbers that far
 
 
 def where(condition: Any, input: Any, other: Any) -> Tensor:

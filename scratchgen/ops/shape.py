@@ -445,10 +445,10 @@ def iterate(input: Tensor) -> Any:
 
 
 def _whole(name: str, index: Any) -> np.ndarray:
-    found = as_tensor(index).data.copy()  # the gradient needs it as it is now
+    found = as_tensor(index).data
     if found.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer index, got {found.dtype}")
-    return found
+    return found.astype(np.int64)  # a copy: the gradient needs it as it is now
 
 
 def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.ndarray]:
