@@ -80,7 +80,7 @@ def test_clamp_with_bounds_beyond_the_dtype():
     for lo, hi in ((-1e60, 1e60), (-10**400, 10**400), (-np.inf, np.inf)):
         y = single.clamp(lo, hi)
         assert y.dtype == np.float32 and np.array_equal(y.data, single.data)
-        assert sg.grad(y.sum(), single)[0].data.tolist() == [1, 1, 1, 1]
+        assert sg.grad(y, single, sg.ones(4))[0].data.tolist() == [1, 1, 1, 1]
     assert np.array_equal(sg.tensor(np.array([1, 6e4], np.float16)).clamp(max=1e5).data, np.array([1, 6e4], np.float16))
     assert np.isnan(single.clamp(min=np.nan).data).all()
     assert single.clamp(-70000.5, 70000.5).data.tolist() == [-70000.5, -70000.5, 1, 70000.5]
