@@ -212,8 +212,9 @@ def _bound(dtype: np.dtype, value: Number | None) -> Any:
         return value
     if dtype.kind in "iu":
         return dtype.type(builtins.min(builtins.max(value, np.iinfo(dtype).min), np.iinfo(dtype).max))
-    beyond = builtins.abs(value) > float(np.finfo(dtype).max)
-    return dtype.type(math.copysign(math.inf, value) if beyond else value)
+    if builtins.abs(value) > float(np.finfo(dtype).max):
+        value = math.inf if value > 0 else -math.inf
+    return dtype.type(value)
 
 
 _EVERY = 65504.0  # the largest float16: every floating dtype has numbers that far
