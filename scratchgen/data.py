@@ -10,16 +10,21 @@ skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetche
 """
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import gzip
 import importlib.util
 import itertools
 import os
-import zipfile
+import re
+import stat
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,11 +55,7 @@ class Images:
             raise DataError(f"{self.name}: x must be a float32 array of shape (N, C, H, W), got {_kind(x)}.")
         if 0 in x.shape:
             raise DataError(f"{self.name}: x is empty; expected at least one image and one pixel, got shape {x.shape}.")
-        if not np.isfinite(x).all():
-            bad = int(np.argmin(np.isfinite(x).all(axis=(1, 2, 3))))
-            raise DataError(f"{self.name}: expected finite pixels, got NaN or infinity, first in image {bad}.")
-        if x.min() < 0 or x.max() > 1:
-            raise DataError(f"{self.name}: expected pixels in [0, 1], got values from {x.min():g} to {x.max():g}.")
+        _require_pixels(x, self.name)
         if y is None:
             return
         if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
@@ -164,11 +165,16 @@ def load(name_or_path: str | os.PathLike[str], *, split: str = "train", seed: in
         a .npz file                           x: uint8 in 0..255 or floats in [0, 1], (N, C, H, W) or (N, H, W);
                                               optionally y: integers (N,)
 
-    split: "train" or "test". A source that comes in two parts keeps them (sub-folders named train and test; in a .npz,
-    x_train and x_test). Otherwise images are dealt out by a permutation drawn from `seed`, 4/5 to train and 1/5 to
-    test; and text is cut once, the first 9/10 to train and the rest to test, since neighbouring text is no fair test.
+    Links in a folder are followed; what is hidden (its name begins with a dot) is left out.
 
-    Raises DataError: unknown name, nothing found, wrong type, shape or range, NaN, text that is not UTF-8, no network.
+    split: "train" or "test". A source that comes in parts keeps them: sub-folders or text files named train and test, in
+    any case, alone or joined to a common word (my-train, my-test); in a .npz, x_train and x_test. Where there is no test
+    part, the validation part (val, valid) is held out; where there are both, nothing is learned from either, and the test
+    part is held out. Other images are dealt out by a permutation drawn from `seed`, 4/5 to train and 1/5 to test; and
+    other text is cut once, the first 9/10 to train and the rest to test, since neighbouring text is no fair test.
+
+    Raises DataError: unknown name, nothing found, wrong type, shape or range, NaN, text that is not UTF-8, no network, a
+    file or folder that is damaged or cannot be read, parts beside which there is more.
     """
     if split not in ("train", "test"):
         raise DataError(f"split: expected 'train' or 'test', got {split!r}.")
@@ -284,24 +290,51 @@ def _read_idx(path: Path, *, ndim: int) -> np.ndarray:
     return np.frombuffer(raw, dtype=np.uint8, offset=head).reshape(shape)
 
 
+# What the parts of a data set are called: to learn from, to test, and to choose by.
+_ROLES = {name: names[0] for names in (("train", "training"), ("test", "testing"), ("valid", "val", "validation"))
+          for name in names}
+
+
+def _chosen(roles: dict[str, set[str]], where: object) -> dict[str, str]:
+    """Which name to take for each split, where the names of the parts were found, under what they are for."""
+    doubled = next((names for names in roles.values() if len(names) > 1), None)
+    if doubled:
+        raise DataError(f"{where}: expected one part of each kind, got {' and '.join(sorted(doubled))}.")
+    name = {role: next(iter(names)) for role, names in roles.items()}
+    return {"train": name["train"], "test": name.get("test") or name["valid"]}
+
+
 def _load_npz(path: Path, split: str, seed: int) -> Images:
     try:
         # Opened here, since NumPy leaves a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            parted = "x_train" in archive or "x_test" in archive
-            x_key, y_key = (f"x_{split}", f"y_{split}") if parted else ("x", "y")
+        with open(path, "rb") as file, _unwarned(), np.load(file, allow_pickle=False) as archive:
+            roles: dict[str, set[str]] = {}
+            for key in archive.files:
+                if key.startswith("x_") and key[2:].lower() in _ROLES:
+                    roles.setdefault(_ROLES[key[2:].lower()], set()).add(key)
+            if roles and "x" in archive:
+                raise DataError(f"{path}: expected x, or parts of it, got x and {', '.join(map(min, roles.values()))}.")
+            parted = "train" in roles and len(roles) > 1
+            x_keys = _chosen(roles, path) if parted else {s: f"x_{s}" if roles else "x" for s in ("train", "test")}
+            y_keys = {part: f"y{key[1:]}" for part, key in x_keys.items()}
+            x_key, y_key = x_keys[split], y_keys[split]
             if x_key not in archive:
                 raise DataError(f"{path}: expected an array called {x_key!r}, and optionally {y_key!r}, "
                                 f"got {sorted(archive.files) or 'no arrays'}.")
             x, y = archive[x_key], archive[y_key] if y_key in archive else None
-            every_y = [archive[key] for key in (("y_train", "y_test") if parted else ("y",)) if key in archive]
-    except (zipfile.BadZipFile, EOFError, zlib.error, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+            every_y = [archive[key] for key in sorted(set(y_keys.values())) if key in archive]
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: its arrays are larger than the memory ({error}).") from error
+    except Exception as error:                                   # from zip, the decompressors and NumPy's own headers
+        if _refused(error):
+            raise _unreadable(path, error) from error
         # NumPy's own words would advise allow_pickle=True, which runs whatever code the file holds.
         raise DataError(f"{path}: expected an .npz archive of plain numeric arrays, got one that is damaged or holds "
                         f"Python objects.") from error
     x = _pixels(x, path)
+    _require_pixels(x, f"{path}: {x_key}")                       # before the rows are dealt out, and numbered anew
     classes = ()
     if y is not None:
         if any(part.dtype.kind not in "iu" for part in every_y) or y.shape != x.shape[:1]:
@@ -311,75 +344,142 @@ def _load_npz(path: Path, split: str, seed: int) -> Images:
         if largest >= 2**16:
             raise DataError(f"{path}: expected classes numbered from 0 and below {2**16}, got {largest} in {y_key}.")
         y, classes = y.astype(np.int64), tuple(map(str, range(largest + 1)))
-    if not parted:
+    if not roles:
         rows = _deal(len(x), split, seed, path)
         x, y = x[rows], None if y is None else y[rows]
     return Images(x, y, classes, path.stem)
 
 
-_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+_SUFFIXES = frozenset(".apng .avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff "
+                      ".webp".split())
 
 
 def _load_folder(folder: Path, split: str, seed: int, size: int | tuple[int, int] | None) -> tuple[Images | Text, bool]:
     """What the folder holds, and whether that is images."""
-    parted = (folder / "train").is_dir() and (folder / "test").is_dir()
-    name, halves = folder.resolve().name, [folder / "train", folder / "test"] if parted else [folder]
-    folder = folder / split if parted else folder
-    files = _visible_files(folder)
+    folders, files = _tree(folder)
     texts = [f for f in files if f.suffix.lower() == ".txt"]
     images = [f for f in files if f.suffix.lower() in _SUFFIXES]
     if bool(texts) == bool(images):
         given = f"{len(texts)} and {len(images)} of them" if texts else f"neither among its {len(files)} files"
         raise DataError(f"{folder}: expected a folder of .txt files or of images, got {given}.")
+    name, parts = folder.resolve().name, _parts(folder, folders, texts or images)
+    if parts:
+        chosen = [f for f in texts or images if f.parts[0] == parts[split]]
+        if not chosen:
+            raise DataError(f"{folder / parts[split]}: expected .txt files or images, got none.")
     if texts:
-        text = "\n\n".join(_read_text(f) for f in texts)
-        return Text(text if parted else _cut(text, split, folder), name), False
+        text = "\n\n".join(_read_text(folder / f) for f in (chosen if parts else texts))
+        return Text(text if parts else _cut(text, split, folder), name), False
 
-    # Both halves count: a class that the test happens to lack is still a class of the model.
-    paths = [f.relative_to(half).parts for half in halves for f in _visible_files(half)
-             if f.suffix.lower() in _SUFFIXES]
-    classes = tuple(sorted({parts[0] for parts in paths if len(parts) > 1}))
-    if classes and any(len(parts) == 1 for parts in paths):
+    # All parts count: a class that the test happens to lack is still a class of the model.
+    def inside(file: Path) -> tuple[str, ...]:
+        return file.parts[1:] if parts else file.parts
+
+    classes = tuple(sorted({inside(f)[0] for f in images if len(inside(f)) > 1}))
+    if classes and any(len(inside(f)) == 1 for f in images):
         raise DataError(f"{folder}: expected images either all in sub-folders (their classes) or none, got both.")
-    y = np.array([classes.index(f.relative_to(folder).parts[0]) for f in images], dtype=np.int64) if classes else None
-    rows = np.arange(len(images)) if parted else _deal(len(images), split, seed, folder)
-    x = _read_images([images[row] for row in rows], size)
-    return Images(x, None if y is None else y[rows], classes, name), True
+    if not parts:
+        chosen = [images[row] for row in _deal(len(images), split, seed, folder)]
+    y = np.array([classes.index(inside(f)[0]) for f in chosen], dtype=np.int64) if classes else None
+    return Images(_read_images([folder / f for f in chosen], size), y, classes, name), True
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    """All files below a folder, in the order of their paths, without those that are hidden or in a hidden folder."""
-    paths = (f.relative_to(folder) for f in folder.rglob("*") if f.is_file())
-    return [folder / p for p in sorted(paths, key=Path.as_posix) if not any(part.startswith(".") for part in p.parts)]
+def _parts(folder: Path, folders: list[Path], files: list[Path]) -> dict[str, str] | None:
+    """Which sub-folder, or which text file, is which split, where the folder comes in parts.
+
+    Raises DataError where that is only half so: two parts for one split, more beside the parts, parts further down.
+    """
+    found: dict[tuple[Path, str], dict[str, set[str]]] = {}      # (where, common word) → what for → names
+    for path in [*folders, *(f for f in files if f.suffix.lower() == ".txt")]:
+        words = re.split(r"([._-])", (path.name if path in folders else path.stem).lower())
+        for word, others in ((words[-1], words[:-1]), (words[0], words[1:])):
+            if word in _ROLES:
+                common = "".join(others).strip("._-")
+                found.setdefault((path.parent, common), {}).setdefault(_ROLES[word], set()).add(path.name)
+                break
+    whole = {key: roles for key, roles in found.items() if "train" in roles and len(roles) > 1}
+    if not whole:
+        return None
+    (where, _), roles = next(iter(whole.items()))
+    names = sorted(name for each in roles.values() for name in each)
+    if len(whole) > 1 or where != Path():
+        raise DataError(f"{folder}: expected its parts at the top, and once, got {' and '.join(names)} in {folder / where}; "
+                        f"name the folder that holds just one data set.")
+    beside = sorted({f.parts[0] for f in files} - set(names))
+    if beside:
+        raise DataError(f"{folder}: expected nothing to learn from beside {' and '.join(names)}, got {beside[0]}.")
+    return _chosen(roles, folder)
+
+
+def _tree(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All folders and all files below a folder, relative to it, in the order of their paths.
+
+    Links are followed, and what is hidden is left out.
+
+    Raises DataError where anything cannot be read, or a link leads back to a folder that holds it.
+    """
+    folders, files, waiting = [], [], [(Path(), frozenset[tuple[int, int]]())]
+    while waiting:
+        here, above = waiting.pop()
+        try:
+            status = os.stat(folder / here)
+            if not stat.S_ISDIR(status.st_mode):
+                if not stat.S_ISREG(status.st_mode) and here.suffix.lower() in _SUFFIXES | {".txt"}:
+                    raise DataError(f"{folder / here}: expected a file, got a device or a pipe.")
+                files += [here] * stat.S_ISREG(status.st_mode)
+                continue
+            this = status.st_dev, status.st_ino
+            if this in above:
+                raise DataError(f"{folder / here}: a link back to a folder that holds it, so that its files would not end.")
+            folders.append(here)
+            waiting += [(here / name, above | {this}) for name in os.listdir(folder / here) if not name.startswith(".")]
+        except OSError as error:
+            raise _unreadable(folder / here, error) from error
+    return sorted(folders, key=Path.as_posix), sorted(files, key=Path.as_posix)
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without the remarks of a decoder on what it passes over: what it cannot read, it raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _refused(error: Exception) -> bool:
+    """Does the system refuse the file, rather than a decoder its content, or what that says of places in the file (EINVAL)?"""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}).")
 
 
 def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.ndarray:
     """Grey if every picture is grey, else RGB; transparency is laid over white, as on a page."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        import PIL  # noqa: F401
     except ImportError as error:
         raise DataError("a folder of images needs Pillow, which is not installed: pip install pillow.") from error
+    side = None
     if size is not None:
         height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
         _require_natural("size", height, 1)
         _require_natural("size", width, 1)
+        side = width, height
 
-    pictures = []
+    pictures: list[Any] = []
     for file in files:
         try:
-            with Image.open(file) as picture:
-                picture = ImageOps.exif_transpose(picture)       # a camera stores the turn beside the pixels
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise DataError(f"{file}: expected an image that Pillow can read, got {error}.") from error
-        if picture.mode.startswith(("I", "F")):
-            raise DataError(f"{file}: expected 8 bits a channel, got Pillow mode {picture.mode!r}.")
-        grey = picture.mode in ("1", "L", "LA")
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if grey else "RGB")
-        if size is not None and picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BOX)      # BOX: the mean of what a pixel covers
+            with _unwarned():
+                picture = _read_image(file, side)
+        except DataError:
+            raise
+        except Exception as error:                               # a decoder of damaged bytes raises what its code runs into
+            if _refused(error):
+                raise _unreadable(file, error) from error
+            raise DataError(f"{file}: expected an image that Pillow can read, got one that is damaged or no image "
+                            f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}).") from error
         if pictures and picture.size != pictures[0].size:
             raise DataError(f"{file}: expected {_h_by_w(pictures[0])} like {files[0].name}, got {_h_by_w(picture)}; "
                             f"size= resizes them all.")
@@ -389,6 +489,24 @@ def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.nd
     return _pixels(x if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2)), files[0].parent)
 
 
+def _read_image(file: Path, size: tuple[int, int] | None) -> Any:
+    """One picture, in Pillow's mode L or RGB, resized to (width, height) if wished. Raises whatever Pillow raises."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        picture = ImageOps.exif_transpose(opened)                # a camera stores the turn beside the pixels
+    if picture.mode.startswith(("I", "F")):
+        raise DataError(f"{file}: expected 8 bits a channel, got Pillow mode {picture.mode!r}.")
+    grey = picture.mode in ("1", "L", "LA")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("L" if grey else "RGB")
+    if size is None or picture.size == size:
+        return picture
+    return picture.resize(size, Image.Resampling.BOX)            # BOX: the mean of what a pixel covers
+
+
 def _h_by_w(picture) -> str:
     return f"{picture.height}×{picture.width} (height × width)"
 
@@ -396,6 +514,8 @@ def _h_by_w(picture) -> str:
 def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")             # -sig: without the byte-order mark, if there is one
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x} "
                         f"at offset {error.start}.") from error
@@ -416,6 +536,16 @@ def _pixels(x: np.ndarray, name: object) -> np.ndarray:
         return x.astype(np.float32) / np.float32(255)
     with np.errstate(over="ignore", under="ignore"):             # too large for float32 is infinite, and is refused so
         return x.astype(np.float32)
+
+
+def _require_pixels(x: np.ndarray, name: object) -> None:
+    """Raises DataError, with the number of the first bad image, where a pixel of x (N, …) is not in [0, 1]."""
+    with np.errstate(invalid="ignore"):
+        bad = ~((x >= 0) & (x <= 1)).all(axis=tuple(range(1, x.ndim)))      # NaN is neither
+    if bad.any():
+        first = int(np.argmax(bad))
+        given = f"values from {x[first].min():g} to {x[first].max():g}" if np.isfinite(x[first]).all() else "NaN or infinity"
+        raise DataError(f"{name}: expected finite pixels in [0, 1], got {given}, first in image {first}.")
 
 
 def _deal(n: int, split: str, seed: int, name: object) -> np.ndarray:

@@ -89,7 +89,7 @@ def bad_pixel(value):
     ((bad_pixel(np.nan),), "got NaN or infinity, first in image 2"),
     ((bad_pixel(np.inf),), "got NaN or infinity, first in image 2"),
     ((bad_pixel(-0.5),), r"pixels in \[0, 1\], got values from -0.5"),
-    ((bad_pixel(255),), "got values from 0 to 255"),
+    ((bad_pixel(255),), r"pixels in \[0, 1\], got values from 0.521739 to 255, first in image 2"),
     ((ok(), np.zeros(4, np.int32), ("a",)), r"y must be an int64 array of shape \(4,\), got int32"),
     ((ok(), np.zeros(3, np.int64), ("a",)), r"got int64 \(3,\)"),
     ((ok(), np.array([0, 0, 2, 1]), ("a", "b")), r"labels in \[0, 2\)"),
