@@ -67,6 +67,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        classes = "" if self.y is None else f", {len(self.classes)} classes"
+        return f"Images(name={self.name!r}, {len(self):,} pictures of shape {self.shape}{classes})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
@@ -85,6 +89,9 @@ class Text:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def __repr__(self) -> str:
+        return f"Text(name={self.name!r}, {len(self):,} characters)"
 
 
 # ---------------------------------------------------------------------------------------------------- what there is
