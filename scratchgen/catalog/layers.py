@@ -103,6 +103,7 @@ MAPS = [
         "nn.Upsample",
         of(scale_factor=2)(real(1, 1, 2, 2)),
         of((3, 4), mode="bilinear")(real(1, 1, 2, 3)),
+        of(scale_factor=1.7, mode="linear", recompute_scale_factor=True)(real(1, 1, 3)),
         of(5, mode="linear", align_corners=True)(real(1, 2, 3)),
         analytic=True,
     ),
@@ -123,7 +124,7 @@ MAPS = [
         of(2, divisor_override=3)(real(1, 1, 2, 2)),
         analytic=True,
     ),
-    row("nn.AdaptiveAvgPool2d", of(2)(real(1, 2, 4, 3)), of((1, 2))(real(1, 3, 3)), analytic=True),
+    row("nn.AdaptiveAvgPool2d", of((None, 2))(real(1, 2, 4, 3)), of((1, 2))(real(1, 3, 3)), analytic=True),
     row("nn.Sequential", of(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))(real(2, 2)), analytic=True),
 ]
 
@@ -174,6 +175,8 @@ SEQUENCES = [
         of(2, 2)(real(2, 1, 2)),
         of(1, 1, 2, False, True, 0.5, True)(real(1, 2, 1), (real(4, 1, 1), real(4, 1, 1))),
         of(2, 1)(real(2, 2), (real(1, 1), real(1, 1))),
+        of(1, 3, 2, bidirectional=True, proj_size=2)(real(2, 1, 1), (real(4, 1, 2), real(4, 1, 3))),
+        of(2, 2, bias=False, proj_size=1)(real(2, 2)),
         analytic=True,
         seeded=True,
         elements=8,
@@ -189,6 +192,13 @@ SEQUENCES = [
             real(1, 2, 2), real(1, 2, 2), real(1, 2, 2), fixed([[False, True]]), need_weights=False
         ),
         of(2, 1)(real(2, 1, 2), real(3, 1, 2), real(3, 1, 2), attn_mask=real(2, 3)),
+        of(4, 2, add_bias_kv=True, add_zero_attn=True)(
+            real(2, 2, 4), real(3, 2, 4), real(3, 2, 4), fixed([[False, True, False]] * 2), attn_mask=real(2, 3)
+        ),
+        of(2, 2, add_bias_kv=True, batch_first=True)(
+            real(2, 3, 2), real(2, 3, 2), real(2, 3, 2), need_weights=False, is_causal=True, attn_mask=fixed(_FUTURE)
+        ),
+        of(2, 1, add_zero_attn=True)(real(2, 2), real(2, 2), real(2, 2), need_weights=False),
         seeded=True,
         elements=12,
     ),

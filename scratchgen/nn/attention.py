@@ -58,6 +58,9 @@ class MultiheadAttention(Module):
     With a `cache`, key and value are new positions only: they are taken up by it, S counts all that it then holds (for the
     masks too), and with `is_causal` the L queries are the last of them.
 
+    `add_bias_kv` adds a learned key and value, bias_k and bias_v (1, 1, E), to those of every sample, `add_zero_attn` a key
+    and a value of zeros: one or two more columns of weights, which no mask forbids.
+
     in_proj_weight (3E, E) holds W_q, W_k, W_v; where kdim or vdim differ from E they are q_proj_weight, k_proj_weight,
     v_proj_weight instead. They start Xavier-uniform, the biases zero. `generator` draws weights and dropout.
     Raises ValueError where H does not divide E or shapes do not fit.
@@ -70,10 +73,12 @@ class MultiheadAttention(Module):
         num_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
-        *,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
         kdim: int | None = None,
         vdim: int | None = None,
         batch_first: bool = False,
+        *,
         dtype: Any = None,
         generator: Generator | None = None,
     ):
@@ -94,6 +99,8 @@ class MultiheadAttention(Module):
             self.k_proj_weight = blank(self, (embed_dim, self.kdim), dtype)
             self.v_proj_weight = blank(self, (embed_dim, self.vdim), dtype)
         self.in_proj_bias = blank(self, (3 * embed_dim,), dtype) if bias else None
+        self.bias_k, self.bias_v = (blank(self, (1, 1, embed_dim), dtype) if add_bias_kv else None for _ in "kv")
+        self.add_zero_attn = add_zero_attn
         self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, generator=generator)
         self.reset_parameters(generator)
 
@@ -105,6 +112,9 @@ class MultiheadAttention(Module):
         if self.in_proj_bias is not None:
             init.zeros_(self.in_proj_bias)
             init.zeros_(self.out_proj.bias)
+        for p in (self.bias_k, self.bias_v):
+            if p is not None:
+                init.xavier_normal_(p, generator=generator)
 
     def forward(
         self,
@@ -138,9 +148,13 @@ class MultiheadAttention(Module):
         fused = not need_weights and dropout < 1
         if ahead and length == 1:  # the last position may look at all
             is_causal = False
-        if is_causal and (mask is not None or not fused or ahead):
+        added = (self.bias_k is not None) + self.add_zero_attn
+        if is_causal and (mask is not None or not fused or ahead or added):
             future = _additive("attn_mask", devices.beside(~np.tri(length, source, ahead, dtype=bool), q.data), q.dtype)
             mask, is_causal = future if mask is None else mask + future, False
+        if added:
+            k, v = self._with_added(k, self.bias_k), self._with_added(v, self.bias_v)
+            mask = None if mask is None else mask.pad((0, added))  # all may attend to what is added
         weights = None
         if fused:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, generator=self.generator)
@@ -184,6 +198,13 @@ class MultiheadAttention(Module):
         else:
             weights = self.in_proj_weight.chunk(3)
         return tuple([F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)])
+
+    def _with_added(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Keys or values, and after them the learned one and the one of zeros.     (N, H, S, d) → (N, H, S + 1 or 2, d)"""
+        shape = (*x.shape[:2], 1, x.shape[3])
+        parts = [] if bias is None else [bias.reshape(1, self.num_heads, 1, self.head_dim).expand(shape)]
+        parts += [constant(np.zeros_like(x.data, shape=shape))] if self.add_zero_attn else []
+        return cat([x, *parts], 2)
 
     def _mask(self, n: int, length: int, source: int, padding: Any, attn: Any, dtype: np.dtype) -> Tensor | None:
         """What is added to the scores (N, H, L, S): the sum of both masks."""

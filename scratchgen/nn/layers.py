@@ -392,6 +392,7 @@ class Upsample(Module):
         scale_factor: float | Sequence[float] | None = None,
         mode: str = "nearest",
         align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
     ):
         super().__init__()
         if (size is None) == (scale_factor is None):
@@ -399,9 +400,11 @@ class Upsample(Module):
         if mode not in ("nearest", "linear", "bilinear"):
             raise ValueError(f"Upsample: expected mode 'nearest', 'linear' or 'bilinear', got {mode!r}")
         self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
+        self.recompute_scale_factor = recompute_scale_factor
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners)
+        scales = self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor
+        return F.interpolate(input, self.size, *scales)
 
     def extra_repr(self) -> str:
         return self._shown("size" if self.scale_factor is None else "scale_factor", "mode")
@@ -545,9 +548,11 @@ class AvgPool2d(_Pool):
 class AdaptiveAvgPool2d(Module):
     """The means of output_size cells.  (N, C, H, W) or (C, H, W) → (N, C, *output_size)."""
 
-    def __init__(self, output_size: Size):
+    def __init__(self, output_size: int | None | Sequence[int | None]):
         super().__init__()
-        self.output_size = sizes("AdaptiveAvgPool2d", output_size, 2, "output_size", 1)
+        given = (output_size,) * 2 if isinstance(output_size, int | None) else tuple(output_size)
+        sizes("AdaptiveAvgPool2d", [1 if m is None else m for m in given], 2, "output_size", 1)
+        self.output_size = given
 
     def forward(self, input: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(input, self.output_size)

@@ -25,6 +25,7 @@ class _Recurrent(Module):
 
     gates: int  # blocks of hidden_size rows in each weight
     states: int  # tensors in the state of a cell
+    projects = False  # may the output be narrower than the rest of the state?
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class _Recurrent(Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
         dtype: Any = None,
         generator: Generator | None = None,
@@ -53,18 +55,23 @@ class _Recurrent(Module):
             )
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.generator = generator and random.generator(generator)
-        rows = self.gates * hidden_size
-        self._cells: list[list[str]] = []  # names of the parameters, cell after cell
+        name = type(self).__name__
+        if proj_size and not self.projects:
+            raise ValueError(f"{name}: expected proj_size 0, as only LSTM has projections, got {proj_size}")
+        if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+            raise ValueError(f"{name}: expected proj_size from 0 to hidden_size − 1, {hidden_size - 1}, got {proj_size!r}")
+        self.proj_size = proj_size
+        rows, width = self.gates * hidden_size, self.output_width
+        self._cells: list[str] = []  # what the names of the parameters end in, cell after cell
         for layer in range(num_layers):
-            columns = input_size if layer == 0 else hidden_size * (1 + bidirectional)
+            columns = input_size if layer == 0 else width * (1 + bidirectional)
             for suffix in ("", "_reverse")[: 1 + bidirectional]:
-                names = [
-                    f"{name}_l{layer}{suffix}"
-                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if bias else 2]
-                ]
-                for name, shape in zip(names, ((rows, columns), (rows, hidden_size), (rows,), (rows,)), strict=False):
-                    self.register_parameter(name, blank(self, shape, dtype))
-                self._cells.append(names)
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, width)}
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
+                shapes |= {"weight_hr": (width, hidden_size)} if proj_size else {}
+                for kind, shape in shapes.items():
+                    self.register_parameter(f"{kind}_l{layer}{suffix}", blank(self, shape, dtype))
+                self._cells.append(f"l{layer}{suffix}")
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -73,7 +80,12 @@ class _Recurrent(Module):
         for p in self.parameters():
             init.uniform_(p, -bound, bound, generator)
 
-    def step(self, x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    @property
+    def output_width(self) -> int:
+        """The width of one direction's output."""
+        return self.proj_size or self.hidden_size
+
+    def step(self, x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, *projection: Tensor) -> Any:
         """The state after one step. x: (N, gates · hidden), what the input contributes; state: (N, hidden) each."""
         raise NotImplementedError
 
@@ -89,25 +101,28 @@ class _Recurrent(Module):
         if not x.shape[0]:
             raise ValueError(f"{name}: expected a sequence of at least one step, got shape {input.shape}")
         cells, n = self.num_layers * directions, x.shape[1]
+        widths = (self.output_width, self.hidden_size)[: self.states]
         if initial is None:
-            initial = (constant(np.zeros_like(x.data, shape=(cells, n, self.hidden_size))),) * self.states
+            initial = tuple([constant(np.zeros_like(x.data, shape=(cells, n, width))) for width in widths])
         else:
-            expected = (cells, n, self.hidden_size) if batched else (cells, self.hidden_size)
-            for h in initial:
+            for h, width in zip(initial, widths, strict=True):
+                expected = (cells, n, width) if batched else (cells, width)
                 if h.shape != expected:
                     raise ValueError(f"{name}: expected an initial state of shape {expected}, got {h.shape}")
-            initial = tuple([h.reshape(cells, n, self.hidden_size) for h in initial])
+            initial = tuple([h.reshape(cells, n, h.shape[-1]) for h in initial])
 
         last = []
         for layer in range(self.num_layers):
             outputs = []
             for backwards in range(directions):
                 cell = layer * directions + backwards
-                w_ih, w_hh, b_ih, b_hh = [getattr(self, p) for p in self._cells[cell]] + [None, None] * (not self.bias)
+                kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+                w_ih, w_hh, b_ih, b_hh, w_hr = [getattr(self, f"{kind}_{self._cells[cell]}", None) for kind in kinds]
+                projection = () if w_hr is None else (w_hr,)
                 steps = list(F.linear(x, w_ih, b_ih).unbind(0))  # T of (N, gates · hidden)
                 state, hs = tuple([h[cell] for h in initial]), []
                 for gates in reversed(steps) if backwards else steps:
-                    state = self.step(gates, state, w_hh, b_hh)
+                    state = self.step(gates, state, w_hh, b_hh, *projection)
                     hs.append(state[0])
                 outputs.append(ops.stack(hs[::-1] if backwards else hs))  # (T, N, hidden)
                 last.append(state)
@@ -120,7 +135,7 @@ class _Recurrent(Module):
         return x.transpose(0, 1) if self.batch_first else x, states
 
     def extra_repr(self) -> str:
-        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False, "proj_size": 0}
         special = [name for name, value in usual.items() if getattr(self, name) != value]
         return f"{self.input_size}, {self.hidden_size}" + "".join(f", {self._shown(name)}" for name in special)
 
@@ -165,17 +180,20 @@ class LSTM(_Recurrent):
     → output (T, N, directions · hidden), (h_T, c_T). With `batch_first` input and output are (N, T, ·); without N all
     lack it. weight_ih_l0 (4 hidden, in), weight_hh_l0 (4 hidden, hidden), bias_ih_l0, bias_hh_l0 hold i, f, g, o in
     this order; further layers are _l1, …, the other direction _reverse. `dropout` acts on the outputs of all layers but
-    the last. Raises ValueError where shapes do not fit.
-    Source: Hochreiter & Schmidhuber 1997; the forget gate is Gers, Schmidhuber & Cummins 2000.
+    the last. With a `proj_size` p below hidden, h ← W_hr (o ⊙ tanh c) is p wide, W_hr being weight_hr_l0 (p, hidden):
+    then W_h·, h_0, h_T and the output have p in the place of hidden. Raises ValueError where shapes do not fit.
+    Source: Hochreiter & Schmidhuber 1997; the forget gate is Gers, Schmidhuber & Cummins 2000; the projection is Sak,
+    Senior & Beaufays 2014, arXiv:1402.1128.
     """
 
-    gates, states = 4, 2
+    gates, states, projects = 4, 2, True
 
-    def step(self, x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    def step(self, x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, *projection: Tensor) -> Any:
         h, c = state
         i, f, g, o = (x + F.linear(h, weight, bias)).chunk(4, -1)
         c = F.sigmoid(f) * c + F.sigmoid(i) * F.tanh(g)
-        return F.sigmoid(o) * F.tanh(c), c
+        h = F.sigmoid(o) * F.tanh(c)
+        return F.linear(h, *projection) if projection else h, c
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
