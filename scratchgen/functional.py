@@ -72,6 +72,7 @@ __all__ = [
     "elu",
     "embedding",
     "gaussian_log_prob",
+    "gaussian_nll_loss",
     "gelu",
     "glu",
     "group_norm",
@@ -374,6 +375,35 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
     if reduction == "batchmean":
         return loss.sum() / (loss.shape[0] if loss.ndim else 1)
     return _reduced("kl_div", loss, reduction)
+
+
+def gaussian_nll_loss(
+    input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """ℓ = ½ (log v + (x − t)² / v),  v = max(var, ε), and ½ log 2π more if `full`.  Nix & Weigend 1994.
+
+    A variance below ε counts as ε, but its gradient is that at ε, as in PyTorch: a variance held down can grow again.
+    x, t: any shape; var: one number, x's shape, or this without its last length or with 1 for it. ValueError for others, and
+    where a variance is below 0.
+    """
+    x, t = operands("gaussian_nll_loss", as_tensor(input), as_tensor(target))
+    x, v = operands("gaussian_nll_loss", floating("gaussian_nll_loss", x), var)
+    if v.ndim and v.shape == x.shape[:-1]:
+        v = v.unsqueeze(-1)
+    try:
+        if np.broadcast_shapes(x.shape, t.shape) not in (x.shape, t.shape) or np.broadcast_shapes(v.shape, x.shape) != x.shape:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"gaussian_nll_loss: expected a target of shape {x.shape} and a var that broadcasts to it, got {t.shape}, {v.shape}"
+        ) from None
+    if devices.on_host(v.data) and (v.data < 0).any():
+        raise ValueError("gaussian_nll_loss: expected variances of at least 0, got one below")
+    if eps <= 0:
+        raise ValueError(f"gaussian_nll_loss: expected eps above 0, got {eps}")
+    v = v + constant(np.maximum(eps - v.data, 0).astype(v.dtype))
+    loss = 0.5 * (log(v) + (x - t).square() / v)
+    return _reduced("gaussian_nll_loss", loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -695,8 +725,11 @@ def interpolate(
     scale_factor: float | Sequence[float] | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
 ) -> Tensor:
     """Images (N, C, H, W), or sequences (N, C, L), at another size: `size`, or `scale_factor` times the old one.
+
+    The scale s is `scale_factor`, or, where only the size is given or `recompute_scale_factor` is True, the ratio of sizes.
 
     "nearest": y_i = x_⌊i/s⌋.  "linear" / "bilinear": y = A_h x A_wᵀ, the rows of A holding the two weights of the
     neighbours of (i + ½)/s − ½ (of i (n−1)/(m−1) with `align_corners`).
@@ -713,6 +746,8 @@ def interpolate(
         raise ValueError("interpolate: align_corners goes with linear modes, not with 'nearest'")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate: expected size or scale_factor, and not both")
+    if size is not None and recompute_scale_factor:
+        raise ValueError("interpolate: recompute_scale_factor goes with scale_factor, not with size")
     if size is not None:
         out, scales = sizes("interpolate", size, n, "size", 1), (None,) * n
     else:
@@ -720,6 +755,7 @@ def interpolate(
         if len(scales) != n or any(s <= 0 for s in scales):
             raise ValueError(f"interpolate: expected a scale_factor above 0, or {n} of them, got {scale_factor!r}")
         out = tuple(math.floor(m * s) for m, s in zip(x.shape[2:], scales, strict=True))
+        scales = (None,) * n if recompute_scale_factor else scales
     if 0 in out or 0 in x.shape[2:]:
         raise ValueError(f"interpolate: expected lengths of at least 1, got {x.shape[2:]} to become {out}")
     if mode == "nearest":
@@ -776,15 +812,18 @@ def pixel_unshuffle(input: Any, downscale_factor: int) -> Tensor:
     return x.reshape(*lead, c * r * r, h // r, w // r)
 
 
-def adaptive_avg_pool2d(input: Any, output_size: Size) -> Tensor:
+def adaptive_avg_pool2d(input: Any, output_size: int | None | Sequence[int | None]) -> Tensor:
     """y = the mean of each of output_size cells, cell i reaching from ⌊i n/m⌋ to ⌈(i + 1) n/m⌉.
 
-    x: (N, C, H, W) or (C, H, W) → (N, C, *output_size).
+    x: (N, C, H, W) or (C, H, W) → (N, C, *output_size). A size of None leaves the length as it is.
     """
     x = floating("adaptive_avg_pool2d", input)
     if x.ndim not in (3, 4):
         raise ValueError(f"adaptive_avg_pool2d: expected an input of shape (N, C, H, W), got {x.shape}")
-    for dim, m in zip((-2, -1), sizes("adaptive_avg_pool2d", output_size, 2, "output_size", 1), strict=True):
+    given = (output_size,) * 2 if isinstance(output_size, int | None) else tuple(output_size)
+    if len(given) == 2:
+        given = tuple([n if m is None else m for n, m in zip(x.shape[-2:], given, strict=True)])
+    for dim, m in zip((-2, -1), sizes("adaptive_avg_pool2d", given, 2, "output_size", 1), strict=True):
         n = x.shape[dim]
         cell = np.arange(m)[:, None]
         inside = (np.arange(n) >= cell * n // m) & (np.arange(n) < -(-(cell + 1) * n // m))  # (m, n)

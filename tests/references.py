@@ -33,9 +33,15 @@ def axes(x, dim):
 REFERENCES |= {
     "abs": lambda x: np.where(x < 0, -x, x),
     "add": lambda a, b, alpha=1: a + alpha * b,
+    "addcdiv": lambda x, a, b, value=1: x + a / b * value,
+    "addcmul": lambda x, a, b, value=1: x + a * b * value,
+    "atan2": lambda a, b: np.log(np.asarray(b) + 1j * np.asarray(a)).imag,
     "ceil": lambda x: -np.floor(-x),
     "cos": lambda x: np.sin(x + pi / 2),
-    "div": lambda a, b: a * (1 / np.asarray(b)),
+    "cosh": lambda x: (np.exp(x) + np.exp(-x)) / 2,
+    "div": lambda a, b, rounding_mode="none": {"none": np.array, "floor": np.floor, "trunc": np.fix}[rounding_mode](
+        a * (1 / np.asarray(b))
+    ),
     "erf": lambda x: 2 * special.ndtr(x * sqrt(2)) - 1,
     "exp": lambda x: np.exp2(x / log(2)),
     "expm1": lambda x: np.exp(x) - 1,
@@ -46,6 +52,7 @@ REFERENCES |= {
             special.ndtr(x) if approximate == "none" else special.expit(sqrt(8 / pi) * (x + 0.044715 * x**3))
         )  # ½ (1 + tanh z) = σ(2z)
     ),
+    "lerp": lambda a, b, w: (1 - w) * a + w * b,
     "log": lambda x: np.log2(x) * log(2),
     "log10": lambda x: np.log10(x),
     "log1p": lambda x: np.log(1 + x),
@@ -55,6 +62,7 @@ REFERENCES |= {
     "maximum": lambda a, b: np.where(a > b, a, b),
     "minimum": lambda a, b: np.where(a < b, a, b),
     "mul": lambda a, b: np.multiply(a, b),
+    "nan_to_num": lambda x: x,
     "neg": lambda x: 0 - x,
     "pow": lambda a, b: np.power(a, b),
     "reciprocal": lambda x: x**-1,
@@ -64,10 +72,12 @@ REFERENCES |= {
     "sigmoid": lambda x: special.expit(x),
     "sign": lambda x: (x > 0) * 1.0 - (x < 0),
     "sin": lambda x: np.exp(1j * x).imag,
+    "sinh": lambda x: (np.exp(x) - np.exp(-x)) / 2,
     "softplus": lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, x, np.log(1 + np.exp(beta * x)) / beta),
     "sqrt": lambda x: x**0.5,
     "square": lambda x: x**2,
     "sub": lambda a, b, alpha=1: a - alpha * b,
+    "tan": lambda x: np.sin(x) / np.cos(x),
     "tanh": lambda x: 2 * special.expit(2 * x) - 1,
     "where": lambda c, a, b: c * a + ~c * b,
     "cast": lambda x, dtype: x.astype(dtype),
@@ -85,12 +95,36 @@ def clamp(x, min=None, max=None):
 REFERENCES |= {
     "amax": lambda x, dim=None, keepdim=False: np.max(x, axes(x, dim), keepdims=keepdim),
     "amin": lambda x, dim=None, keepdim=False: -np.max(-x, axes(x, dim), keepdims=keepdim),
+    "cumprod": lambda x, dim: np.stack([x.take(range(i + 1), dim).prod(dim) for i in range(x.shape[dim])], dim)
+    if x.ndim and x.size
+    else x,
     "cumsum": lambda x, dim: np.cumsum(x, dim) if x.ndim else x,
     "logsumexp": lambda x, dim, keepdim=False: special.logsumexp(x, axes(x, dim), keepdims=keepdim) if x.ndim else x,
     "mean": lambda x, dim=None, keepdim=False: np.mean(x, axes(x, dim), keepdims=keepdim),
     "prod": lambda x, dim=None, keepdim=False: np.prod(x, axes(x, dim), keepdims=keepdim),
     "sum": lambda x, dim=None, keepdim=False, dtype=None: np.sum(x, axes(x, dim), keepdims=keepdim),
 }
+
+
+@reference()
+def bincount(x, weights=None, minlength=0):
+    n = max([minlength, *(v + 1 for v in x)])
+    return np.array([((x == v) * (1 if weights is None else weights)).sum() for v in range(n)])
+
+
+@reference()
+def sort(x, dim=-1, descending=False, stable=False):
+    if not x.ndim:
+        return x, np.array(0)
+    index = np.argsort(-x if descending else x, dim)
+    return np.take_along_axis(x, index, dim), index
+
+
+@reference()
+def topk(x, k, dim=-1, largest=True):
+    if not x.ndim:
+        return x, np.array(0)
+    return [y.swapaxes(0, dim)[:k].swapaxes(0, dim) for y in sort(x, dim, largest)]
 
 
 def _largest(sign):
@@ -145,16 +179,23 @@ def _pieces(x, size, dim=0):
 
 REFERENCES |= {
     "broadcast_to": lambda x, shape: x + np.zeros(shape),
-    "cat": lambda xs, dim=0: np.concatenate(xs, dim),
+    "cat": lambda xs, dim=0: np.concatenate([x for x in xs if x.shape != (0,)], dim),
     "concatenate": lambda xs, dim=0: np.concatenate(xs, dim),
     "chunk": lambda x, n, dim=0: _pieces(x, max(1, ceil(x.shape[dim] / n)), dim),
     "clone": lambda x: x,
     "contiguous": lambda x: x,
+    "diag": lambda x, diagonal=0: np.diag(x, diagonal),
+    "meshgrid": lambda *xs, indexing="ij": np.meshgrid(*(xs[0] if isinstance(xs[0], list) else xs), indexing=indexing),
+    "bmm": lambda a, b: np.einsum("bij,bjk->bik", a, b),
+    "cdist": lambda a, b, p=2: np.linalg.norm(a[..., :, None, :] - b[..., None, :, :], p, -1),
+    "dot": lambda a, b: (a * b).sum(),
+    "mm": lambda a, b: np.einsum("ij,jk->ik", a, b),
+    "outer": lambda a, b: np.array([[x * y for y in b] for x in a]).reshape(len(a), len(b)),
     "diagonal": lambda x, offset=0, dim1=0, dim2=1: np.diagonal(x, offset, dim1, dim2),
     "flatten": lambda x, start=0, end=-1: x.reshape(x.shape[:start] + (-1,) + (x.shape[end:][1:] if end != -1 else ())),
     "flip": lambda x, *dims: np.flip(x, _shape(dims)),
-    "index_select": lambda x, dim, index: np.take(x, np.atleast_1d(index), dim),
-    "movedim": np.moveaxis,
+    "index_select": lambda x, dim, index: np.take(x, np.atleast_1d(index), dim) if x.ndim else x,
+    "movedim": lambda x, a, b: np.moveaxis(x, a, b) if x.ndim else x,
     "narrow": lambda x, dim, start, length: np.take(x, range(start, start + length), dim),
     "permute": lambda x, *dims: np.transpose(x, _shape(dims)),
     "repeat": lambda x, *sizes: np.tile(x, _shape(sizes)),
@@ -183,7 +224,9 @@ def expand(x, *shape):
 
 @reference()
 def gather(x, dim, index):
-    y = np.zeros(index.shape)
+    x, y = np.atleast_1d(x), np.zeros(index.shape)
+    if not index.ndim:
+        return y + x[0]
     for at in product(*map(range, index.shape)):
         place = list(at)
         place[dim] = index[at]
@@ -193,6 +236,8 @@ def gather(x, dim, index):
 
 @reference()
 def scatter_add(x, dim, index, src):
+    if not x.ndim:
+        return x + np.atleast_1d(src)[: index.size].sum()
     y = x.copy()
     for at in product(*map(range, index.shape)):
         place = list(at)
@@ -450,6 +495,11 @@ def _gaussian(x, mu, s):
 
 REFERENCES |= {
     "gaussian_log_prob": _gaussian,
+    "gaussian_nll_loss": lambda x, t, v, full=False, eps=1e-6, reduction="mean": reduced(
+        -_gaussian(x, t, np.log(v[:, None] if np.shape(v) == x.shape[:-1] and np.ndim(v) else v) + 0 * x)
+        - (0 if full else 0.5 * log(2 * pi)),
+        reduction,
+    ),
     "bernoulli_log_prob": lambda x, a: x * np.log(special.expit(a)) + (1 - x) * np.log(special.expit(-a)),
     "reparameterize": lambda m, s, e: m + np.exp(s / 2) * e,
     "kl_standard_gaussian": lambda m, s: -0.5 * (1 + s - m**2 - np.exp(s)),
@@ -583,13 +633,13 @@ REFERENCES["attention"] = lambda q, k, v, mask, causal, scale: attention_(q, k, 
 
 
 @reference()
-def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None):
+def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None):
     n = x.ndim - 2
     for d in range(n):
         old = x.shape[2 + d]
         s = None if scale_factor is None else _per(scale_factor, n)[d] if not isinstance(scale_factor, float) else scale_factor
         new = _per(size, n)[d] if s is None else floor(old * s)
-        ratio = old / new if s is None else 1 / s
+        ratio = old / new if s is None or recompute_scale_factor else 1 / s
         parts = []
         for i in range(new):
             if mode == "nearest":
@@ -622,8 +672,8 @@ def pixel_unshuffle(x, r):
 
 @reference()
 def adaptive_avg_pool2d(x, size):
-    H, W = _per(size, 2)
     h, w = x.shape[-2:]
+    H, W = (n if m is None else m for n, m in zip((h, w), _per(size, 2), strict=True))
     cells = [
         x[..., i * h // H : ceil((i + 1) * h / H), j * w // W : ceil((j + 1) * w / W)].mean((-2, -1))
         for i, j in product(range(H), range(W))
@@ -719,7 +769,7 @@ _layer("KLDivLoss", "kl_div", "reduction", "log_target")
 _layer("L1Loss", "l1_loss", "reduction")
 _layer("MSELoss", "mse_loss", "reduction")
 _layer("SmoothL1Loss", "smooth_l1_loss", "reduction", "beta")
-_layer("Upsample", "interpolate", "size", "scale_factor", "mode", "align_corners")
+_layer("Upsample", "interpolate", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
 _layer("PixelShuffle", "pixel_shuffle", "upscale_factor")
 _layer("PixelUnshuffle", "pixel_unshuffle", "downscale_factor")
 _layer("MaxPool1d", "max_pool1d", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -817,7 +867,8 @@ def _lstm(x, state, p, suffix):
     )
     i, forget, g, o = (W[k] @ x + a[k] + U[k] @ h + b[k] for k in range(4))
     c = special.expit(forget) * c + special.expit(i) * np.tanh(g)
-    return special.expit(o) * np.tanh(c), c
+    h = special.expit(o) * np.tanh(c)
+    return h if p[f"weight_hr_{suffix}"] is None else p[f"weight_hr_{suffix}"] @ h, c
 
 
 def _recurrent(step, states):
@@ -825,10 +876,11 @@ def _recurrent(step, states):
         p, rng, directions = arrays(m), np.random.default_rng(0), 1 + m.bidirectional
         batched = x.ndim == 3
         x = x[:, None] if not batched else x.swapaxes(0, 1) if m.batch_first else x
-        T, N, H = x.shape[0], x.shape[1], m.hidden_size
+        T, N, H = x.shape[0], x.shape[1], m.proj_size or m.hidden_size
         initial = () if initial is None else initial if isinstance(initial, tuple) else (initial,)
-        initial = [h.reshape(-1, N, H) for h in initial] or [np.zeros((m.num_layers * directions, N, H))] * states
-        last = np.zeros((states, m.num_layers * directions, N, H))
+        initial = [h.reshape(-1, N, h.shape[-1]) for h in initial]
+        initial = initial or [np.zeros((m.num_layers * directions, N, n)) for n in (H, m.hidden_size)[:states]]
+        last = [np.zeros_like(h) for h in initial]
         for layer in range(m.num_layers):
             y = np.zeros((T, N, directions * H))
             for n, back in product(range(N), range(directions)):
@@ -837,10 +889,11 @@ def _recurrent(step, states):
                 for t in range(T)[:: -1 if back else 1]:
                     state = step(x[t, n], state, p, f"l{layer}" + "_reverse" * back)
                     y[t, n, back * H : (back + 1) * H] = state[0]
-                last[:, cell, n] = state
+                for h, value in zip(last, state, strict=True):
+                    h[cell, n] = value
             x = dropped(y, m.dropout, rng) if m.dropout and layer < m.num_layers - 1 else y
         if not batched:
-            return [x[:, 0], *last[:, :, 0]]
+            return [x[:, 0], *(h[:, 0] for h in last)]
         return [x.swapaxes(0, 1) if m.batch_first else x, *last]
 
     return run
@@ -858,6 +911,17 @@ def _multihead(m, q, k, v, padding=None, need_weights=True, attn_mask=None, aver
     q, k, v = (t[None] if not batched else t if m.batch_first else t.swapaxes(0, 1) for t in (q, k, v))
     q, k, v = (t @ W[i].T + b[i] for i, t in enumerate((q, k, v)))
     N, L, S = len(q), q.shape[1], k.shape[1]
+    added = 0
+    for key, value in (
+        *([(p["bias_k"][0], p["bias_v"][0])] if m.bias_k is not None else []),
+        *([(np.zeros((1, E)),) * 2] if m.add_zero_attn else []),
+    ):
+        k, v = (np.concatenate([t, np.tile(row, (N, 1, 1))], 1) for t, row in ((k, key), (v, value)))
+        added += 1
+    if attn_mask is not None:
+        attn_mask = np.pad(attn_mask, ((0, 0), (0, added)))
+    padding = None if padding is None else np.pad(padding, ((0, 0), (0, added)))
+    S += added
     heads = np.zeros((N, L, E))
     P = np.zeros((N, H, L, S))
     for n, h in product(range(N), range(H)):

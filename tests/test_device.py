@@ -144,6 +144,27 @@ def test_every_optimiser_moves_parameters_on_the_device(gpu, make):
     np.testing.assert_allclose(*results, rtol=1e-6)
 
 
+def test_draws_on_the_device_are_those_on_the_host(gpu):
+    w = np.float32([[0.0, 3.0, 2.0], [1.0, 0.5, 0.5]])
+    for draw in (
+        lambda x: sg.multinomial(x, 2),
+        lambda x: sg.multinomial(x, 4, True),
+        lambda x: sg.multinomial(x[0], 4, True),
+        lambda x: sg.bernoulli(x / 3),
+        lambda x: x.new_ones(2, 3).normal_() + x.new_full((3,), 2.0) + x.new_tensor([1, 2, 3]),
+        lambda x: x.detach().clone().add_(1).mul_(x).argsort(),
+    ):
+        found = []
+        for place in ("cpu", "cuda"):
+            sg.manual_seed(2)
+            x = sg.tensor(w, device=place)
+            standin.reads.clear()
+            y = draw(x)
+            assert y.device == place and not standin.reads
+            found.append(y.tolist())
+        assert found[0] == found[1]
+
+
 def test_tensors_move_and_say_where_they_are(gpu):
     x = sg.tensor([[1.0, 2.0]], requires_grad=True)
     y = x.to("cuda")
@@ -257,6 +278,17 @@ def test_without_a_gpu_one_sentence_says_why(no_gpu):
 
 OPS = {
     "softmax": lambda x: F.softmax(x, -1),
+    "order": lambda x: x.sort(1, True).values + x.topk(4, 1, False).values + x.sort(0).values[:3],
+    "counts": lambda x: sg.bincount(sg.tensor([0, 2, 2, 1], device=x.device), x[0]),
+    "smooth": lambda x: x.tan() + x.sinh() + x.cosh() + sg.atan2(x, x * x + 1) + sg.lerp(x, x * x, 0.3) + sg.lerp(x, 1.0, x),
+    "numbers": lambda x: x.nan_to_num() + x.div(x, rounding_mode="floor") * x + sg.addcmul(x, x, x) + x.round(decimals=1) * x,
+    "cumprod": lambda x: x.cumprod(1),
+    "cdist": lambda x: sg.cdist(x, x[:2]) + sg.cdist(x[1:], x * 2, 1.0).sum(),
+    "vectors": lambda x: sg.outer(x[0], x[1]) + sg.dot(x[0], x[2]) + sg.diag(x[0], -1)[1:, :4] + sg.diag(x[:, :3]).sum(),
+    "grid": lambda x: sg.meshgrid(x[0], x[1], indexing="xy")[0] * 2 + sg.mm(x, x.T).sum() + sg.bmm(x[None], x.T[None])[0, 0, 0],
+    "one element": lambda x: x[0, 0].gather(0, sg.tensor([0, 0])) + x[1, 1].index_select(0, sg.tensor([0])),
+    "one sum": lambda x: x[0, 0].scatter_add(0, sg.tensor([0, 0]), x[1]),
+    "normal": lambda x: F.gaussian_nll_loss(x, x * x, x.exp(), full=True),
     "logsumexp": lambda x: x.logsumexp(0),
     "norm": lambda x: x.norm(dim=1),
     "norm 3": lambda x: x.norm(3),
@@ -300,6 +332,10 @@ OPS = {
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x, x.detach() @ x.detach().mT > 0),
     "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "lstm": lambda x: nn.LSTM(4, 3, generator=np.random.default_rng(0)).to(x.device)(x)[0],
+    "projected lstm": lambda x: nn.LSTM(4, 3, proj_size=2, generator=np.random.default_rng(0)).to(x.device)(x)[0],
+    "added heads": lambda x: nn.MultiheadAttention(
+        4, 2, add_bias_kv=True, add_zero_attn=True, generator=np.random.default_rng(0)
+    ).to(x.device)(x, x, x)[0],
     "heads": lambda x: nn.MultiheadAttention(4, 2, generator=np.random.default_rng(0)).to(x.device)(x, x, x)[0],
 }
 

@@ -32,6 +32,7 @@ import numpy as np
 from scratchgen import calculus, functional, nn
 from scratchgen.catalog import compositions, layers, primitives
 from scratchgen.catalog.row import Bound, Case, Row, case, of, row
+from scratchgen.ops import inplace
 from scratchgen.tensor import Function
 
 __all__ = ["NOT_DIFFERENTIABLE", "ROOMS", "ROWS", "Bound", "Case", "Row", "case", "check", "find", "main", "of", "row"]
@@ -53,12 +54,18 @@ ROOMS = {
 # What is public and has no row, by the reason why.
 NOT_DIFFERENTIABLE = {
     "gives booleans": [
-        *"all any eq ge gt isfinite isinf isnan le logical_and logical_not logical_or lt ne Tensor.bool".split(),
+        *"all allclose any eq ge gt isclose isfinite isinf isnan le lt ne logical_and logical_not logical_or".split(),
+        "Tensor.bool",
         *"Tensor.__and__ Tensor.__or__ Tensor.__xor__ Tensor.__rand__ Tensor.__ror__ Tensor.__rxor__ Tensor.__invert__".split(),
     ],
-    "gives whole numbers": "argmax argmin one_hot Tensor.long Tensor.__floordiv__".split(),
+    "gives whole numbers": "argmax argmin argsort one_hot Tensor.long Tensor.__floordiv__".split(),
+    "draws at random": "bernoulli multinomial Tensor.bernoulli_ Tensor.normal_ Tensor.uniform_".split(),
+    "changes a tensor in place, which no graph records": [f"Tensor.{name}_" for name in inplace.OPS],
     "is made from nothing": "arange eye full linspace ones rand randint randn randperm zeros".split(),
-    "takes shape and dtype of a tensor, not its values": "full_like ones_like rand_like randn_like zeros_like".split(),
+    "takes shape and dtype of a tensor, not its values": [
+        *"full_like ones_like rand_like randn_like zeros_like".split(),
+        *(f"Tensor.new_{name}" for name in "empty full ones tensor zeros".split()),
+    ],
     "holds or initialises modules, and computes nothing": (
         "nn.Module nn.ModuleDict nn.ModuleList nn.Parameter nn.init nn.utils".split()
     ),

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from scratchgen.catalog.row import Case, Draw, apart, away, case, fixed, loud, mask, positive, real, row, whole
+from scratchgen.catalog.row import Case, Draw, apart, away, case, fixed, loud, mask, positive, real, row, unit, whole
 from scratchgen.ops import class_losses
 
 Drawer = Callable[..., Draw]
@@ -48,6 +48,21 @@ def reducing(draw: Drawer, empty: bool = True) -> tuple[Case, ...]:
 ELEMENTWISE = [
     row("abs", *unary(away)),
     row("add", *binary(real, real), case(real(2), real(2, 2), alpha=-0.5), analytic=True),
+    row(
+        "addcdiv",
+        case(real(2, 3), real(3), positive(2, 1)),
+        case(real(2), real(), positive(2), value=-0.5),
+        case(real(0), real(0), 2.0),
+        analytic=True,
+    ),
+    row(
+        "addcmul",
+        case(real(2, 3), real(3), real(2, 1)),
+        case(real(2), real(), real(2), value=-0.5),
+        case(real(0), real(0), 2.0),
+        analytic=True,
+    ),
+    row("atan2", *binary(loud, loud)),
     row("ceil", *unary(partial(away, kinks=(-2, -1, 0, 1, 2)))),
     row(
         "clamp",
@@ -61,12 +76,21 @@ ELEMENTWISE = [
     ),
     row("clip", case(away(3, 2, kinks=(-0.5, 0.5)), -0.5, 0.5)),
     row("cos", *unary(real), analytic=True),
+    row("cosh", *unary(real), analytic=True),
     row("div", *binary(real, positive), analytic=True),
     row("erf", *unary(real), analytic=True),
     row("exp", *unary(real), analytic=True),
     row("expm1", *unary(real), analytic=True),
     row("floor", *unary(partial(away, kinks=(-2, -1, 0, 1, 2)))),
     row("gelu", *unary(real), case(real(2, 3), approximate="tanh")),
+    row(
+        "lerp",
+        case(real(2, 2), real(2, 2), 0.3),
+        case(real(2, 1), real(3), real()),
+        case(real(3), 1.5, fixed([0.2, 0.6, 1.4])),
+        case(real(1), real(2, 0), 0.7),
+        analytic=True,
+    ),
     row("log", *unary(positive), analytic=True),
     row("log10", *unary(positive), analytic=True),
     row("log1p", *unary(positive), analytic=True),
@@ -78,6 +102,7 @@ ELEMENTWISE = [
     row("maximum", *binary(apart, partial(apart, phase=1))),
     row("minimum", *binary(apart, partial(apart, phase=1))),
     row("mul", *binary(real, real), analytic=True),
+    row("nan_to_num", *unary(real)),
     row("neg", *unary(real), analytic=True),
     row(
         "pow",
@@ -95,9 +120,11 @@ ELEMENTWISE = [
     row("sigmoid", *unary(real), analytic=True),
     row("sign", *unary(away)),
     row("sin", *unary(real), analytic=True),
+    row("sinh", *unary(real), analytic=True),
     row("softplus", *unary(real), case(real(3), 2.5), case(away(6, kinks=(0.5,)), 1.0, 0.5)),
     row("sqrt", *unary(positive), analytic=True),
     row("square", *unary(real), analytic=True),
+    row("tan", *unary(unit), analytic=True),
     row("sub", *binary(real, real), case(real(2), real(2, 2), alpha=2), analytic=True),
     row("tanh", *unary(real), analytic=True),
     row(
@@ -118,6 +145,16 @@ ELEMENTWISE = [
 ]
 
 REDUCTIONS = [
+    row(
+        "cumprod",
+        case(real(5), 0),
+        case(real(2, 3), 1),
+        case(real(2, 3), -2),
+        case(fixed([[0.0, 2.0, 3.0, 0.0, 1.5], [2.0, 0.5, 0.0, -1.0, 3.0]]), 1),
+        case(real(), 0),
+        case(real(0, 2), 0),
+        analytic=True,
+    ),
     row("amax", *reducing(apart, empty=False)),
     row("amin", *reducing(apart, empty=False)),
     row(
@@ -199,12 +236,23 @@ SHAPES = [
         case([real(2), real(3)]),
         case([real(2, 1), real(2, 2), real(2, 0)], dim=-1),
         case([real(1, 2)], 0),
+        case([real(0), real(2, 2), real(2, 1)], 1),
         analytic=True,
     ),
     row("chunk", case(real(5), 2), case(real(2, 3), 3, dim=1), case(real(2, 0), 2, 1), analytic=True),
     row("clone", case(real(2, 3)), case(real()), analytic=True),
     row("concatenate", case([real(2, 1), real(2, 2)], dim=1), analytic=True),
     row("contiguous", case(real(2, 3)), analytic=True),
+    row(
+        "diag",
+        case(real(3)),
+        case(real(2), 1),
+        case(real(2), -2),
+        case(real(0), 1),
+        case(real(2, 3), 1),
+        case(real(3, 2), diagonal=-1),
+        analytic=True,
+    ),
     row(
         "diagonal",
         case(real(3, 4)),
@@ -225,6 +273,9 @@ SHAPES = [
         case(real(2, 3), 1, whole(3, 2, 4)),
         case(real(3, 2), 0, whole(3, 2, 1)),
         case(real(2, 3), -1, whole(3, 2, 0)),
+        case(real(3), 0, whole(3, 2, 0)),
+        case(real(), 0, whole(1, 2)),
+        case(real(), -1, whole(1)),
         analytic=True,
     ),
     row(
@@ -233,9 +284,27 @@ SHAPES = [
         case(real(2, 3), -1, whole(3, 2)),
         case(real(3), 0, whole(3)),
         case(real(3), 0, whole(3, 0)),
+        case(real(), 0, whole(1, 1)),
         analytic=True,
     ),
-    row("movedim", case(real(2, 3, 1), 0, 2), case(real(2, 3), -1, 0), case(real(2), 0, 0), analytic=True),
+    row(
+        "meshgrid",
+        case(real(2), real(3)),
+        case(real(2), real(1), real(3), indexing="xy"),
+        case([real(), real(2)], indexing="xy"),
+        case(real(3), indexing="xy"),
+        case(real(2), real(0)),
+        analytic=True,
+    ),
+    row(
+        "movedim",
+        case(real(2, 3, 1), 0, 2),
+        case(real(2, 3), -1, 0),
+        case(real(2), 0, 0),
+        case(real(2, 1, 3, 2), (3, 0), (0, -2)),
+        case(real(), 0, 0),
+        analytic=True,
+    ),
     row("narrow", case(real(4), 0, 1, 2), case(real(2, 3), -1, 2, 1), case(real(2), 0, 1, 0), analytic=True),
     row(
         "pad",
@@ -265,6 +334,9 @@ SHAPES = [
         case(real(3), 0, whole(3, 5), real(5)),
         case(real(2, 3), 1, whole(3, 2, 2), real(2, 3)),
         case(real(3, 2), -2, whole(3, 4, 1), real(4, 2)),
+        case(real(), 0, whole(1, 2), real(3)),
+        case(real(), 0, whole(1), real()),
+        case(real(2, 3), 0, whole(1, 0), real(2, 3)),
         analytic=True,
     ),
     row("split", case(real(5), 2), case(real(2, 3), [1, 0, 2], dim=-1), case(real(0), 2), analytic=True),
@@ -277,7 +349,49 @@ SHAPES = [
     row("unsqueeze", case(real(2, 3), 1), case(real(), -1), case(real(2), 0), analytic=True),
 ]
 
+ORDERING = [
+    row(
+        "bincount",
+        case(fixed([0, 2, 2, 1]), real(4)),
+        case(fixed([0, 1]), real(2), 4),
+        case(fixed([3, 0, 3]), real(3), minlength=2),
+        case(whole(3, 0), real(0), 2),
+        analytic=True,
+    ),
+    row(
+        "sort",
+        case(apart(4)),
+        case(apart(2, 3), 0, True),
+        case(apart(2, 3), descending=True),
+        case(apart(3, 2), -2, stable=True),
+        case(apart()),
+        case(apart(0, 2), 1),
+    ),
+    row(
+        "topk",
+        case(apart(4), 2),
+        case(apart(3, 2), 2, 0, False),
+        case(apart(2, 3), 1, -1),
+        case(apart(2, 3), k=3, largest=False),
+        case(apart(3), 0),
+        case(apart(), 1),
+    ),
+]
+
 PRODUCTS = [
+    row("bmm", case(real(2, 2, 3), real(2, 3, 1)), case(real(0, 2, 1), real(0, 1, 2)), analytic=True),
+    row(
+        "cdist",
+        case(real(2, 3), real(4, 3)),
+        case(real(2, 1, 2, 1), real(3, 3, 1)),
+        case(apart(2, 2), apart(3, 2, phase=1), 1.0),
+        case(apart(2, 2), apart(3, 2, phase=1), p=2.5),
+        case(fixed([[0.0, 1.0], [3.0, -2.0]]), fixed([[2.0, 1.5]]), np.inf),
+        case(real(2, 3), real(0, 3)),
+    ),
+    row("dot", case(real(3), real(3)), case(real(0), real(0)), analytic=True),
+    row("mm", case(real(2, 3), real(3, 4)), case(real(2, 0), real(0, 1)), analytic=True),
+    row("outer", case(real(2), real(3)), case(real(1), real(0)), analytic=True),
     row(
         "matmul",
         *(
@@ -512,4 +626,4 @@ TENSORS = [
     row("Tensor.__rmatmul__", case(real(2, 3), real(2, 2)), target=_reflected("__rmatmul__"), analytic=True),
 ]
 
-ROWS = ELEMENTWISE + REDUCTIONS + SHAPES + PRODUCTS + CONVOLUTIONS + FUSED + TENSORS
+ROWS = ELEMENTWISE + REDUCTIONS + SHAPES + ORDERING + PRODUCTS + CONVOLUTIONS + FUSED + TENSORS

@@ -1,7 +1,7 @@
 """The primitives, each with its equation, forward and vector-Jacobian product side by side.
 
-operands (dtypes) · elementwise (smooth) · choice (kinks) · reduce · shape · matrix (products) · convolution · fused (one
-node for what models spend time in).
+operands (dtypes) · elementwise, trigonometry (smooth) · choice (kinks) · reduce · shape · ordering · matrix (products) ·
+convolution · fused (one node for what models spend time in) · creation (from nothing, and draws) · inplace.
 The block at the end gives tensors their operators and methods: the only place where that happens.
 """
 
@@ -10,7 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from scratchgen import device as devices
-from scratchgen.ops import choice, convolution, creation, elementwise, fused, matrix, reduce, shape
+from scratchgen.ops import (
+    choice,
+    convolution,
+    creation,
+    elementwise,
+    fused,
+    inplace,
+    matrix,
+    ordering,
+    reduce,
+    shape,
+    trigonometry,
+)
 from scratchgen.ops.choice import *
 from scratchgen.ops.choice import bitwise_and, bitwise_not, bitwise_or, bitwise_xor
 from scratchgen.ops.convolution import *
@@ -20,20 +32,23 @@ from scratchgen.ops.elementwise import floor_divide, remainder
 from scratchgen.ops.fused import *
 from scratchgen.ops.matrix import *
 from scratchgen.ops.operands import cast, move
+from scratchgen.ops.ordering import *
 from scratchgen.ops.reduce import *
 from scratchgen.ops.shape import *
+from scratchgen.ops.trigonometry import *
 from scratchgen.tensor import Tensor
 
 clip = clamp
 concatenate = cat
 
 # What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
-METHODS = sorted(
-    {*elementwise.__all__, *choice.__all__, *reduce.__all__, *shape.__all__, "matmul", "softmax", "log_softmax", "clip"}
-    - {"cast", "cat", "move", "stack", "where"}
-)
+_OPS = {
+    name for ops in (elementwise, trigonometry, choice, reduce, shape, ordering) for name in ops.__all__
+} | {*"bmm dot matmul mm outer bernoulli multinomial softmax log_softmax clip".split()}
+METHODS = sorted(_OPS - {"cast", "cat", "meshgrid", "move", "stack", "where"})
 TOP_LEVEL = sorted(
-    {*METHODS, *creation.__all__, "cat", "concatenate", "einsum", "stack", "where"} - {"contiguous", "pad", "repeat"}
+    {*METHODS, *creation.__all__, "cat", "cdist", "concatenate", "einsum", "meshgrid", "stack", "where"}
+    - {"contiguous", "pad", "repeat"}
 )
 __all__ = sorted({*TOP_LEVEL, *METHODS, *convolution.__all__, *fused.__all__, *matrix.__all__, "cast"})
 
@@ -44,15 +59,29 @@ def _attach() -> None:
     def swapped(function: Any) -> Any:
         return lambda self, other: function(other, self)
 
-    def to(self: Tensor, *args: Any, dtype: Any = None, device: str | None = None) -> Tensor:
-        """The tensor in another dtype (`to(float64)`) or on another device (`to("cpu")`); itself where nothing changes."""
-        for arg in args:
-            if devices.is_name(arg):
+    def to(
+        self: Tensor,
+        *args: Any,
+        dtype: Any = None,
+        device: str | None = None,
+        non_blocking: bool = False,
+        copy: bool = False,
+    ) -> Tensor:
+        """The tensor in another dtype (`to(float64)`), on another device (`to("cpu")`), or both as another tensor's.
+
+        Itself where nothing changes, unless a `copy` is asked for. `non_blocking` is taken as in PyTorch, and changes nothing.
+        """
+        flags = [arg for arg in args if isinstance(arg, bool)]
+        for arg in args[: len(args) - len(flags)]:
+            if isinstance(arg, Tensor):
+                dtype, device = arg.dtype, arg.device
+            elif devices.is_name(arg):
                 device = arg
             else:
                 dtype = arg
         moved = self if device is None else move(self, device)
-        return moved if dtype is None else cast(moved, dtype)
+        moved = moved if dtype is None else cast(moved, dtype)
+        return shape.clone(moved) if moved is self and (copy or flags[1:] == [True]) else moved
 
     operators = {
         "__neg__": neg,
@@ -99,6 +128,9 @@ def _attach() -> None:
         "mT": property(lambda self: transpose(self, -2, -1)),
     }
     methods = {name: globals()[name] for name in METHODS}
+    methods |= {name: getattr(creation, name) for name in "new_empty new_full new_ones new_tensor new_zeros".split()}
+    methods |= {f"{name}_": inplace.in_place(globals()[name]) for name in inplace.OPS}
+    methods |= {name: getattr(inplace, name) for name in ("bernoulli_", "normal_", "uniform_")}
     for name, function in (methods | operators).items():
         setattr(Tensor, name, function)
 

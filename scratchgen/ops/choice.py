@@ -20,12 +20,14 @@ from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
     "abs",
+    "allclose",
     "ceil",
     "clamp",
     "eq",
     "floor",
     "ge",
     "gt",
+    "isclose",
     "isfinite",
     "isinf",
     "isnan",
@@ -37,6 +39,7 @@ __all__ = [
     "masked_fill",
     "maximum",
     "minimum",
+    "nan_to_num",
     "ne",
     "relu",
     "round",
@@ -251,9 +254,23 @@ def ceil(input: Any) -> Tensor:
     return Step.apply(as_tensor(input), function=np.ceil)
 
 
-def round(input: Any) -> Tensor:
-    """The nearest whole number, halves to the even one; gradient 0"""
-    return Step.apply(as_tensor(input), function=np.round)
+def round(input: Any, *, decimals: int = 0) -> Tensor:
+    """The nearest whole number, halves to the even one, or the nearest with so many decimals; gradient 0"""
+    return Step.apply(as_tensor(input), function=lambda x: np.round(x, decimals))
+
+
+def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """y = `nan` for NaN, `posinf` for ∞, `neginf` for −∞ (the dtype's largest and least unless given), else x.
+
+    What was replaced has gradient 0.
+    """
+    x = as_tensor(input)
+    if x.dtype.kind != "f":
+        return x
+    finite = np.isfinite(x.data)
+    if devices.on_host(finite) and finite.all():
+        return x
+    return where(constant(finite), x, constant(np.nan_to_num(x.data, nan=nan, posinf=posinf, neginf=neginf)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -317,3 +334,14 @@ def isinf(input: Any) -> Tensor:
 def isfinite(input: Any) -> Tensor:
     """Is each element finite?"""
     return constant(np.isfinite(as_tensor(input).data))
+
+
+def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """|input − other| ≤ atol + rtol |other|, element by element; the same infinities are close, NaN only if `equal_nan`."""
+    a, b = pair("isclose", input, other)
+    return constant(np.isclose(a.data, b.data, rtol, atol, equal_nan))
+
+
+def allclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
+    """Is every element close (`isclose`)?"""
+    return bool(isclose(input, other, rtol, atol, equal_nan).data.all())

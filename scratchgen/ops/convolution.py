@@ -101,8 +101,9 @@ def _windows(x: Tensor, w: Tensor, geometry: Geometry, shape: tuple[int, ...]) -
 
 
 def sizes(name: str, value: Size, n: int, what: str, least: int) -> tuple[int, ...]:
-    """`value` for each of n spatial dimensions."""
+    """`value` for each of n spatial dimensions; a list of one stands for all of them too."""
     given = (value,) * n if isinstance(value, int | np.integer) else tuple(value)
+    given = given * n if len(given) == 1 else given
     if len(given) != n or any(not isinstance(v, int | np.integer) or v < least for v in given):
         raise ValueError(f"{name}: expected {what} to be a whole number of at least {least}, or {n} of them, got {value!r}")
     return tuple(int(v) for v in given)
@@ -290,7 +291,7 @@ def _max_pool(
 ) -> Any:
     x, had_batch = batched(name, as_tensor(input), n)
     kernel = sizes(name, kernel_size, n, "kernel_size", 1)
-    stride = kernel if stride is None else sizes(name, stride, n, "stride", 1)
+    stride = sizes(name, stride, n, "stride", 1) if np.size(stride) and stride is not None else kernel
     padding, dilation = sizes(name, padding, n, "padding", 0), sizes(name, dilation, n, "dilation", 1)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise ValueError(f"{name}: expected padding of at most half the window, {kernel}, got {padding}")
@@ -349,7 +350,7 @@ def _avg_pool(
 ) -> Tensor:
     x, had_batch = batched(name, floating(name, input), n)
     kernel = sizes(name, kernel_size, n, "kernel_size", 1)
-    stride = kernel if stride is None else sizes(name, stride, n, "stride", 1)
+    stride = sizes(name, stride, n, "stride", 1) if np.size(stride) and stride is not None else kernel
     padding = sizes(name, padding, n, "padding", 0)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise ValueError(f"{name}: expected padding of at most half the window, {kernel}, got {padding}")

@@ -18,12 +18,15 @@ from scratchgen.tensor import Function, Tensor, constant
 
 __all__ = [
     "add",
+    "addcdiv",
+    "addcmul",
     "cos",
     "div",
     "erf",
     "exp",
     "expm1",
     "gelu",
+    "lerp",
     "log",
     "log10",
     "log1p",
@@ -96,6 +99,21 @@ class Div(Function):
         return da, -da * (a / b) if self.needs_input_grad[1] else None
 
 
+class RoundedQuotient(Function):
+    """y = a / b rounded to a whole number, down ("floor") or towards 0 ("trunc"): constant between jumps, ā = b̄ = 0"""
+
+    keeps_inputs = False
+
+    def forward(self, a: Any, b: Any, *, mode: str) -> Any:
+        y = a // b
+        if mode == "trunc":
+            y = np.trunc(a / b) if y.dtype.kind == "f" else y + ((y < 0) & (y * b != a))  # rounded down, and not whole: up
+        return y
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        return dy * 0, dy * 0
+
+
 class Remainder(Function):
     """y = a − b ⌊a/b⌋    ā = ȳ,  b̄ = −ȳ ⌊a/b⌋"""
 
@@ -104,6 +122,22 @@ class Remainder(Function):
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         return dy, -dy * floor_divide(*self.inputs)
+
+
+class Lerp(Function):
+    """y = a + w (b − a)  ā = ȳ (1 − w),  b̄ = ȳ w,  w̄ = ȳ (b − a)
+
+    Computed as b − (1 − w) (b − a) for w ≥ ½: y = b exactly at w = 1, as y = a at w = 0.
+    """
+
+    def forward(self, a: Any, b: Any, w: Any) -> Any:
+        gap = b - a
+        return np.where(np.abs(w) < 0.5, a + w * gap, b - (1 - w) * gap)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, w = self.inputs
+        needs_a, needs_b, needs_w = self.needs_input_grad
+        return dy * (1 - w) if needs_a else None, dy * w if needs_b else None, dy * (b - a) if needs_w else None
 
 
 class Neg(Function):
@@ -172,8 +206,30 @@ def mul(input: Any, other: Any) -> Tensor:
     return Mul.apply(*pair("mul", input, other))
 
 
-def div(input: Any, other: Any) -> Tensor:
-    """y = input / other; integers are divided as float32"""
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Number = 1) -> Tensor:
+    """y = input + value · tensor1 · tensor2"""
+    return add(input, mul(tensor1, tensor2), alpha=value)
+
+
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Number = 1) -> Tensor:
+    """y = input + value · tensor1 / tensor2"""
+    return add(input, div(tensor1, tensor2), alpha=value)
+
+
+def lerp(input: Any, end: Any, weight: Any) -> Tensor:
+    """y = input + weight · (end − input): from `input` at weight 0 to `end` at weight 1, exactly so at both."""
+    return Lerp.apply(*[floating("lerp", x) for x in operands("lerp", as_tensor(input), end, weight)])
+
+
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """y = input / other; integers are divided as float32.
+
+    `rounding_mode` "floor" gives ⌊input / other⌋, "trunc" the whole number towards 0, in the operands' dtype; gradient 0.
+    """
+    if rounding_mode is not None:
+        if rounding_mode not in ("floor", "trunc"):
+            raise ValueError(f"div: expected rounding_mode None, 'floor' or 'trunc', got {rounding_mode!r}")
+        return RoundedQuotient.apply(*pair("div", input, other), mode=rounding_mode)
     a, b = pair("div", *[float(x) if type(x) is int else x for x in (input, other)])
     return Div.apply(a, b) if a._data.dtype.kind in "fc" else Div.apply(cast(a, np.float32), cast(b, np.float32))
 

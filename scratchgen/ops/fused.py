@@ -15,7 +15,7 @@ import kernels
 from scratchgen import device as devices
 from scratchgen.ops.choice import where
 from scratchgen.ops.elementwise import exp, softplus
-from scratchgen.ops.operands import as_tensor, broadcast, floating, operands
+from scratchgen.ops.operands import as_tensor, broadcast, cast, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -292,16 +292,16 @@ def _composed_attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: 
     return p @ v
 
 
-def softmax(input: Any, dim: int) -> Tensor:
-    """y_i = e^{x_i} / Σ_j e^{x_j} along `dim`; a row of −∞ gives zeros, value and gradient."""
-    x = floating("softmax", input)
+def softmax(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
+    """y_i = e^{x_i} / Σ_j e^{x_j} along `dim`; a row of −∞ gives zeros, value and gradient. Computed in `dtype`, if given."""
+    x = floating("softmax", input) if dtype is None else cast(as_tensor(input), dtype)
     dims = dims_of("softmax", x, dim)
     return Softmax.apply(x, dim=dims[0]) if dims else x * 0 + 1
 
 
-def log_softmax(input: Any, dim: int) -> Tensor:
-    """y_i = x_i − log Σ_j e^{x_j} along `dim`; a row of −∞ stays one."""
-    x = floating("log_softmax", input)
+def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
+    """y_i = x_i − log Σ_j e^{x_j} along `dim`; a row of −∞ stays one. Computed in `dtype`, if given."""
+    x = floating("log_softmax", input) if dtype is None else cast(as_tensor(input), dtype)
     dims = dims_of("log_softmax", x, dim)
     return LogSoftmax.apply(x, dim=dims[0]) if dims else x * 0
 

@@ -10,12 +10,18 @@ from typing import Any
 import kernels
 from scratchgen.ops.choice import LeakyReluGrad
 from scratchgen.ops.operands import as_tensor, operands
+from scratchgen.ops.reduce import norm
 from scratchgen.tensor import Function, Tensor
 
 __all__ = [
+    "bmm",
+    "cdist",
+    "dot",
     "einsum",
     "linear",
     "matmul",
+    "mm",
+    "outer",
 ]
 
 
@@ -142,6 +148,53 @@ def matmul(input: Any, other: Any) -> Tensor:
         if m != n and 1 not in (m, n):
             raise ValueError(f"matmul: expected leading dimensions that broadcast, got shapes {a.shape} and {b.shape}")
     return MatMul.apply(a, b)
+
+
+def _ranked(name: str, a: Any, b: Any, ranks: tuple[int, int], form: str) -> tuple[Tensor, ...]:
+    """Two tensors of one dtype and of given numbers of dimensions."""
+    a, b = operands(name, as_tensor(a), as_tensor(b))
+    if (a.ndim, b.ndim) != ranks:
+        raise ValueError(f"{name}: expected shapes {form}, got {a.shape} and {b.shape}")
+    return a, b
+
+
+def mm(input: Any, mat2: Any) -> Tensor:
+    """C = A B for two matrices.     (m, k), (k, n) → (m, n).  Raises ValueError for other shapes; `matmul` takes them."""
+    return matmul(*_ranked("mm", input, mat2, (2, 2), "(m, k) and (k, n)"))
+
+
+def bmm(input: Any, mat2: Any) -> Tensor:
+    """C_i = A_i B_i for two stacks of as many matrices.     (b, m, k), (b, k, n) → (b, m, n)"""
+    a, b = _ranked("bmm", input, mat2, (3, 3), "(b, m, k) and (b, k, n)")
+    if len(a) != len(b):
+        raise ValueError(f"bmm: expected as many matrices on both sides, got shapes {a.shape} and {b.shape}")
+    return matmul(a, b)
+
+
+def dot(input: Any, tensor: Any) -> Tensor:
+    """y = Σ_i a_i b_i for two vectors.     (n), (n) → ()"""
+    return matmul(*_ranked("dot", input, tensor, (1, 1), "(n) and (n)"))
+
+
+def outer(input: Any, vec2: Any) -> Tensor:
+    """Y_ij = a_i b_j.     (n), (m) → (n, m)"""
+    a, b = _ranked("outer", input, vec2, (1, 1), "(n) and (m)")
+    return a.unsqueeze(1) * b
+
+
+def cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """Y_ij = ‖a_i − b_j‖_p: the distances of all rows of one matrix from all of another.     (…, n, k), (…, m, k) → (…, n, m)
+
+    Leading dimensions broadcast. The differences themselves are formed, n m k numbers: |a|² − 2 a · b + |b|² would lose the
+    small distances, so PyTorch's `compute_mode`, which asks for the one or the other, changes nothing. The gradient of a
+    distance of 0 is 0.
+    """
+    a, b = operands("cdist", as_tensor(x1), as_tensor(x2))
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"cdist: expected shapes (…, n, k) and (…, m, k), got {a.shape} and {b.shape}")
+    if p < 0:
+        raise ValueError(f"cdist: expected p of at least 0, got {p}")
+    return norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
 
 
 def linear(input: Any, weight: Any, bias: Any = None, *, activation: str | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchgen.ops.choice import maximum, minimum, where
+from scratchgen.ops.choice import Step, maximum, minimum, where
 from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -20,6 +20,7 @@ __all__ = [
     "any",
     "argmax",
     "argmin",
+    "cumprod",
     "cumsum",
     "logsumexp",
     "max",
@@ -149,6 +150,28 @@ class Cumsum(Function):
         return Cumsum.apply(dy.flip(self.dim), dim=self.dim).flip(self.dim)
 
 
+class Cumprod(Function):
+    """y_i = Π_{j≤i} x_j      x̄_j = (Π_{k<j} x_k) S_j,  S_j = Σ_{i≥j} ȳ_i Π_{j<k≤i} x_k          over the last dimension
+
+    No division, so zeros do no harm. S_j = ȳ_j + x_{j+1} S_{j+1}; with s and m the sum and the product of 1, 2, 4, … terms
+    from j on, the next are s_j + m_j s_{j+step} and m_j m_{j+step}: log n steps, written in ops.
+    """
+
+    def forward(self, x: Any) -> Any:
+        return np.cumprod(x, axis=-1)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (x,) = self.inputs
+        n = x.shape[-1]
+        before = Cumprod.apply(x[..., :-1].pad((1, 0), value=1)) if n else x
+        s, m, step = dy, x[..., 1:].pad((0, 1)), 1
+        while step < n:
+            s = s + m * s[..., step:].pad((0, step))
+            m = m * m[..., step:].pad((0, step))
+            step *= 2
+        return before * s
+
+
 class Amax(Function):
     """y = max_j x_j (`largest`) or min_j x_j        x̄_j = ȳ [x_j = y] / #{i: x_i = y}"""
 
@@ -233,37 +256,58 @@ def _count(x: Tensor, dim: Dim, name: str) -> int:
     return math.prod(x.shape[d] for d in _over(name, x, dim))
 
 
-def mean(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """y = (1/n) Σ x over `dim`; of nothing it is NaN, as in PyTorch."""
-    x = as_tensor(input)
+    x = as_tensor(input) if dtype is None else cast(as_tensor(input), dtype)
     if x.dtype.kind not in "fc":
         raise TypeError(f"mean: expected a floating dtype, got {x.dtype}; convert it with .to(float32)")
     dims = _over("mean", x, dim)
     return Mean.apply(x, dims=dims, keepdim=keepdim)
 
 
-def var(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:
+def var(
+    input: Any,
+    dim: Dim | bool = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: Number | None = 1,
+) -> Tensor:
     """y = Σ (x − mean)² / (n − correction) over `dim`, NaN where that is not above 0.
 
-    `unbiased` is the older name: True for correction 1, False for 0.
+    `unbiased` is the older name: True for correction 1, False for 0; var(x, False) is var(x, unbiased=False). A correction of
+    None is 1.
     """
     x = floating("var", input)
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
     degrees = _degrees(x, dim, unbiased, correction)
     centred = x - mean(x, dim, keepdim=True)
     return sum(centred * centred, dim, keepdim) * degrees
 
 
-def std(input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number = 1) -> Tensor:
+def std(
+    input: Any,
+    dim: Dim | bool = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: Number | None = 1,
+) -> Tensor:
     """y = √var. Where all values are equal the gradient is 0, not NaN."""
     x = floating("std", input)
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
     degrees = _degrees(x, dim, unbiased, correction)
     return norm(x - mean(x, dim, keepdim=True), dim=dim, keepdim=keepdim) * math.sqrt(degrees)
 
 
-def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number) -> float:
+def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number | None) -> float:
     """1 / degrees of freedom."""
     if unbiased is not None:
         correction = int(unbiased)
+    elif correction is None:
+        correction = 1
     n = _count(x, dim, "var") - correction
     return 1 / n if n > 0 else math.nan
 
@@ -271,7 +315,7 @@ def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number) -> 
 def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = (Σ |x|^p)^{1/p} over `dim`; p = inf gives max |x|, −inf min |x|, 0 the number of non-zeros.
 
-    The gradient at 0 is 0 (a subgradient), so penalties such as (‖g‖ − 1)² stay finite there. p = 0 has no gradient.
+    The gradient at 0 is 0 (a subgradient), so penalties such as (‖g‖ − 1)² stay finite there. That of p = 0 is 0.
     """
     x = floating("norm", input)
     dims = _over("norm", x, dim)
@@ -284,16 +328,16 @@ def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False
     if math.isinf(p):
         return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
     if p == 0:
-        return sum(cast(x != 0, x.dtype), dim, keepdim)
+        return sum(Step.apply(x, function=lambda x: (x != 0).astype(x.dtype)), dim, keepdim)
     zero = constant(x.data == 0)  # 0ᵖ by name: its slope is infinite for p < 1
     total = sum(where(zero, 0.0 if p > 0 else math.inf, where(zero, 1.0, x.abs()) ** p), dims, keepdim)
     zero = constant(total.data == 0)
     return where(zero, 0.0, where(zero, 1.0, total) ** (1 / p))
 
 
-def prod(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """y = Π x over one dimension, or over all of them."""
-    x = _signed(as_tensor(input))
+    x = _signed(as_tensor(input)) if dtype is None else cast(as_tensor(input), dtype)
     if dim is None:
         y = Prod.apply(x.reshape(-1))
         return y.reshape((1,) * x.ndim) if keepdim else y
@@ -302,11 +346,18 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     return y.unsqueeze(d) if keepdim and x.ndim else y
 
 
-def cumsum(input: Any, dim: int) -> Tensor:
+def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """y_i = Σ_{j≤i} x_j along `dim`"""
-    x = _signed(as_tensor(input))
+    x = _signed(as_tensor(input)) if dtype is None else cast(as_tensor(input), dtype)
     dims = dims_of("cumsum", x, dim)
     return Cumsum.apply(x, dim=dims[0]) if dims else x
+
+
+def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
+    """y_i = Π_{j≤i} x_j along `dim`"""
+    x = _signed(as_tensor(input)) if dtype is None else cast(as_tensor(input), dtype)
+    dims = dims_of("cumprod", x, dim)
+    return Cumprod.apply(x.movedim(dims[0], -1)).movedim(-1, dims[0]) if dims else x
 
 
 def _not_empty(name: str, x: Tensor, dims: tuple[int, ...]) -> None:

@@ -26,12 +26,14 @@ __all__ = [
     "chunk",
     "clone",
     "contiguous",
+    "diag",
     "diagonal",
     "expand",
     "flatten",
     "flip",
     "gather",
     "index_select",
+    "meshgrid",
     "movedim",
     "narrow",
     "pad",
@@ -291,12 +293,16 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     return Permute.apply(x, dims=tuple(dims))
 
 
-def movedim(input: Any, source: int, destination: int) -> Tensor:
-    """One dimension moved to another place, the others in order."""
+def movedim(input: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
+    """One dimension moved to another position, or several, each to its own, the others in order."""
     x = as_tensor(input)
-    (a,), (b,) = dims_of("movedim", x, source), dims_of("movedim", x, destination)
-    dims = [d for d in range(x.ndim) if d != a]
-    dims.insert(b, a)
+    given = [(v,) if isinstance(v, int | np.integer) else tuple(v) for v in (source, destination)]
+    a, b = ([d for v in vs for d in dims_of("movedim", x, v)] for vs in given)
+    if len(given[0]) != len(given[1]) or len(set(a)) != len(a) or len(set(b)) != len(b):
+        raise ValueError(f"movedim: expected as many positions as dimensions, each once, got {source} and {destination}")
+    dims = [d for d in range(x.ndim) if d not in a]
+    for to, d in sorted(zip(b, a, strict=True)):
+        dims.insert(to, d)
     return x if a == b else Permute.apply(x, dims=tuple(dims))
 
 
@@ -453,7 +459,7 @@ def _whole(name: str, index: Any) -> np.ndarray:
 
 def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.ndarray]:
     index = _whole(name, index)
-    (d,) = dims_of(name, x, dim) or _refuse_0d(name)
+    (d,) = dims_of(name, x, dim)
     if index.ndim != x.ndim or any(m > n for e, (m, n) in enumerate(zip(index.shape, x.shape, strict=True)) if e != d):
         raise ValueError(f"{name}: expected an index no larger than {x.shape} outside dimension {d}, got shape {index.shape}")
     if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
@@ -462,15 +468,40 @@ def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.
 
 
 def gather(input: Any, dim: int, index: Any) -> Tensor:
-    """y_{ijk} = x_{i, index_{ijk}, k} for dim 1, and so on: y has the shape of `index`."""
-    x = as_tensor(input)
+    """y_{ijk} = x_{i, index_{ijk}, k} for dim 1, and so on: y has the shape of `index`.
+
+    A 0-d x is gathered from as its one element; an index without elements may have any shape.
+    """
+    x, index = as_tensor(input), as_tensor(index)
+    if not x.ndim or not index.numel():
+        return _gathered_flat("gather", x, dim, index)
     d, index = _checked_along("gather", x, dim, index)
     return Gather.apply(x, dim=d, index=index)
 
 
+def _gathered_flat(name: str, x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """What is gathered where no two dimensions have to agree: from one element, or nothing."""
+    dims_of(name, x, dim)
+    if index.ndim > 1 and index.numel():
+        raise ValueError(f"{name}: expected an index of at most one dimension for a 0-d tensor, got shape {index.shape}")
+    flat = x.reshape(-1)
+    d, places = _checked_along(name, flat, 0, index.reshape(-1))
+    return Gather.apply(flat, dim=d, index=places).reshape(index.shape)
+
+
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
-    """y = x, with y_{i, index_{ijk}, k} += src_{ijk} for dim 1, and so on; repeats add up."""
+    """y = x, with y_{i, index_{ijk}, k} += src_{ijk} for dim 1, and so on; repeats add up. A 0-d x is one element."""
     x, src = operands("scatter_add", as_tensor(input), as_tensor(src))
+    index = as_tensor(index)
+    if not x.ndim:
+        dims_of("scatter_add", x, dim)
+        if index.ndim > 1 or src.ndim > 1:
+            shapes = f"{index.shape} and {src.shape}"
+            raise ValueError(f"scatter_add: expected index and src of at most one dimension for a 0-d tensor, got {shapes}")
+        return scatter_add(x.reshape(1), 0, index.reshape(-1), src.reshape(-1)).reshape(())
+    if not index.numel():
+        _whole("scatter_add", index)
+        return x
     d, index = _checked_along("scatter_add", x, dim, index)
     if src.ndim != index.ndim or any(m > n for m, n in zip(index.shape, src.shape, strict=True)):
         raise ValueError(f"scatter_add: expected src at least as large as the index, {index.shape}, got {src.shape}")
@@ -478,10 +509,15 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
 
 
 def index_select(input: Any, dim: int, index: Any) -> Tensor:
-    """The slices of `dim` that a 1-d `index` names."""
+    """The slices of `dim` that a 1-d `index` names; a 0-d tensor has one."""
     x = as_tensor(input)
     index = _whole("index_select", index)
-    (d,) = dims_of("index_select", x, dim) or _refuse_0d("index_select")
+    if not x.ndim:
+        dims_of("index_select", x, dim)
+        if index.size != 1:
+            raise ValueError(f"index_select: expected one index into a 0-d tensor, got shape {index.shape}")
+        return index_select(x.reshape(1), 0, index).reshape(())
+    (d,) = dims_of("index_select", x, dim)
     if index.ndim > 1:
         raise ValueError(f"index_select: expected a 1-d index, got shape {index.shape}")
     if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
@@ -514,10 +550,12 @@ def _matrices(name: str, input: Any) -> Tensor:
 
 
 def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
-    """Tensors side by side along `dim`; all other lengths agree."""
+    """Tensors side by side along `dim`; all other lengths agree. One of shape (0,) goes with any, as in PyTorch."""
     if isinstance(tensors, Tensor) or not len(tensors):
         raise ValueError("cat: expected a list of at least one tensor")
     xs = operands("cat", *[as_tensor(x) for x in tensors])
+    if len({x.ndim for x in xs}) > 1:
+        xs = tuple([x for x in xs if x.shape != (0,)])
     (d,) = dims_of("cat", xs[0], dim) or _refuse_0d("cat")
     for x in xs:
         if x.ndim != xs[0].ndim or x.shape[:d] + x.shape[d + 1 :] != xs[0].shape[:d] + xs[0].shape[d + 1 :]:
@@ -546,9 +584,19 @@ def repeat(input: Any, *sizes: Any) -> Tensor:
     return x.reshape(pairs).expand(copies).reshape(tuple(k * n for k, n in zip(sizes, shape, strict=True)))
 
 
-def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tensor:
-    """Each element `repeats` times in a row along `dim` (one number, or one for each); of the flattened tensor without it."""
-    x = as_tensor(input)
+def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
+    """Each element `repeats` times in a row along `dim` (one number, or one for each); of the flattened tensor without it.
+
+    `output_size` is the length that comes out, for those who know it: ValueError where it is another.
+    """
+    y = _repeated(as_tensor(input), repeats, dim)
+    length = y.shape[0 if dim is None or y.ndim == 1 else dim]
+    if output_size not in (None, length):
+        raise ValueError(f"repeat_interleave: expected output_size {length}, got {output_size}")
+    return y
+
+
+def _repeated(x: Tensor, repeats: Any, dim: int | None) -> Tensor:
     if dim is None or not x.ndim:
         x, dim = x.reshape(-1), 0
     (d,) = dims_of("repeat_interleave", x, dim)
@@ -642,3 +690,35 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
     rows = np.arange(x.shape[-2])
     rows = rows[(rows + offset >= 0) & (rows + offset < x.shape[-1])]
     return x[..., rows, rows + offset]
+
+
+def diag(input: Any, diagonal: int = 0) -> Tensor:
+    """A vector as the diagonal of a matrix of zeros, or the diagonal of a matrix, `diagonal` columns right of the main one.
+
+    (n) → (n + |diagonal|, n + |diagonal|), (n, m) → the length of the diagonal.
+    """
+    x = as_tensor(input)
+    if x.ndim not in (1, 2):
+        raise ValueError(f"diag: expected a vector or a matrix, got shape {x.shape}")
+    if x.ndim == 2:
+        return x.diagonal(diagonal)
+    rows = np.arange(len(x)) + max(-diagonal, 0)
+    index = tuple([devices.beside(i, x.data) for i in (rows, rows + diagonal)])
+    n = len(x) + abs(diagonal)
+    return IndexAdd.apply(x, shape=(n, n), index=index)
+
+
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
+    """The coordinates of a grid: G_k[i_1, …, i_n] = x_k[i_k] for vectors (or numbers) x_1, …, x_n, without copying them.
+
+    `indexing` "xy" swaps the first two dimensions: G_k[i_2, i_1, …], the first vector along the columns of a picture.
+    """
+    given = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], list | tuple) else tensors
+    xs = operands("meshgrid", *[as_tensor(x) for x in given]) if len(given) else ()
+    if not xs or any(x.ndim > 1 for x in xs):
+        raise ValueError(f"meshgrid: expected vectors or numbers, at least one, got shapes {[x.shape for x in xs]}")
+    if indexing not in ("ij", "xy"):
+        raise ValueError(f"meshgrid: expected indexing 'ij' or 'xy', got {indexing!r}")
+    shape = tuple([x.numel() for x in xs])
+    grids = [x.reshape((-1,) + (1,) * (len(xs) - 1 - k)).expand(shape) for k, x in enumerate(xs)]
+    return tuple([g.transpose(0, 1) for g in grids] if indexing == "xy" and len(xs) > 1 else grids)

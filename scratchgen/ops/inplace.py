@@ -1,0 +1,78 @@
+r"""Methods that change a tensor in place: x.mul_(y) is x ← x · y, and returns x.
+
+Each computes what the op of its name computes, and writes the result over the elements, which keep shape and dtype. This
+is for what no graph is recorded of: averages of weights, an optimiser of one's own, anything under `no_grad`. What a graph
+is recorded of is never changed in place, where PyTorch allows it in part: there the op itself is meant, x = x.mul(y).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scratchgen import random
+from scratchgen.tensor import Tensor, is_grad_enabled, no_grad
+
+# The ops whose result has the shape and dtype of their first argument.
+OPS = (
+    "abs add addcdiv addcmul atan2 ceil clamp cos cosh cumprod cumsum div erf exp expm1 floor lerp log log10 log1p log2 "
+    "masked_fill mul nan_to_num neg pow reciprocal relu round rsqrt scatter_add sigmoid sign sin sinh sqrt square sub tan "
+    "tanh tril triu"
+).split()
+
+
+def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The method that writes what `function` computes over its first argument.
+
+    Raises RuntimeError where a graph would lose the change or has saved what is changed, ValueError where the result has
+    another shape or dtype.
+    """
+    name = function.__name__
+
+    @functools.wraps(function)
+    def change(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        others = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
+        if is_grad_enabled() and any(x.requires_grad for x in (self, *others)):
+            raise RuntimeError(
+                f"{name}_: expected tensors that require no gradient, as a graph cannot record a change in place: "
+                f"use x = x.{name}(…), or wrap it in `with no_grad():`"
+            )
+        with no_grad():
+            result = function(self, *args, **options)
+        if result.shape != self.shape or result.dtype != self.dtype:
+            raise ValueError(
+                f"{name}_: expected a result of shape {self.shape} and {self.dtype}, got {result.shape} and {result.dtype}"
+            )
+        return self.copy_(result)
+
+    change.__name__ = change.__qualname__ = f"{name}_"
+    change.__doc__ = f"x ← {name}(x, …), in place: see `{name}`."
+    return change
+
+
+def _drawn(name: str, x: Tensor, draws: np.ndarray) -> Tensor:
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name}: expected a floating dtype, got {x.dtype}")
+    if is_grad_enabled() and x.requires_grad:
+        raise RuntimeError(f"{name}: expected a tensor that requires no gradient: wrap it in `with no_grad():`")
+    return x.copy_(draws.astype(x.dtype))
+
+
+def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: np.random.Generator | None = None) -> Tensor:
+    """x ~ N(mean, std²), element by element, in place"""
+    return _drawn("normal_", self, np.asarray(random.generator(generator).normal(mean, std, self.shape)))
+
+
+def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: np.random.Generator | None = None) -> Tensor:
+    """x ~ U[low, high), element by element, in place"""
+    return _drawn("uniform_", self, np.asarray(random.generator(generator).uniform(low, high, self.shape)))
+
+
+def bernoulli_(self: Tensor, p: float = 0.5, *, generator: np.random.Generator | None = None) -> Tensor:
+    """x = 1 with probability p, else 0, element by element, in place"""
+    if not 0 <= p <= 1:
+        raise ValueError(f"bernoulli_: expected p from 0 to 1, got {p}")
+    return _drawn("bernoulli_", self, np.asarray(random.generator(generator).random(self.shape) < p))
