@@ -12,6 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from kernels.reference_activations import (  # noqa: F401 (kernels like those below)
+    elu,
+    elu_backward,
+    glu,
+    glu_backward,
+    log_softmax_backward,
+    mish,
+    mish_backward,
+    sigmoid,
+    sigmoid_backward,
+    silu,
+    silu_backward,
+    softmax_backward,
+    softplus,
+    softplus_backward,
+    tanh_backward,
+)
+
 Array = np.ndarray
 
 
@@ -119,19 +137,6 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
         slope += 0.5 * (1 + erf(x * math.sqrt(0.5)))
     slope *= dy
     return slope
-
-
-def silu(x: Array) -> Array:
-    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
-    with np.errstate(over="ignore"):  # e^{−x} = ∞: σ = 0
-        return x / (1 + np.exp(-x))
-
-
-def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
-    with np.errstate(over="ignore"):
-        s = 1 / (1 + np.exp(-x))
-    return dy * (s * (1 + x * (1 - s)))
 
 
 def leaky_relu(x: Array, slope: float) -> Array:
@@ -304,6 +309,30 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
     n = max(x.size // max(x.shape[1], 1), 1)
     dx = dy - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
     return dx * (rstd * weight).reshape(across), dweight, dbias
+
+
+def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """y = (x − μ) ρ w_c + b_c, μ and ρ of each sample's group of channels.     (N, C, …) → the same, (N, G), (N, G)"""
+    rows, across = x.reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups), (-1,) + (1,) * (x.ndim - 2)
+    wide = np.result_type(x.dtype, np.float64)
+    mean = rows.mean(-1, keepdims=True, dtype=wide).astype(x.dtype)
+    mean += (rows - mean).mean(-1, keepdims=True, dtype=wide).astype(x.dtype)  # exact now where all elements are equal
+    rows = rows - mean
+    rstd = (1 / np.sqrt(np.mean(rows * rows, -1, keepdims=True, dtype=wide) + eps)).astype(x.dtype)
+    y = (rows * rstd).reshape(x.shape) * weight.reshape(across) + bias.reshape(across)
+    return y, mean[..., 0], rstd[..., 0]
+
+
+def group_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """With g = ȳ w_c:  x̄ = ρ (g − mean(g) − x̂ mean(g x̂)),  w̄_c = Σ ȳ x̂,  b̄_c = Σ ȳ"""
+    rows, across = (*mean.shape, math.prod(x.shape[1:]) // mean.shape[1]), (-1,) + (1,) * (x.ndim - 2)
+    axes, wide = (0, *range(2, x.ndim)), np.result_type(x.dtype, np.float64)
+    xhat = (x.reshape(rows) - mean[..., None]) * rstd[..., None]
+    g = (dy * weight.reshape(across)).reshape(rows)
+    level, along = (np.mean(a, -1, keepdims=True, dtype=wide).astype(x.dtype) for a in (g, g * xhat))
+    dx = rstd[..., None] * (g - level - xhat * along)
+    dweight, dbias = (np.sum(a, axes, dtype=wide).astype(x.dtype) for a in (dy * xhat.reshape(x.shape), dy))
+    return dx.reshape(x.shape), dweight, dbias
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import numpy as np
 from scratchgen import device as devices
 from scratchgen import random
 from scratchgen.ops import (
+    activation,
     attention,
     avg_pool1d,
     avg_pool2d,
@@ -37,10 +38,10 @@ from scratchgen.ops import (
     matmul,
     max_pool1d,
     max_pool2d,
-    mean,
     norm,
     pad,
     relu,
+    rms_norm,
     sigmoid,
     softmax,
     softplus,
@@ -50,7 +51,14 @@ from scratchgen.ops import (
 )
 from scratchgen.ops.choice import leaky_relu
 from scratchgen.ops.convolution import Size, nearest, sizes
-from scratchgen.ops.fused import BinaryCrossEntropy, Dropout, Reparameterized, StandardGaussianKL, batch_statistics_norm
+from scratchgen.ops.fused import (
+    BinaryCrossEntropy,
+    Dropout,
+    Reparameterized,
+    StandardGaussianKL,
+    batch_statistics_norm,
+    sample_statistics_norm,
+)
 from scratchgen.ops.operands import Number, as_tensor, floating, operands
 from scratchgen.tensor import Tensor, constant
 
@@ -137,36 +145,34 @@ def prelu(input: Any, weight: Any) -> Tensor:
 
 def elu(input: Any, alpha: float = 1.0) -> Tensor:
     """y = x for x > 0, else α (eˣ − 1).  Clevert, Unterthiner & Hochreiter 2015, arXiv:1511.07289."""
-    x = floating("elu", input)
-    return where(x > 0, x, alpha * x.clamp(max=0).expm1())  # the clamp keeps eˣ finite in the branch not taken
+    return activation.elu(input, alpha)
 
 
 def celu(input: Any, alpha: float = 1.0) -> Tensor:
     """y = x for x > 0, else α (e^{x/α} − 1).  Barron 2017, arXiv:1704.07483."""
-    x = floating("celu", input)
-    return where(x > 0, x, alpha * (x.clamp(max=0) / alpha).expm1())
+    if alpha == 0:
+        raise ValueError("celu: expected alpha other than 0")
+    return activation.elu(input, alpha, rate=1 / alpha)
 
 
 def selu(input: Any) -> Tensor:
     """y = λ elu(x; α), the λ and α that keep mean 0 and variance 1.  Klambauer et al. 2017, arXiv:1706.02515."""
-    return 1.0507009873554804934193349852946 * elu(input, 1.6732632423543772848170429916717)
+    return activation.elu(input, 1.6732632423543772848170429916717, scale=1.0507009873554804934193349852946)
 
 
 def silu(input: Any) -> Tensor:
     """y = x σ(x).  Elfwing, Uchibe & Doya 2017, arXiv:1702.03118."""
-    x = floating("silu", input)
-    return x * sigmoid(x)
+    return activation.silu(input)
 
 
 def mish(input: Any) -> Tensor:
     """y = x tanh(log(1 + eˣ)).  Misra 2019, arXiv:1908.08681."""
-    x = floating("mish", input)
-    return x * tanh(softplus(x))
+    return activation.mish(input)
 
 
 def logsigmoid(input: Any) -> Tensor:
     """y = log σ(x) = −log(1 + e⁻ˣ), finite for every finite x"""
-    return -softplus(-floating("logsigmoid", input), threshold=math.inf)
+    return activation.logsigmoid(input)
 
 
 def softsign(input: Any) -> Tensor:
@@ -189,8 +195,7 @@ def glu(input: Any, dim: int = -1) -> Tensor:
     x = floating("glu", input)
     if not x.ndim or x.shape[dim] % 2:
         raise ValueError(f"glu: expected an even length in dimension {dim}, got shape {x.shape}")
-    a, b = x.split(x.shape[dim] // 2, dim) if x.shape[dim] else (x, x)
-    return a * sigmoid(b)
+    return activation.Glu.apply(x, dim=dim) if x.numel() else x.split(max(x.shape[dim] // 2, 1), dim)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,9 +514,7 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     _channelwise("group_norm", x, weight=weight, bias=bias)
     if num_groups < 1 or x.shape[1] % num_groups:
         raise ValueError(f"group_norm: expected a number of groups that divides {x.shape[1]} channels, got {num_groups}")
-    n = x.numel() // max(x.shape[0] * num_groups, 1)
-    y = layer_norm(x.reshape(x.shape[0], num_groups, n), n, eps=eps) if n else x
-    return _scaled(y.reshape(x.shape), weight, bias)
+    return sample_statistics_norm(x, num_groups, weight, bias, eps) if x.numel() else _scaled(x, weight, bias)
 
 
 def instance_norm(
@@ -540,20 +543,6 @@ def instance_norm(
         running_mean.copy_((1 - momentum) * running_mean.data + momentum * rows.mean(-1).mean(0))
         running_var.copy_((1 - momentum) * running_var.data + momentum * rows.var(-1, ddof=1).mean(0))
     return group_norm(x, max(x.shape[1], 1), weight, bias, eps)
-
-
-def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
-    """y = x / √(mean(x²) + ε) ⊙ weight over the last dimensions.  ε: the dtype's epsilon unless given.
-
-    x: (…, *normalized_shape). Zhang & Sennrich 2019, arXiv:1910.07467.
-    """
-    x = floating("rms_norm", input)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or x.shape[x.ndim - len(shape) :] != shape or len(shape) > x.ndim:
-        raise ValueError(f"rms_norm: expected an input of shape (…, {', '.join(map(str, shape))}), got {x.shape}")
-    eps = float(np.finfo(x.dtype).eps) if eps is None else eps
-    y = x * (mean(x * x, tuple(range(-len(shape), 0)), keepdim=True) + eps).rsqrt()
-    return y if weight is None else y * weight
 
 
 def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:

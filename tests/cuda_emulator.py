@@ -127,7 +127,7 @@ def mma(d, a, b):
 class Math:
     """The functions of `math`, as a GPU has them: in float32, with infinities instead of exceptions."""
 
-    exp, log, log1p, sqrt, tanh = np.exp, np.log, np.log1p, np.sqrt, np.tanh
+    exp, expm1, log, log1p, sqrt, tanh = np.exp, np.expm1, np.log, np.log1p, np.sqrt, np.tanh
 
     @staticmethod
     def erf(x):

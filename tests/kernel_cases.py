@@ -232,8 +232,6 @@ def elementwise_cases(letter, normal):
             for approximate in ("none", "tanh"):
                 yield "gelu", (y,), {"approximate": approximate}
                 yield "gelu_backward", (dy, y), {"approximate": approximate}
-            yield "silu", (y,), {}
-            yield "silu_backward", (dy, y), {}
             for p in (0.0, 0.3, 1.0):
                 yield "dropout", (y,), {"p": p, "seed": 12345678901, "stream": 7}
     for x in (normal(0), normal(1), 3 * normal(7, 5), normal(2, 1, 3), 40 * normal(100, 300), np.asfortranarray(normal(9, 33))):
@@ -243,6 +241,46 @@ def elementwise_cases(letter, normal):
         for kept in (x.ndim, x.ndim - 1, 0):  # a gradient of its own for each element, for each row, or one for all
             shared = normal(*x.shape[:kept], *[1] * (x.ndim - kept))
             yield "binary_cross_entropy_backward", (np.broadcast_to(shared, x.shape), x, t), {}
+
+
+def activations_cases(letter, normal):
+    special = 3 * normal(70, 65)
+    special[1], special[2, 3], special[0, 1], special[5, 5] = -np.inf, -np.inf, np.nan, np.inf
+    turned = np.asfortranarray(3 * normal(70, 66))
+    for x in (normal(1), normal(), 3 * normal(5, 3), 40 * normal(70, 65), special, turned, turned[:, ::2], normal(400, 130)):
+        dy = normal(*x.shape)
+        for door, options in (
+            ("sigmoid", [{}]),
+            ("tanh", [{}]),
+            ("softplus", [{}, {"beta": 0.5, "threshold": 1.0}, {"beta": -1.0, "threshold": np.inf}]),
+            ("elu", [{}, {"alpha": 0.3, "scale": 2.0, "rate": 1.5}, {"rate": -0.01}]),
+            ("silu", [{}]),
+            ("mish", [{}]),
+        ):
+            for chosen in options:
+                if door != "tanh":
+                    yield door, (x,), chosen
+                yield f"{door}_backward", (dy, np.tanh(x) if door in ("sigmoid", "tanh") else x), chosen
+    for shape in ((2,), (3, 4), (2, 6, 5), (70, 260), (1, 400, 66)):
+        x = np.nan_to_num(3 * normal(*shape))
+        for axis in {0, len(shape) - 1, -1} if shape[0] % 2 == 0 else {-1}:
+            half = list(shape)
+            half[axis] //= 2
+            for y in (x, np.asfortranarray(x)):
+                yield "glu", (y, axis), {}
+                yield "glu_backward", (normal(*half), y, axis), {}
+    for shape in ((1,), (3, 5), (4, 1, 65), (300, 130)):
+        for axis in range(len(shape)):
+            yield "softmax_backward", (normal(*shape), reference.softmax(normal(*shape), axis), axis), {}
+            yield "log_softmax_backward", (normal(*shape), reference.log_softmax(normal(*shape), axis), axis), {}
+
+
+def groups_cases(letter, normal):
+    for shape, groups in (((1, 1), 1), ((3, 4), 2), ((2, 6, 5), 3), ((2, 6, 5), 6), ((3, 8, 17, 40), 2), ((2, 4, 700), 1)):
+        image, dy, w, b = normal(*shape), normal(*shape), normal(shape[1]), normal(shape[1])
+        for x in (image, np.asfortranarray(image), image + 100):
+            yield "group_norm", (x, w, b, groups), {}
+            yield "group_norm_backward", (dy, x, w, *reference.group_norm(x, w, b, groups)[1:]), {}
 
 
 def optimizer_cases(letter, normal):
@@ -285,6 +323,8 @@ CASES = {
     "attention": attention_cases,
     "rows": rows_cases,
     "elementwise": elementwise_cases,
+    "activations": activations_cases,
+    "groups": groups_cases,
     "optimizer": optimizer_cases,
     "images": images_cases,
 }

@@ -6,7 +6,6 @@ hypothesis draws, magnitudes that overflow, the points where there is no derivat
 
 import copy
 import gc
-import importlib
 import inspect
 import string
 import weakref
@@ -18,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import kernels
 from scratchgen import __main__ as cli
 from scratchgen import calculus, catalog, functional, models, nn, ops
 from scratchgen import functional as F
@@ -915,6 +915,35 @@ EXTREME = {  # elementwise: function, value, slope
         lambda x: _sigma(x) - 0.5,
     ),
 }
+AT_INFINITY = {  # value, slope and curvature at −∞ and at ∞
+    "sigmoid": (ops.sigmoid, [0, 1], [0, 0], [0, 0]),
+    "tanh": (ops.tanh, [-1, 1], [0, 0], [0, 0]),
+    "softplus": (F.softplus, [0, np.inf], [0, 1], [0, 0]),
+    "softplus without a threshold": (lambda x: F.softplus(x, 2.0, np.inf), [0, np.inf], [0, 1], [0, 0]),
+    "logsigmoid": (F.logsigmoid, [-np.inf, 0], [1, 0], [0, 0]),
+    "elu": (lambda x: F.elu(x, 0.5), [-0.5, np.inf], [0, 1], [0, 0]),
+    "celu": (lambda x: F.celu(x, 0.5), [-0.5, np.inf], [0, 1], [0, 0]),
+    "selu": (F.selu, [-1.7580993408473766, np.inf], [0, 1.0507009873554805], [0, 0]),
+    "silu": (F.silu, [0, np.inf], [0, 1], [0, 0]),
+    "mish": (F.mish, [0, np.inf], [0, 1], [0, 0]),
+}
+
+
+@pytest.mark.parametrize("storey", ["reference", "cpu"])
+@pytest.mark.parametrize("name", AT_INFINITY)
+def test_activations_at_infinity(name, storey):
+    function, value, slope, curvature = AT_INFINITY[name]
+    for dtype in (np.float32, np.float64)[: 1 if storey == "cpu" else 2]:
+        x = Tensor(np.array([-np.inf, np.inf], dtype), requires_grad=True)
+        with kernels.use(storey):
+            y = function(x)
+            (plain,) = grad(y, x, constant(np.ones(2, dtype)), retain_graph=True)
+            (kept,) = grad(y, x, constant(np.ones(2, dtype)), create_graph=True)
+            (bent,) = grad(kept, x, constant(np.ones(2, dtype)))
+        for got, wanted in ((y, value), (plain, slope), (kept, slope), (bent, curvature)):
+            np.testing.assert_allclose(got.data, wanted, rtol=1e-6)
+
+
 MAGNITUDES = np.array([-1e4, -900.0, -104.5, -40.0, -30.5, 30.5, 40.0, 104.5, 900.0, 1e4])
 
 
@@ -1181,15 +1210,16 @@ def test_leaky_relu_of_a_negative_slope():
     np.testing.assert_array_equal(run.grads[0].data, run.vs[0].data * [1, -0.5, -0.5, 1])
 
 
-@pytest.mark.parametrize("call", [lambda x: F.self_attention(x, is_causal=True), lambda x: F.softplus(x, 2.0, 1.0)])
-def test_the_way_of_device_arrays_is_right_on_the_host(call, monkeypatch):
-    """Where a device is not asked for numbers, or given arrays to write to, the result is the same."""
+def test_the_way_of_device_arrays_is_right_on_the_host(monkeypatch):
+    """Where a device is not given arrays to write to, the result is the same."""
+
+    def call(x):
+        return [F.self_attention(x, is_causal=True)]
+
     x = normal((2, 3, 3, 2, 4), 0)
-    plain = swept(lambda t: [call(t)], [x])
-    for name in ("fused", "elementwise"):
-        module = importlib.import_module(f"scratchgen.ops.{name}")
-        monkeypatch.setattr(module, "devices", SimpleNamespace(on_host=lambda array: False))
-    other = swept(lambda t: [call(t)], [x], cotangents=plain.vs)
+    plain = swept(call, [x])
+    monkeypatch.setattr(ops.fused, "devices", SimpleNamespace(on_host=lambda array: False))
+    other = swept(call, [x], cotangents=plain.vs)
     close(other.ys[0].data, plain.ys[0].data, 1e-14)
     close(other.grads[0].data, plain.grads[0].data, 1e-13)
 

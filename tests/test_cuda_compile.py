@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")
 HOT = ["sgemm_NN_128_vector", "tensor_NN_vector", "attention_64", "attention_backward_keys_64"]
 SINGLE = """naive tiled blocked softmax_rows log_softmax_rows cross_entropy_rows cross_entropy_rows_backward normalised_rows
-    normalised_rows_backward column_sums channel_norm channel_norm_backward gelu gelu_tanh silu erf gelu_backward
-    gelu_tanh_backward silu_backward add_bias finish_relu finish_gelu finish_gelu_tanh dropout_each attention_dropout_each
+    normalised_rows_backward column_sums channel_norm channel_norm_backward gelu gelu_tanh erf gelu_backward
+    gelu_tanh_backward sigmoid sigmoid_backward tanh_backward softplus softplus_backward elu elu_backward silu silu_backward
+    mish mish_backward glu_each glu_each_backward softmax_slopes group_norm_rows group_norm_rows_backward
+    group_norm_parameters add_bias finish_relu finish_gelu finish_gelu_tanh dropout_each attention_dropout_each
     embedding_rows scatter_rows adam_each squares leaky_relu_each leaky_relu_each_backward nearest_each
     nearest_each_backward binary_cross_entropy_each binary_cross_entropy_each_backward row_products one_query_64
     attention_backward_queries_64 to_columns from_columns sgemm_NT_64 attention_32_masked""".split()

@@ -24,7 +24,8 @@ from tests import standin
 pytest.importorskip("numba.cuda")
 
 import kernels as doors
-from kernels.cuda import attention, build, convolution, elementwise, images, matmul, optimizer, rows
+from kernels.cuda import activations, attention, build, convolution, elementwise, images, matmul, optimizer, rows
+from kernels.cuda import groups as group_kernels
 
 try:
     from tests import cuda_emulator as emulator
@@ -38,6 +39,8 @@ MODULES = {
     "attention": attention,
     "rows": rows,
     "elementwise": elementwise,
+    "activations": activations,
+    "groups": group_kernels,
     "convolution": convolution,
     "images": images,
     "optimizer": optimizer,
@@ -208,6 +211,18 @@ def batch_norm_cases():
         yield (normal(*shape), normal(shape[1]), normal(shape[1])), {}
 
 
+def group_norm_cases():
+    for shape, groups in (((3, 2), 1), ((2, 6, 5), 3), ((2, 4, 4, 5), 4), ((70, 1, 3), 1), ((1, 2, 140), 2)):
+        yield (normal(*shape), normal(shape[1]), normal(shape[1]), groups), {"eps": 1e-4}
+    yield (normal(2, 8, 3)[:, ::2], normal(4), normal(4), 2), {}
+    yield tuple(x.astype(np.float64) for x in (normal(2, 4, 3), normal(4), normal(4))) + (2,), {}
+
+
+def group_norm_backward_cases():
+    for (x, w, b, groups), options in group_norm_cases():
+        yield (normal(*x.shape).astype(x.dtype), x, w, *reference.group_norm(x, w, b, groups, **options)[1:]), {}
+
+
 def batch_norm_backward_cases():
     for (x, w, b), _ in batch_norm_cases():
         yield (normal(*x.shape), x, w, *reference.batch_norm(x, w, b)[1:]), {}
@@ -237,6 +252,49 @@ def map_backward_cases(*options):
             yield (np.asarray(normal(*x.shape)).astype(x.dtype), x), chosen
 
     return cases
+
+
+EXTREME = np.array([-np.inf, np.inf, np.nan, -100, 100, 0], np.float32)
+SOFTPLUS = {}, {"beta": 0.5, "threshold": 1.0}, {"beta": -1.0, "threshold": np.inf}
+ELU = {}, {"alpha": 0.3, "scale": 2.0, "rate": 1.5}, {"rate": -0.01}
+
+
+def curve_cases(*options):
+    def cases():
+        yield from map_cases(*options)()
+        for chosen in options or ({},):
+            yield (EXTREME,), chosen
+
+    return cases
+
+
+def curve_backward_cases(*options, of=lambda x: x):
+    def cases():
+        for (dy, x), chosen in map_backward_cases(*options)():
+            yield (dy, np.asarray(of(x))), chosen
+        for chosen in options or ({},):
+            yield (np.ones(6, np.float32), of(EXTREME)), chosen
+
+    return cases
+
+
+def glu_cases():
+    for shape, axis in (((4,), 0), ((3, 10), -1), ((2, 6, 5), 1), ((4, 3), 0), ((0, 4), 1)):
+        yield (normal(*shape), axis), {}
+    yield (normal(6, 5).T, -1), {}
+    yield (normal(4, 6).astype(np.float64), 0), {}
+
+
+def glu_backward_cases():
+    for (x, axis), _ in glu_cases():
+        yield (normal(*reference.glu(x, axis).shape).astype(x.dtype), x, axis), {}
+
+
+def softmax_backward_cases():
+    for x in row_inputs():
+        for axis in (-1, 0):
+            yield (normal(*x.shape), reference.softmax(x, axis), axis), {}
+    yield tuple(normal(2, 3).astype(np.float64) for _ in range(2)), {}
 
 
 def dropout_cases():
@@ -338,10 +396,25 @@ CASES = {
     "rms_norm_backward": rms_norm_backward_cases,
     "batch_norm": batch_norm_cases,
     "batch_norm_backward": batch_norm_backward_cases,
+    "group_norm": group_norm_cases,
+    "group_norm_backward": group_norm_backward_cases,
+    "sigmoid": curve_cases(),
+    "sigmoid_backward": curve_backward_cases(of=reference.sigmoid),
+    "tanh_backward": curve_backward_cases(of=np.tanh),
+    "softplus": curve_cases(*SOFTPLUS),
+    "softplus_backward": curve_backward_cases(*SOFTPLUS),
+    "elu": curve_cases(*ELU),
+    "elu_backward": curve_backward_cases(*ELU),
+    "mish": curve_cases(),
+    "mish_backward": curve_backward_cases(),
+    "glu": glu_cases,
+    "glu_backward": glu_backward_cases,
+    "softmax_backward": softmax_backward_cases,
+    "log_softmax_backward": softmax_backward_cases,
     "gelu": map_cases(*GELUS),
     "gelu_backward": map_backward_cases(*GELUS),
-    "silu": map_cases(),
-    "silu_backward": map_backward_cases(),
+    "silu": curve_cases(),
+    "silu_backward": curve_backward_cases(),
     "erf": map_cases(),
     "dropout": dropout_cases,
     "embedding": embedding_cases,

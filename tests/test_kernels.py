@@ -21,8 +21,8 @@ from kernels import reference
 DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")  # the other types and widths take minutes to compile
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {  # element type, width of the vectors (0: the machine's), rooms
-    "float32": ("f", 0, ("matmul", "attention", "rows", "elementwise", "optimizer", "images")),
-    "float64": ("d", 0, ("matmul", "attention", "rows", "elementwise", "optimizer", "images")),
+    "float32": ("f", 0, ("matmul", "attention", "rows", "elementwise", "activations", "groups", "optimizer", "images")),
+    "float64": ("d", 0, ("matmul", "attention", "rows", "elementwise", "activations", "groups", "optimizer", "images")),
     "float32 in 256 bits": ("f", 256, ("matmul", "attention")),
     "float64 in 128 bits": ("d", 128, ("matmul",)),
 }
@@ -57,7 +57,7 @@ def test_every_door_against_the_reference_between_guard_pages(runs, name):
     assert done.returncode == 0, f"ended with {done.returncode} after:\n{done.stdout}\n{done.stderr[-3000:]}"
     wrong = [line for line in done.stdout.splitlines() if line.split("\t")[1] != "0"]
     assert not wrong, "\n".join(wrong)
-    if len(RUNS[name][2]) == 6:  # every door was there
+    if len(RUNS[name][2]) == 8:  # every door was there
         doors = {line.split("\t")[0] for line in done.stdout.splitlines()}
         assert doors == {door for room, doors in kernels.CPU.items() if room != "convolution" for door in doors}
 

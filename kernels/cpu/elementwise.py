@@ -22,7 +22,7 @@ U64 = numba.types.uint64
 # Activations
 # ---------------------------------------------------------------------------------------------------------------------
 
-GELU, GELU_TANH, SILU = range(3)
+GELU, GELU_TANH = range(2)
 
 # ½ (1 + tanh u) = σ(2u): GELU's tanh form is x σ(v),  v = x (c₀ + c₁ x²)
 C0, C1 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
@@ -36,12 +36,9 @@ def _activate(kind, x, y):
     if kind == GELU:
         for j in range(n):
             y[j] = x[j] * (half * (one + erf(x[j] * root)))
-    elif kind == GELU_TANH:
-        for j in range(n):
-            y[j] = x[j] * sigmoid(x[j] * (c0 + c1 * x[j] * x[j]))
     else:
         for j in range(n):
-            y[j] = x[j] * sigmoid(x[j])
+            y[j] = x[j] * sigmoid(x[j] * (c0 + c1 * x[j] * x[j]))
 
 
 @kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), INT), parallel=True)
@@ -65,15 +62,11 @@ def _activate_backward(kind, dy, x, dx):
         for j in range(n):
             gauss = density * exp_nonpositive(-half * x[j] * x[j])
             dx[j] = dy[j] * (half * (one + erf(x[j] * root)) + x[j] * gauss)
-    elif kind == GELU_TANH:
+    else:
         for j in range(n):
             square = x[j] * x[j]
             s = sigmoid(x[j] * (c0 + c1 * square))
             dx[j] = dy[j] * (s * (one + (one - s) * (x[j] * (c0 + c2 * square))))
-    else:
-        for j in range(n):
-            s = sigmoid(x[j])
-            dx[j] = dy[j] * (s * (one + x[j] * (one - s)))
 
 
 @kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
@@ -111,16 +104,6 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
     if not covers(dy, x) or dy.shape != x.shape:
         return reference.gelu_backward(dy, x, approximate=approximate)
     return _backward(GELU_TANH if approximate == "tanh" else GELU, dy, x)
-
-
-def silu(x: Array) -> Array:
-    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
-    return _forward(SILU, x) if covers(x) else reference.silu(x)
-
-
-def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
-    return _backward(SILU, dy, x) if covers(dy, x) and dy.shape == x.shape else reference.silu_backward(dy, x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

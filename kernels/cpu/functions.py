@@ -125,6 +125,11 @@ def exp_nonpositive(x: Any) -> Any:
     return np.exp(x)
 
 
+def expm1_nonpositive(x: Any) -> Any:
+    """eˣ − 1 = 2ⁿ (eʳ − 1) + (2ⁿ − 1) for x ≤ 0"""
+    return np.expm1(x)
+
+
 def _twice_artanh(s: Any) -> Any:
     """2 artanh(s) = 2 (s + s³/3 + s⁵/5 + …),  |s| ≤ ⅓"""
     return 2 * np.arctanh(s)
@@ -167,7 +172,7 @@ def _log(x):
 
 
 def _reduced(x: Any) -> Any:
-    """(eʳ, t) with x = n ln 2 + r, n in the low bits of t"""
+    """(eʳ − 1, t) with x = n ln 2 + r, n in the low bits of t"""
 
 
 @overload(_reduced, jit_options=EXACT)
@@ -178,20 +183,19 @@ def _reduced_series(x):
         T, magic, high = np.float64, np.float64(1.5 * 2**52), np.float64(0.693147180369123816490)
     low, log2e = T(math.log(2) - float(high)) if T is np.float32 else T(1.90821492927058770002e-10), T(1 / math.log(2))
     c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (T(1 / math.factorial(i)) for i in range(2, 14))
-    one = T(1)
 
     def single(x):
         t = x * log2e + magic
         n = t - magic
         r = (x - n * high) - n * low
-        return (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one, t
+        return (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r, t
 
     def double(x):
         t = x * log2e + magic
         n = t - magic
         r = (x - n * high) - n * low
         p = ((((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7) * r + c6
-        return ((((p * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r + one, t
+        return ((((p * r + c5) * r + c4) * r + c3) * r + c2) * (r * r) + r, t
 
     return single if x == types.float32 else double
 
@@ -199,13 +203,13 @@ def _reduced_series(x):
 @overload(exp, jit_options=EXACT)
 def _exp(x):
     T, lowest, highest = (np.float32, -104, 89) if x == types.float32 else (np.float64, -746, 710)
-    lowest, highest = T(lowest), T(highest)
+    lowest, highest, one = T(lowest), T(highest), T(1)
 
     def implementation(x):
         x = highest if x > highest else x
         x = lowest if x < lowest else x
         p, t = _reduced(x)
-        return _times_power(p, t)
+        return _times_power(p + one, t)
 
     return implementation
 
@@ -213,11 +217,24 @@ def _exp(x):
 @overload(exp_nonpositive, jit_options=EXACT)
 def _exp_nonpositive(x):
     T, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
-    lowest, zero = T(lowest), T(0)
+    lowest, zero, one = T(lowest), T(0), T(1)
 
     def implementation(x):
         p, t = _reduced(x)
-        return zero if x < lowest else p * _power(t)
+        return zero if x < lowest else (p + one) * _power(t)
+
+    return implementation
+
+
+@overload(expm1_nonpositive, jit_options=EXACT)
+def _expm1_nonpositive(x):
+    T, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
+    lowest, one = T(lowest), T(1)
+
+    def implementation(x):
+        p, t = _reduced(x)
+        power = _power(t)
+        return -one if x < lowest else p * power + (power - one)
 
     return implementation
 

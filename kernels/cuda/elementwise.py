@@ -59,17 +59,6 @@ def _gelu_tanh_slope(x):
 
 
 @device
-def _silu(x):
-    return x / (float32(1.0) + math.exp(-x))
-
-
-@device
-def _silu_slope(x):
-    s = float32(1.0) / (float32(1.0) + math.exp(-x))
-    return s * (float32(1.0) + x * (float32(1.0) - s))
-
-
-@device
 def _erf(x):
     return math.erf(x)
 
@@ -120,13 +109,11 @@ def _same(x):
 MAPS = {
     "gelu": _map("gelu", _gelu),
     "gelu_tanh": _map("gelu_tanh", _gelu_tanh),
-    "silu": _map("silu", _silu),
     "erf": _map("erf", _erf),
 }
 SLOPES = {
     "gelu": _map_backward("gelu_backward", _gelu_slope),
     "gelu_tanh": _map_backward("gelu_tanh_backward", _gelu_tanh_slope),
-    "silu": _map_backward("silu_backward", _silu_slope),
 }
 FINISH = {
     None: _finish("add_bias", _same),
@@ -194,16 +181,6 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
         return dy * (phi + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
 
     return _each_backward(dy, x, _kind(approximate), composed)
-
-
-def silu(x: Array) -> Array:
-    """x σ(x),  σ(x) = 1 / (1 + e^{−x})"""
-    return _each(x, "silu", reference.silu)
-
-
-def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
-    return _each_backward(dy, x, "silu", reference.silu_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The primitives, each with its equation, forward and vector-Jacobian product side by side.
 
-operands (dtypes) · elementwise, trigonometry (smooth) · choice (kinks) · reduce · shape · ordering · matrix (products) ·
-convolution · fused (one node for what models spend time in) · creation (from nothing, and draws) · inplace.
+operands (dtypes) · elementwise, trigonometry (smooth) · choice (kinks) · activation · reduce · shape · ordering ·
+matrix (products) · convolution · fused (one node for what models spend time in) · creation (from nothing, and draws) · inplace.
 The block at the end gives tensors their operators and methods: the only place where that happens.
 """
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen import device as devices
 from scratchgen.ops.choice import where
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
 from scratchgen.tensor import Function, Tensor, constant
@@ -372,18 +371,30 @@ class Softplus(Function):
     In the form max(βx, 0) + log1p(e^{−|βx|}), finite for every finite x.
     """
 
-    def forward(self, x: Any, *, beta: float, threshold: float) -> Any:
-        self.beta, self.threshold = beta, threshold
-        z = x * beta
-        y = (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta
-        linear = z > threshold
-        return np.where(linear, x, y) if not devices.on_host(linear) or linear.any() else y
+    def forward(self, x: Any, **curve: float) -> Any:
+        self.curve = curve
+        return kernels.softplus(x, **curve)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (x,) = self.inputs
-        slope = sigmoid(x * self.beta)
-        linear = x.data * self.beta > self.threshold
-        return dy * (where(constant(linear), 1.0, slope) if not devices.on_host(linear) or linear.any() else slope)
+        return SoftplusGrad.apply(dy, *self.inputs, **self.curve)
+
+
+class SoftplusGrad(Function):
+    """x̄ = ȳ σ(βx),  ȳ where linear       the cotangent x̿ of x̄ gives  x̿ σ(βx)  to ȳ and  x̿ ȳ β σ(βx) σ(−βx)  to x"""
+
+    def forward(self, dy: Any, x: Any, **curve: float) -> Any:
+        self.curve = curve
+        return kernels.softplus_backward(dy, x, **curve)
+
+    def backward(self, ddx: Tensor) -> tuple[Tensor | None, ...]:
+        dy, x = self.inputs
+        needs_dy, needs_x = self.needs_input_grad
+        to_x = None
+        if needs_x:
+            z = x * self.curve["beta"]
+            linear = constant(z.data > self.curve["threshold"])
+            to_x = where(linear, 0.0, ddx * dy * (sigmoid(z) * sigmoid(-z)) * self.curve["beta"])
+        return SoftplusGrad.apply(ddx, x, **self.curve) if needs_dy else None, to_x
 
 
 def exp(input: Any) -> Tensor:
@@ -434,7 +445,7 @@ def logaddexp(input: Any, other: Any) -> Tensor:
 
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """y = log(1 + e^{β input}) / β;  y = input where β input > threshold"""
-    return Softplus.apply(floating("softplus", input), beta=beta, threshold=threshold)
+    return Softplus.apply(floating("softplus", input), beta=float(beta), threshold=float(threshold))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,8 +484,19 @@ class Tanh(Function):
         return np.tanh(x)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (y,) = self.outputs
-        return dy * (1 - y * y)
+        return TanhGrad.apply(dy, *self.outputs)
+
+
+class TanhGrad(Function):
+    """x̄ = ȳ (1 − y²)     the cotangent x̿ of x̄ gives  x̿ (1 − y²)  to ȳ and  −2 x̿ ȳ y  to y"""
+
+    def forward(self, dy: Any, y: Any) -> Any:
+        return kernels.tanh_backward(dy, y)
+
+    def backward(self, ddx: Tensor) -> tuple[Tensor | None, ...]:
+        dy, y = self.inputs
+        needs_dy, needs_y = self.needs_input_grad
+        return TanhGrad.apply(ddx, y) if needs_dy else None, ddx * dy * y * -2.0 if needs_y else None
 
 
 class Sigmoid(Function):
@@ -483,12 +505,22 @@ class Sigmoid(Function):
     keeps_inputs, keeps_outputs = False, True
 
     def forward(self, x: Any) -> Any:
-        with np.errstate(over="ignore"):  # e⁻ˣ = ∞ for large negative x, and y = 0
-            return 1 / (1 + np.exp(-x))
+        return kernels.sigmoid(x)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (y,) = self.outputs
-        return dy * (y * (1 - y))
+        return SigmoidGrad.apply(dy, *self.outputs)
+
+
+class SigmoidGrad(Function):
+    """x̄ = ȳ y (1 − y)   the cotangent x̿ of x̄ gives  x̿ y (1 − y)  to ȳ and  x̿ ȳ (1 − 2y)  to y"""
+
+    def forward(self, dy: Any, y: Any) -> Any:
+        return kernels.sigmoid_backward(dy, y)
+
+    def backward(self, ddx: Tensor) -> tuple[Tensor | None, ...]:
+        dy, y = self.inputs
+        needs_dy, needs_y = self.needs_input_grad
+        return SigmoidGrad.apply(ddx, y) if needs_dy else None, ddx * dy * (1 - 2 * y) if needs_y else None
 
 
 class Erf(Function):

@@ -24,6 +24,7 @@ __all__ = [
     "class_losses",
     "layer_norm",
     "log_softmax",
+    "rms_norm",
     "softmax",
 ]
 
@@ -41,8 +42,27 @@ class Softmax(Function):
         return kernels.softmax(x, dim)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (y,) = self.outputs
-        return y * (dy - (dy * y).sum(self.dim, keepdim=True))
+        return SoftmaxGrad.apply(dy, *self.outputs, dim=self.dim)
+
+
+class SoftmaxGrad(Function):
+    r"""x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)
+
+    The cotangent x̿ of x̄ gives  y ⊙ (x̿ − Σ_j x̿_j y_j)  to ȳ and  x̿ ⊙ (ȳ − Σ_j ȳ_j y_j) − ȳ Σ_j x̿_j y_j  to y.
+    """
+
+    def forward(self, dy: Any, y: Any, *, dim: int) -> Any:
+        self.dim = dim
+        return kernels.softmax_backward(dy, y, dim)
+
+    def backward(self, ddx: Tensor) -> tuple[Tensor | None, ...]:
+        dy, y = self.inputs
+        needs_dy, needs_y = self.needs_input_grad
+        to_y = None
+        if needs_y:
+            along = (dy * y).sum(self.dim, keepdim=True), (ddx * y).sum(self.dim, keepdim=True)
+            to_y = ddx * (dy - along[0]) - dy * along[1]
+        return SoftmaxGrad.apply(ddx, y, dim=self.dim) if needs_dy else None, to_y
 
 
 class LogSoftmax(Function):
@@ -58,8 +78,25 @@ class LogSoftmax(Function):
         return kernels.log_softmax(x, dim)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (y,) = self.outputs
-        return dy - y.exp() * dy.sum(self.dim, keepdim=True)
+        return LogSoftmaxGrad.apply(dy, *self.outputs, dim=self.dim)
+
+
+class LogSoftmaxGrad(Function):
+    r"""x̄ = ȳ − e^y Σ_j ȳ_j
+
+    The cotangent x̿ of x̄ gives  x̿ − Σ_j x̿_j e^{y_j}  to ȳ and  −x̿ ⊙ e^y Σ_j ȳ_j  to y.
+    """
+
+    def forward(self, dy: Any, y: Any, *, dim: int) -> Any:
+        self.dim = dim
+        return kernels.log_softmax_backward(dy, y, dim)
+
+    def backward(self, ddx: Tensor) -> tuple[Tensor | None, ...]:
+        dy, y = self.inputs
+        needs_dy, needs_y = self.needs_input_grad
+        weighted = ddx * y.exp()
+        to_dy = ddx - weighted.sum(self.dim, keepdim=True) if needs_dy else None
+        return to_dy, -weighted * dy.sum(self.dim, keepdim=True) if needs_y else None
 
 
 class CrossEntropy(Function):
@@ -165,6 +202,53 @@ class LayerNorm(Function):
     def composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         centred = x - mean(x, -1, keepdim=True)
         return centred * (mean(centred * centred, -1, keepdim=True) + self.eps).rsqrt() * weight + bias
+
+
+class RMSNorm(Function):
+    r"""y = x ρ ⊙ w,   ρ = 1 / √(mean(x²) + ε) of the row                    x: (…, n), w: (n)
+
+    With g = ȳ ⊙ w, x̂ = x ρ:      x̄ = ρ (g − x̂ mean(g ⊙ x̂)),    w̄ = Σ_rows ȳ ⊙ x̂
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
+
+    def forward(self, x: Any, weight: Any, *, eps: float) -> Any:
+        self.eps = eps
+        self.rows = math.prod(x.shape[:-1]), x.shape[-1]
+        y, self.rstd = kernels.rms_norm(x.reshape(self.rows), weight, eps=eps)
+        return y.reshape(x.shape)
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        x, weight = self.inputs
+        dx, dw = kernels.rms_norm_backward(dy.data.reshape(self.rows), x.data.reshape(self.rows), weight.data, self.rstd)
+        return constant(dx.reshape(x.shape)), constant(dw)
+
+    def composed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x * (mean(x * x, -1, keepdim=True) + self.eps).rsqrt() * weight
+
+
+class GroupNorm(Function):
+    r"""y = x̂ w_c + b_c,   x̂ = (x − μ) ρ,   ρ = 1 / √(σ² + ε)                x: (N, C, …), w, b: (C)
+
+    μ, σ²: mean and variance of a sample's group of channels. With g = ȳ w_c:
+        x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),    w̄_c = Σ ȳ ⊙ x̂,    b̄_c = Σ ȳ
+    Source: Wu & He 2018, arXiv:1803.08494.
+    """
+
+    def forward(self, x: Any, weight: Any, bias: Any, *, groups: int, eps: float) -> Any:
+        self.groups, self.eps = groups, eps
+        y, self.mean, self.rstd = kernels.group_norm(x, weight, bias, groups, eps=eps)
+        return y
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
+        x, weight, _ = self.inputs
+        grads = kernels.group_norm_backward(dy.data, x.data, weight.data, self.mean, self.rstd)
+        return tuple([constant(g) for g in grads])
+
+    def composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows, across = x.reshape(x.shape[0], self.groups, x.numel() // (x.shape[0] * self.groups)), (-1,) + (1,) * (x.ndim - 2)
+        centred = rows - mean(rows, -1, keepdim=True)
+        normal = centred * (mean(centred * centred, -1, keepdim=True) + self.eps).rsqrt()
+        return normal.reshape(x.shape) * weight.reshape(across) + bias.reshape(across)
 
 
 class BatchNorm(Function):
@@ -311,19 +395,25 @@ def class_losses(input: Tensor, target: np.ndarray, ignore_index: int) -> Tensor
     return CrossEntropy.apply(input, target=target, ignore_index=ignore_index)
 
 
+def _normalized(name: str, x: Tensor, normalized_shape: Any, **given: Any) -> tuple[int, ...]:
+    """The shape over which `name` normalises, which the last dimensions of x and the parameters have to have."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or x.shape[x.ndim - len(shape) :] != shape or len(shape) > x.ndim:
+        raise ValueError(f"{name}: expected an input of shape (…, {', '.join(map(str, shape))}), got {x.shape}")
+    for what, p in given.items():
+        if p is not None and as_tensor(p).shape != shape:
+            raise ValueError(f"{name}: expected a {what} of shape {shape}, got {as_tensor(p).shape}")
+    return shape
+
+
 def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
     """y = (x − μ) / √(σ² + ε) ⊙ weight + bias, with mean and variance over the last dimensions, `normalized_shape`.
 
     x: (…, *normalized_shape) → the same. Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
     x = floating("layer_norm", input)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or x.shape[x.ndim - len(shape) :] != shape or len(shape) > x.ndim:
-        raise ValueError(f"layer_norm: expected an input of shape (…, {', '.join(map(str, shape))}), got {x.shape}")
+    shape = _normalized("layer_norm", x, normalized_shape, weight=weight, bias=bias)
     n = math.prod(shape)
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None and as_tensor(p).shape != shape:
-            raise ValueError(f"layer_norm: expected a {name} of shape {shape}, got {as_tensor(p).shape}")
     w = constant(np.ones_like(x.data, shape=n)) if weight is None else as_tensor(weight)
     b = constant(np.zeros_like(x.data, shape=n)) if bias is None else as_tensor(bias)
     x, w, b = operands("layer_norm", x, w, b)
@@ -331,6 +421,32 @@ def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any 
         return LayerNorm.apply(x, w, b, eps=eps)
     rows = x.reshape(*x.shape[: x.ndim - len(shape)], n)
     return LayerNorm.apply(rows, w.reshape(n), b.reshape(n), eps=eps).reshape(x.shape)
+
+
+def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
+    """y = x / √(mean(x²) + ε) ⊙ weight over the last dimensions, `normalized_shape`.  ε: the dtype's epsilon unless given.
+
+    x: (…, *normalized_shape) → the same. Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
+    x = floating("rms_norm", input)
+    shape = _normalized("rms_norm", x, normalized_shape, weight=weight)
+    n = math.prod(shape)
+    w = constant(np.ones_like(x.data, shape=shape)) if weight is None else as_tensor(weight)
+    x, w = operands("rms_norm", x, w)
+    if not x.numel():
+        return x * w
+    eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    if len(shape) == 1:
+        return RMSNorm.apply(x, w, eps=eps)
+    rows = x.reshape(*x.shape[: x.ndim - len(shape)], n)
+    return RMSNorm.apply(rows, w.reshape(n), eps=eps).reshape(x.shape)
+
+
+def sample_statistics_norm(input: Tensor, groups: int, weight: Any, bias: Any, eps: float) -> Tensor:
+    """The node behind `functional.group_norm`.  (N, C, …) → the same, not empty"""
+    ones = constant(np.ones_like(input.data, shape=input.shape[1])) if weight is None else as_tensor(weight)
+    zeros = constant(np.zeros_like(input.data, shape=input.shape[1])) if bias is None else as_tensor(bias)
+    return GroupNorm.apply(*operands("group_norm", input, ones, zeros), groups=groups, eps=eps)
 
 
 def batch_statistics_norm(input: Tensor, weight: Any, bias: Any, eps: float) -> tuple[Tensor, np.ndarray, np.ndarray]:

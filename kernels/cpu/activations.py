@@ -1,0 +1,371 @@
+r"""Activations: y_i = f(x_i), and the gradients x̄_i = ȳ_i f'(x_i), each in one vectorised pass that the threads share.
+
+Each function is a loop over so many elements, compiled by itself as a C function when it is first wanted; `over` and
+`over_two` call it, by its address, for each thread's share. The arrays are arguments of these two, so that they outlive
+every use of an address.
+What `rows` says of inputs and of threads holds here too; nothing is summed.
+
+σ(x) is e / (1 + e) or 1 / (1 + e) with e = e^{−|x|} ≤ 1, so nothing overflows. x stands in a product with σ only after it was
+held above `LOW`, where σ is 0: so that −∞ · 0 does not arise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from kernels import reference
+from kernels.cpu.build import INT, VOID, Kernel, kernel, result, sums
+from kernels.cpu.functions import exp_nonpositive, expm1_nonpositive, log1p
+from kernels.cpu.functions import sigmoid as logistic
+from kernels.cpu.rows import covers, flat, plain, shares
+from kernels.cpu.simd import address, call
+
+Array = np.ndarray
+LOW = -800.0  # e^LOW is 0 in float64 as well
+
+
+def one(function: Any) -> Kernel:
+    """A loop function(x, y, a, b, c, n) that writes y."""
+    return Kernel(function, lambda T: VOID(*[types.CPointer(T)] * 2, T, T, T, INT), callback=True, fastmath={"contract"})
+
+
+def two(function: Any) -> Kernel:
+    """A loop function(u, v, y, a, b, c, n) that writes y."""
+    return Kernel(function, lambda T: VOID(*[types.CPointer(T)] * 3, T, T, T, INT), callback=True, fastmath={"contract"})
+
+
+@kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), T, T, T, INT), parallel=True)
+def over(function, x, y, a, b, c, nt):
+    """function(x, y, …) for each thread's share of the elements"""
+    if nt == 1:
+        call(function, (address(x), address(y), a, b, c, x.size))
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * x.size // nt, (t + 1) * x.size // nt
+            skip = i0 * x.itemsize
+            call(function, (address(x) + skip, address(y) + skip, a, b, c, i1 - i0))
+
+
+@kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), T, T, T, INT), parallel=True)
+def over_two(function, u, v, y, a, b, c, nt):
+    """function(u, v, y, …) for each thread's share of the elements"""
+    if nt == 1:
+        call(function, (address(u), address(v), address(y), a, b, c, y.size))
+    else:
+        for t in numba.prange(nt):
+            i0, i1 = t * y.size // nt, (t + 1) * y.size // nt
+            skip = i0 * y.itemsize
+            call(function, (address(u) + skip, address(v) + skip, address(y) + skip, a, b, c, i1 - i0))
+
+
+def _forward(function: Kernel, x: Array, a: float = 0.0, b: float = 0.0, c: float = 0.0) -> Array:
+    y, letter = np.empty(x.shape, x.dtype), x.dtype.char
+    over[letter](function[letter], plain(x).reshape(-1), y.reshape(-1), a, b, c, shares(4 * x.size))
+    return y
+
+
+def _backward(function: Kernel, dy: Array, x: Array, a: float = 0.0, b: float = 0.0, c: float = 0.0) -> Array:
+    dx, letter = np.empty(x.shape, x.dtype), x.dtype.char
+    u, v = plain(dy).reshape(-1), plain(x).reshape(-1)
+    over_two[letter](function[letter], u, v, dx.reshape(-1), a, b, c, shares(4 * x.size))
+    return dx
+
+
+def _pair(dy: Array, x: Array) -> bool:
+    return dy.shape == x.shape and covers(dy, x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sigmoids
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@one
+def sigmoid_loop(x, y, a, b, c, n):
+    for j in range(n):
+        y[j] = logistic(x[j])
+
+
+@two
+def sigmoid_slope_loop(dy, y, dx, a, b, c, n):
+    unit = type(a)(1)
+    for j in range(n):
+        dx[j] = dy[j] * (y[j] * (unit - y[j]))
+
+
+@two
+def tanh_slope_loop(dy, y, dx, a, b, c, n):
+    unit = type(a)(1)
+    for j in range(n):
+        dx[j] = dy[j] * (unit - y[j] * y[j])
+
+
+def sigmoid(x: Array) -> Array:
+    """σ(x) = 1 / (1 + e^{−x})"""
+    return _forward(sigmoid_loop, x) if covers(x) else reference.sigmoid(x)
+
+
+def sigmoid_backward(dy: Array, y: Array) -> Array:
+    """x̄ = ȳ y (1 − y)"""
+    return _backward(sigmoid_slope_loop, dy, y) if _pair(dy, y) else reference.sigmoid_backward(dy, y)
+
+
+def tanh_backward(dy: Array, y: Array) -> Array:
+    """x̄ = ȳ (1 − y²)"""
+    return _backward(tanh_slope_loop, dy, y) if _pair(dy, y) else reference.tanh_backward(dy, y)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rectifiers with a bend
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@one
+def softplus_loop(x, y, beta, share, threshold, n):
+    zero = type(beta)(0)
+    for j in range(n):
+        z = x[j] * beta
+        bent = ((z if z > zero else zero) + log1p(exp_nonpositive(-abs(z)))) * share
+        y[j] = x[j] if z > threshold else bent
+
+
+@two
+def softplus_slope_loop(dy, x, dx, beta, share, threshold, n):
+    for j in range(n):
+        z = x[j] * beta
+        bent = dy[j] * logistic(z)
+        dx[j] = dy[j] if z > threshold else bent
+
+
+def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
+    """y = log(1 + e^{βx}) / β = (max(βx, 0) + log(1 + e^{−|βx|})) / β;  y = x where βx > threshold"""
+    if not covers(x) or not beta:
+        return reference.softplus(x, beta=beta, threshold=threshold)
+    return _forward(softplus_loop, x, beta, 1 / beta, threshold)
+
+
+def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
+    """x̄ = ȳ σ(βx);  ȳ where βx > threshold"""
+    if not _pair(dy, x):
+        return reference.softplus_backward(dy, x, beta=beta, threshold=threshold)
+    return _backward(softplus_slope_loop, dy, x, beta, 0.0, threshold)
+
+
+@one
+def elu_loop(x, y, scale, low, rate, n):
+    zero = type(scale)(0)
+    for j in range(n):
+        below = low * expm1_nonpositive(rate * (zero if x[j] > zero else x[j]))
+        y[j] = scale * x[j] if x[j] > zero else below
+
+
+@two
+def elu_slope_loop(dy, x, dx, scale, low, rate, n):
+    zero = type(scale)(0)
+    for j in range(n):
+        slope = low * exp_nonpositive(rate * (zero if x[j] > zero else x[j]))
+        dx[j] = dy[j] * (scale if x[j] > zero else slope)
+
+
+def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
+    """y = s x for x > 0, else s α (e^{rx} − 1)"""
+    if not covers(x) or rate < 0:
+        return reference.elu(x, alpha=alpha, scale=scale, rate=rate)
+    return _forward(elu_loop, x, scale, scale * alpha, rate)
+
+
+def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
+    """x̄ = s ȳ for x > 0, else s α r e^{rx} ȳ"""
+    if not _pair(dy, x) or rate < 0:
+        return reference.elu_backward(dy, x, alpha=alpha, scale=scale, rate=rate)
+    return _backward(elu_slope_loop, dy, x, scale, scale * alpha * rate, rate)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gates: x times something between 0 and 1
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@one
+def silu_loop(x, y, low, b, c, n):
+    for j in range(n):
+        y[j] = (low if x[j] < low else x[j]) * logistic(x[j])
+
+
+@two
+def silu_slope_loop(dy, x, dx, low, b, c, n):
+    unit = type(low)(1)
+    zero = type(low)(0)
+    for j in range(n):
+        e = exp_nonpositive(-abs(x[j]))
+        held = -low if x[j] > -low else low if x[j] < low else x[j]
+        share = unit / (unit + e)  # σ(|x|);  e share = σ(−|x|)
+        s, rest = (e * share, share) if x[j] < zero else (share, e * share)
+        dx[j] = dy[j] * (s * (unit + held * rest))
+
+
+def silu(x: Array) -> Array:
+    """x σ(x);  0 at −∞"""
+    return _forward(silu_loop, x, LOW) if covers(x) else reference.silu(x)
+
+
+def silu_backward(dy: Array, x: Array) -> Array:
+    """x̄ = ȳ σ (1 + x (1 − σ))"""
+    return _backward(silu_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.silu_backward(dy, x)
+
+
+# With u = e^{−|x|}:  tanh(log(1 + eˣ)) = (1 + 2u) / (1 + 2u + 2u²) for x ≥ 0,  (2u + u²) / (2 + 2u + u²) for x < 0
+@one
+def mish_loop(x, y, low, b, c, n):
+    zero, unit, twice = type(low)(0), type(low)(1), type(low)(2)
+    for j in range(n):
+        u = exp_nonpositive(-abs(x[j]))
+        negative = x[j] < zero
+        above = u * (twice + u) if negative else unit + twice * u
+        beside = twice if negative else twice * u * u
+        y[j] = (low if x[j] < low else x[j]) * (above / (above + beside))
+
+
+@two
+def mish_slope_loop(dy, x, dx, low, b, c, n):
+    zero, unit, twice = type(low)(0), type(low)(1), type(low)(2)
+    for j in range(n):
+        u = exp_nonpositive(-abs(x[j]))
+        negative = x[j] < zero
+        above = u * (twice + u) if negative else unit + twice * u
+        beside = twice if negative else twice * u * u
+        share = unit / (above + beside)
+        held = -low if x[j] > -low else low if x[j] < low else x[j]
+        t = above * share
+        s = (u if negative else unit) / (unit + u)
+        dx[j] = dy[j] * (t + held * (beside * share) * (unit + t) * s)  # 1 − t = beside share
+
+
+def mish(x: Array) -> Array:
+    """x tanh(log(1 + eˣ));  0 at −∞"""
+    return _forward(mish_loop, x, LOW) if covers(x) else reference.mish(x)
+
+
+def mish_backward(dy: Array, x: Array) -> Array:
+    """x̄ = ȳ (t + x (1 − t²) σ(x)),  t = tanh(log(1 + eˣ))"""
+    return _backward(mish_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.mish_backward(dy, x)
+
+
+@two
+def glu_loop(x, gate, y, a, b, c, n):
+    for j in range(n):
+        y[j] = x[j] * logistic(gate[j])
+
+
+@two
+def glu_slope_loop(dy, x, dx, a, b, c, n):
+    """x and dx: n elements and the n of their gates behind them"""
+    zero, unit = type(a)(0), type(a)(1)
+    for j in range(n):
+        e = exp_nonpositive(-abs(x[n + j]))
+        share = unit / (unit + e)
+        s, rest = (e * share, share) if x[n + j] < zero else (share, e * share)
+        dx[n + j] = dy[j] * s * x[j] * rest
+        dx[j] = dy[j] * s
+
+
+@kernel(lambda T: VOID(INT, flat(T), flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+def over_halves(function, dy, x, out, forward, nt):
+    """A row of x holds elements and their gates: forward `out` is y, otherwise x̄."""
+    rows, n, size = len(x), x.shape[1] // 2, x.itemsize
+    nothing = x.dtype.type(0)
+    for t in numba.prange(nt):
+        for i in range(t * rows // nt, (t + 1) * rows // nt):
+            at, to = address(x) + 2 * i * n * size, address(out) + i * out.shape[1] * size
+            first, second = (at, at + n * size) if forward else (address(dy) + i * n * size, at)
+            call(function, (first, second, to, nothing, nothing, nothing, n))
+
+
+def _halves(x: Array, axis: int) -> tuple[int, int]:
+    """Rows of elements and their gates: what lies before the axis, and what from there on."""
+    axis %= x.ndim
+    return math.prod(x.shape[:axis]), math.prod(x.shape[axis:])
+
+
+def glu(x: Array, axis: int) -> Array:
+    """y = a σ(b), a and b the halves of x along an axis"""
+    if not covers(x):
+        return reference.glu(x, axis)
+    rows, length = _halves(x, axis)
+    y, letter = np.empty((*x.shape[:axis % x.ndim], x.shape[axis] // 2, *x.shape[axis % x.ndim + 1 :]), x.dtype), x.dtype.char
+    flat_x = plain(x).reshape(rows, length)
+    over_halves[letter](
+        glu_loop[letter], flat_x.reshape(-1), flat_x, y.reshape(rows, length // 2), 1, min(shares(4 * y.size), rows)
+    )  # fmt: skip
+    return y
+
+
+def glu_backward(dy: Array, x: Array, axis: int) -> Array:
+    """ā = ȳ σ(b),  b̄ = ȳ a σ(b) (1 − σ(b))"""
+    if not covers(x, dy):
+        return reference.glu_backward(dy, x, axis)
+    dx, letter, shape = np.empty(x.shape, x.dtype), x.dtype.char, _halves(x, axis)
+    over_halves[letter](
+        glu_slope_loop[letter], plain(dy).reshape(-1), plain(x).reshape(shape), dx.reshape(shape), 0,
+        min(shares(4 * dy.size), shape[0]),
+    )  # fmt: skip
+    return dx
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax, backward: the rows' own sums
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@sums
+def _softmax_slope(dy, y, dx, i0, i1):
+    for i in range(i0, i1):
+        g, p, out, along = dy[i], y[i], dx[i], y.dtype.type(0)
+        for j in range(np.uintp(p.size)):
+            along += g[j] * p[j]
+        for j in range(np.uintp(p.size)):
+            out[j] = p[j] * (g[j] - along)
+
+
+@sums
+def _log_softmax_slope(dy, y, dx, i0, i1):
+    for i in range(i0, i1):
+        g, log_p, out, total = dy[i], y[i], dx[i], y.dtype.type(0)
+        for j in range(np.uintp(g.size)):
+            total += g[j]
+        for j in range(np.uintp(g.size)):
+            out[j] = g[j] - exp_nonpositive(log_p[j]) * total
+
+
+@kernel(lambda T: VOID(flat(T, 2), flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+def softmax_slopes(dy, y, dx, logarithm, nt):
+    """x̄ by rows"""
+    for t in numba.prange(nt):
+        i0, i1 = t * len(y) // nt, (t + 1) * len(y) // nt
+        if logarithm:
+            _log_softmax_slope(dy, y, dx, i0, i1)
+        else:
+            _softmax_slope(dy, y, dx, i0, i1)
+
+
+def _softmax_backward(dy: Array, y: Array, axis: int, logarithm: bool) -> Array:
+    dy, y = (np.moveaxis(a, axis, -1) for a in (dy, y))
+    dx, shape = np.empty(y.shape, y.dtype), (-1, y.shape[-1])
+    rows = plain(dy).reshape(shape), plain(y).reshape(shape), dx.reshape(shape)
+    softmax_slopes[y.dtype.char](*rows, int(logarithm), min(shares(4 * y.size), len(rows[0])))
+    return np.moveaxis(dx, -1, axis)
+
+
+def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
+    """x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)"""
+    return _softmax_backward(dy, y, axis, False) if _pair(dy, y) else reference.softmax_backward(dy, y, axis)
+
+
+def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
+    """x̄ = ȳ − e^y Σ_j ȳ_j"""
+    return _softmax_backward(dy, y, axis, True) if _pair(dy, y) else reference.log_softmax_backward(dy, y, axis)
