@@ -113,7 +113,7 @@ def costs(kernel, arch):
 
 def variants():
     """Every kernel there is, by name: those of a family are declared when they are first wanted."""
-    from kernels.cuda import attention, convolution, elementwise, images, matmul, optimizer, rows  # noqa: F401
+    from kernels.cuda import activations, attention, convolution, elementwise, groups, images, matmul, optimizer, rows  # noqa: F401
     from kernels.cuda.build import KERNELS
 
     for form in ("NN", "TN", "NT", "TT"):

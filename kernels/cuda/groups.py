@@ -87,7 +87,7 @@ def group_norm_rows_backward(dy, x, weight, mean, rstd, dx, groups):
         dx[i, j] = rho * (g - across - (x[i, j] - mu) * rho * along)
 
 
-@kernel((F3, F3, F2, F2, F1, F1), threads=THREADS, registers=48, shared=SHARED)
+@kernel((F3, F3, F2, F2, F1, F1), threads=THREADS, registers=80, shared=SHARED)
 def group_norm_parameters(dy, x, mean, rstd, dweight, dbias):
     """w̄_c = Σ ȳ x̂ and b̄_c = Σ ȳ: a block for each channel, sample by sample.     (N, C, places)"""
     shared = cuda.shared.array(WARPS, float32)
