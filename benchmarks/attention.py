@@ -22,9 +22,9 @@ import resource, numpy as np, kernels
 kernels.use("cpu")
 def step(*shape):
     q, k, v, dout = (np.random.default_rng(0).random(shape, np.float32) for _ in range(4))
-    out, lse = kernels.attention(q, k, v)
-    grads = kernels.attention_backward(dout, q, k, v, out, lse)[:3]
-    return sum(x.nbytes for x in (q, k, v, dout, out, lse, *grads))
+    out, statistics = kernels.attention(q, k, v)
+    grads = kernels.attention_backward(dout, q, k, v, out, statistics)[:3]
+    return sum(x.nbytes for x in (q, k, v, dout, out, statistics, *grads))
 def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 step(1, 1, 8, 64)
@@ -35,8 +35,8 @@ CASES = {f"{kind}, {' × '.join(map(str, s))}": (kind == "causal", s) for kind i
 
 
 def _step(kernels: Any, q: Any, k: Any, v: Any, g: Any, causal: bool) -> tuple:
-    out, lse = kernels.attention(q, k, v, causal=causal)
-    return kernels.attention_backward(g, q, k, v, out, lse, causal=causal)[:3]
+    out, statistics = kernels.attention(q, k, v, causal=causal)
+    return kernels.attention_backward(g, q, k, v, out, statistics, causal=causal)[:3]
 
 
 def build(who: str, case: str) -> Callable[[], Any]:
@@ -100,13 +100,13 @@ def build_step(who: str, t: int) -> Callable[[], Any]:
     from kernels.cpu.attention_ladder import BACKWARD, FORWARD
 
     q, k, v, g = _head(t)
-    out, lse = reference.attention(q, k, v)
+    out, statistics = reference.attention(q, k, v)
     if who in FORWARD:
         np.testing.assert_allclose(FORWARD[who](q, k, v)[0], out, rtol=1e-3, atol=1e-3)
         return lambda: FORWARD[who](q, k, v)
     before, step = BACKWARD[who]
     out, kept = FORWARD[before](q, k, v)
-    wanted = reference.attention_backward(g, q, k, v, out, lse)[:3]
+    wanted = reference.attention_backward(g, q, k, v, out, statistics)[:3]
     for a, b in zip(step(q, k, v, kept, out, g), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     return lambda: step(q, k, v, kept, out, g)

@@ -196,8 +196,8 @@ def attentions(lab: Lab, shapes: tuple[tuple[int, ...], ...], torch: Any) -> lis
             return attention.attention(q, k, v, causal=True)[0]
 
         def both(q: Any = q, k: Any = k, v: Any = v, dout: Any = dout) -> Any:
-            out, lse = attention.attention(q, k, v, causal=True)
-            return attention.attention_backward(dout, q, k, v, out, lse, causal=True)[0]
+            out, statistics = attention.attention(q, k, v, causal=True)
+            return attention.attention_backward(dout, q, k, v, out, statistics, causal=True)[0]
 
         rivals: list[dict[str, Call]] = [{}, {}]
         checks: list[Call | None] = [None, None]

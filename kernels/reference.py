@@ -211,18 +211,24 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
-    """ℓ_n = lse_n − x_{n, t_n},  lse_n = log Σ_j e^{x_nj};  ℓ_n = 0 where t_n = ignore_index.     (N, V), (N) → (N), (N)"""
+    """ℓ_n = log Σ_j e^{x_nj} − x_{n, t_n},  0 where t_n = ignore_index; and what the backward pass makes p_n from again,
+    m_n = max_j x_nj and 1/Σ_j e^{x_nj − m_n}.     (N, V), (N) → (N), (2, N)
+
+    The two are kept apart, since the logarithm of the sum is rounded away beside a large m.
+    """
     _, total, m = _exp_rows(x, 1)
-    m, log_total = m[:, 0], np.log(np.where(total == 0, 1, total))[:, 0]
+    m, total = m[:, 0], np.where(total == 0, 1, total)[:, 0]
     kept = target != ignore_index
-    loss = (m - x[np.arange(len(x)), np.where(kept, target, 0)]) + log_total  # a large m cancels before the logarithm is added
-    return np.where(kept, loss, 0).astype(x.dtype, copy=False), m + log_total
+    loss = (m - x[np.arange(len(x)), np.where(kept, target, 0)]) + np.log(total)  # a large m cancels first
+    return np.where(kept, loss, 0).astype(x.dtype, copy=False), np.stack([m, 1 / total])
 
 
-def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
-    """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
+def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Array, *, ignore_index: int = -100) -> Array:
+    """x̄_nj = ℓ̄_n (p_nj − [j = t_n]),  p_nj = e^{x_nj − m_n} / Σ_n;  0 where t_n = ignore_index"""
     kept = target != ignore_index
-    dx = np.exp(x - lse[:, None])
+    m, inverse = statistics
+    dx = np.exp(x - m[:, None])
+    dx *= inverse[:, None]
     dx[np.arange(len(x)), np.where(kept, target, 0)] -= 1
     dx *= np.where(kept, dloss, 0).astype(x.dtype, copy=False)[:, None]
     return dx
@@ -378,10 +384,10 @@ def attention(
     seed: int = 0,
     stream: int = 0,
 ) -> tuple[Array, Array]:
-    """O = Z ⊙ softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
+    """O = Z ⊙ softmax(τ Q Kᵀ + M) V, and what the backward pass makes P from again: m_i = max_j S_ij and 1/Σ_j e^{S_ij − m_i}.
 
-    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1). A row that may attend to nothing gives zeros, lse 0. Z is that of
-    `attention_dropout`, 1 without dropout.
+    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (2, …, T, 1). A row that may attend to nothing gives zeros, m 0 and Σ 1. Z is
+    that of `attention_dropout`, 1 without dropout.
     """
     p = _scores(q, k, causal, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     p, total, m = _exp_rows(p, p.ndim - 1)
@@ -390,7 +396,7 @@ def attention(
         p = attention_dropout(p, p=dropout_p, seed=seed, stream=stream)
     out = matmul(p, v)
     out /= total
-    return out, m + np.log(total)
+    return out, np.stack([m, 1 / total])
 
 
 def attention_backward(
@@ -399,7 +405,7 @@ def attention_backward(
     k: Array,
     v: Array,
     out: Array,
-    lse: Array,
+    statistics: Array,
     *,
     causal: bool = False,
     mask: Array | None = None,
@@ -410,15 +416,17 @@ def attention_backward(
     stream: int = 0,
     into: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """With P = e^{S − lse}:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
+    """With P = e^{S − m} / Σ:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
 
     `into`: where to write Q̄, K̄, V̄.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     noise = {"p": dropout_p, "seed": seed, "stream": stream}
     p = _scores(q, k, causal, mask, scale)
-    p -= lse
+    m, inverse = statistics
+    p -= m
     np.exp(p, out=p)
+    p *= inverse
     dv = matmul(np.swapaxes(attention_dropout(p, **noise) if dropout_p else p, -1, -2), dout)
     ds = matmul(dout, np.swapaxes(v, -1, -2))
     if dropout_p:

@@ -129,9 +129,9 @@ def matmul_cases(letter, normal):
 
 def attention_cases(letter, normal):
     def passes(q, k, v, options):
-        out, lse = reference.attention(q, k, v, **options)
+        out, statistics = reference.attention(q, k, v, **options)
         yield "attention", (q, k, v), options
-        yield "attention_backward", (normal(*out.shape), q, k, v, out, lse), options
+        yield "attention_backward", (normal(*out.shape), q, k, v, out, statistics), options
 
     def heads(*shape):  # as a model has them: the dimension of the heads inside that of the places
         return np.moveaxis(normal(*shape[:-3], shape[-2], shape[-3], shape[-1] + 2), -3, -2)[..., :-2]
@@ -174,9 +174,9 @@ def attention_cases(letter, normal):
     # Q, K, V in one buffer, (B, T, 3, H, D), and their gradients into another
     q, k, v = np.moveaxis(normal(2, 70, 3, 4, 32), (2, 3), (0, 2))
     yield from passes(q, k, v, {"causal": True})
-    out, lse = reference.attention(q, k, v)
+    out, statistics = reference.attention(q, k, v)
     for into in (np.moveaxis(normal(2, 70, 3, 4, 32), (2, 3), (0, 2)), normal(3, 2, 4, 70, 64)[..., ::2]):
-        yield "attention_backward", (normal(*q.shape), q, k, v, out, lse), {"into": list(into)}
+        yield "attention_backward", (normal(*q.shape), q, k, v, out, statistics), {"into": list(into)}
 
 
 def rows_cases(letter, normal):

@@ -109,8 +109,8 @@ def attention_backward_cases():
     for i, ((q, k, v), options) in enumerate(attention_cases()):
         if i == 3:
             options |= {"causal": True}  # tiles that are passed over, wholly and in part
-        out, lse = reference.attention(q, k, v, **options)
-        yield (normal(*out.shape), q, k, v, out, lse), options
+        out, statistics = reference.attention(q, k, v, **options)
+        yield (normal(*out.shape), q, k, v, out, statistics), options
     q, k, v = normal(2, 3, 4), normal(1, 5, 4), normal(5, 4)
     into = [np.empty_like(x) for x in (q, k, v)]
     noise = {"dropout_p": 0.4, "seed": 9}
@@ -626,8 +626,8 @@ def test_attention_needs_no_matrix(emulated, monkeypatch):
     for t in (50, 2000):
         sizes.clear()
         q = emulated.there(np.zeros((1, t, 32), np.float32))
-        out, lse = attention.attention(q, q, q, causal=True)
-        attention.attention_backward(q, q, q, q, out, lse, causal=True)
+        out, statistics = attention.attention(q, q, q, causal=True)
+        attention.attention_backward(q, q, q, q, out, statistics, causal=True)
         totals.append(sum(sizes))
     assert totals[1] <= 40 * totals[0]
 

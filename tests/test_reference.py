@@ -318,12 +318,12 @@ def test_rows_of_nothing():
         for door in (reference.softmax, reference.log_softmax):
             assert door(np.zeros(shape, np.float32), axis).shape == shape
             assert door(np.zeros(shape, np.float32), axis).dtype == np.float32
-    loss, lse = reference.cross_entropy(x, np.array([1, 1]))
-    assert loss[0] == np.inf and lse[0] == 0, "0 stands for the logarithm of nothing"
+    loss, statistics = reference.cross_entropy(x, np.array([1, 1]))
+    assert loss[0] == np.inf and list(statistics[:, 0]) == [0, 1], "e^{−∞ − 0} = 0, of a sum that is taken as 1"
     close(loss[1], math.log(2))
-    np.testing.assert_array_equal(reference.cross_entropy_backward(np.ones(2), x, np.array([1, 1]), lse)[0], [0, -1, 0])
+    np.testing.assert_array_equal(reference.cross_entropy_backward(np.ones(2), x, np.array([1, 1]), statistics)[0], [0, -1, 0])
     for width in (3, 0):
-        assert [part.shape for part in reference.cross_entropy(np.zeros((0, width)), np.zeros(0, int))] == [(0,), (0,)]
+        assert [part.shape for part in reference.cross_entropy(np.zeros((0, width)), np.zeros(0, int))] == [(0,), (2, 0)]
 
 
 def test_large_rows():
@@ -339,13 +339,13 @@ def test_large_rows():
 def test_cross_entropy(width, ignore):
     x, v = 3 * draw(4, width), draw(4)
     target = np.array([0, width - 1, ignore, width // 2])
-    loss, lse = reference.cross_entropy(x, target, ignore_index=ignore)
+    loss, statistics = reference.cross_entropy(x, target, ignore_index=ignore)
     wanted = [0.0 if t == ignore else -math.log(row_of_softmax(list(row))[t]) for row, t in zip(x, target, strict=True)]
     close(loss, wanted)
-    close(lse, [math.log(math.fsum(map(math.exp, row))) for row in x])
-    dx = reference.cross_entropy_backward(v, x, target, lse, ignore_index=ignore)
+    close(statistics, [x.max(1), [1 / math.fsum(math.exp(t - max(row)) for t in row) for row in x]])
+    dx = reference.cross_entropy_backward(v, x, target, statistics, ignore_index=ignore)
     are_the_gradients([dx], lambda x: reference.cross_entropy(x, target, ignore_index=ignore)[0], [x], v)
-    kept = reference.cross_entropy_backward(v.astype(np.float32), x.astype(np.float32), target, lse.astype(np.float32))
+    kept = reference.cross_entropy_backward(v.astype(np.float32), x.astype(np.float32), target, statistics.astype(np.float32))
     assert kept.dtype == reference.cross_entropy(x.astype(np.float32), target)[0].dtype == np.float32
 
 
@@ -461,26 +461,26 @@ def test_batch_norm_of_nothing():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_attention(causal, masked, scale):
-    """Every weight worked out by itself; a query that may attend to nothing gives zeros and lse 0."""
+    """Every weight worked out by itself; a query that may attend to nothing gives zeros, m 0 and Σ 1."""
     q, k, v, dout = draw(2, 4, 3), draw(2, 3, 3), draw(2, 3, 5), draw(2, 4, 5)
     mask = draw(4, 3) if masked else None
     if masked:
         mask[0], mask[2, 1] = -np.inf, -np.inf
     options = {"causal": causal, "mask": mask, "scale": scale}
-    out, lse = reference.attention(q, k, v, **options)
+    out, statistics = reference.attention(q, k, v, **options)
     tau = 1 / math.sqrt(3) if scale is None else scale
     for n, i in np.ndindex(2, 4):
         s = [tau * math.fsum(q[n, i] * k[n, j]) + (mask[i, j] if masked else 0) for j in range(3) if not causal or j <= i]
         if max(s) == -np.inf:
-            assert not out[n, i].any() and lse[n, i, 0] == 0
+            assert not out[n, i].any() and list(statistics[:, n, i, 0]) == [0, 1]
         else:
             close(out[n, i], sum(p * v[n, j] for j, p in enumerate(row_of_softmax(s))))
-            close(lse[n, i, 0], math.log(math.fsum(map(math.exp, s))))
-    dq, dk, dv, dmask = reference.attention_backward(dout, q, k, v, out, lse, **options)
+            close(statistics[:, n, i, 0], [max(s), 1 / math.fsum(math.exp(t - max(s)) for t in s)])
+    dq, dk, dv, dmask = reference.attention_backward(dout, q, k, v, out, statistics, **options)
     assert dmask is None
     are_the_gradients([dq, dk, dv], lambda q, k, v: reference.attention(q, k, v, **options)[0], [q, k, v], dout)
     if masked:
-        *_, dmask = reference.attention_backward(dout, q, k, v, out, lse, **options, mask_grad=True)
+        *_, dmask = reference.attention_backward(dout, q, k, v, out, statistics, **options, mask_grad=True)
         finite = np.isfinite(mask)
         wanted = np.zeros((4, 3))
         for at in zip(*np.nonzero(finite), strict=True):
@@ -505,14 +505,14 @@ def test_attention_dropout():
     assert 0.1 < (z == 0).mean() < 0.5
     np.testing.assert_array_equal(reference.attention_dropout(np.ones_like(z), p=0.3, **noise), z)
     assert not reference.attention_dropout(np.ones_like(z), p=1.0, **noise).any()
-    out, lse = reference.attention(q, k, v, dropout_p=0.3, **noise)
+    out, statistics = reference.attention(q, k, v, dropout_p=0.3, **noise)
     p = reference.softmax(q @ k.swapaxes(1, 2) / math.sqrt(3))
     close(out, (z * p) @ v)
-    close(lse, reference.attention(q, k, v)[1])
-    *grads, _ = reference.attention_backward(dout, q, k, v, out, lse, dropout_p=0.3, **noise)
+    close(statistics, reference.attention(q, k, v)[1])
+    *grads, _ = reference.attention_backward(dout, q, k, v, out, statistics, dropout_p=0.3, **noise)
     are_the_gradients(grads, lambda q, k, v: reference.attention(q, k, v, dropout_p=0.3, **noise)[0], [q, k, v], dout)
     into = [np.full_like(x, 7) for x in (q, k, v)]
-    given = reference.attention_backward(dout, q, k, v, out, lse, dropout_p=0.3, **noise, into=into)
+    given = reference.attention_backward(dout, q, k, v, out, statistics, dropout_p=0.3, **noise, into=into)
     for grad, here, there in zip(grads, into, given, strict=False):
         assert here is there
         np.testing.assert_array_equal(grad, here)
@@ -520,10 +520,10 @@ def test_attention_dropout():
 
 def test_gradients_into_an_array_are_summed_to_its_shape():
     q, k, v, dout = draw(2, 3, 4, 3), draw(2, 1, 5, 3), draw(2, 1, 5, 2), draw(2, 3, 4, 2)
-    out, lse = reference.attention(q, k, v)
-    dq, dk, dv, _ = reference.attention_backward(dout, q, k, v, out, lse)
+    out, statistics = reference.attention(q, k, v)
+    dq, dk, dv, _ = reference.attention_backward(dout, q, k, v, out, statistics)
     into = [np.zeros_like(x) for x in (q, k, v)]
-    reference.attention_backward(dout, q, k, v, out, lse, into=into)
+    reference.attention_backward(dout, q, k, v, out, statistics, into=into)
     for grad, here in zip((dq, dk.sum(1, keepdims=True), dv.sum(1, keepdims=True)), into, strict=True):
         close(here, grad)
 
@@ -533,8 +533,8 @@ def test_gradients_of_shared_keys_are_written_where_asked(heads):
     """Keys without the heads of the queries, values with one for all: their gradients are summed over the heads."""
     q, k, v, dout = draw(heads, 4, 3), draw(3, 3), draw(1, 3, 5), draw(heads, 4, 5)
     into = tuple(np.full(x.shape, np.nan) for x in (q, k, v))
-    out, lse = reference.attention(q, k, v)
-    grads = reference.attention_backward(dout, q, k, v, out, lse, into=into)
+    out, statistics = reference.attention(q, k, v)
+    grads = reference.attention_backward(dout, q, k, v, out, statistics, into=into)
     assert all(g is given for g, given in zip(grads, into, strict=False))
     are_the_gradients(into, lambda q, k, v: reference.attention(q, k, v)[0], [q, k, v], dout)
 

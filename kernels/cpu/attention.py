@@ -5,7 +5,9 @@ Forward, for a block of queries and one block of keys after the other (Milakov &
     S = τ Q Kᵀ + M,   m' = max(m, max_j S_j),   P = e^{S − m'},   ℓ ← e^{m − m'} ℓ + Σ_j P_j,   O ← e^{m − m'} O + P V,
       m ← m'
 
-and in the end O / ℓ, with lse = m + log ℓ. Backward, P = e^{S − lse} is made again block by block, and with Δ = Σ Ō ⊙ O
+and in the end O / ℓ. Backward, P = e^{S − m} / ℓ is made again block by block, from the m and 1/ℓ that the forward pass leaves
+(apart, since log ℓ is rounded away in m + log ℓ where m is large) and from the very same S: Q is multiplied by τ before either
+product, and each score is one sum over D, in its order. With Δ = Σ Ō ⊙ O
 
     V̄ += Pᵀ Ō,    S̄ = P ⊙ (Ō Vᵀ − Δ),    Q̄ += τ S̄ K,    K̄ += τ S̄ᵀ Q
 
@@ -22,7 +24,7 @@ written where they lie, by tables of offsets (see `matmul`).
 Threads share the work in equal parts, cut between blocks of queries forward, between keys backward, also within a head. A
 thread that begins amid the keys of a head adds up its Q̄ apart; these are added in the end, in the order of the threads. Query
 heads that share a key head are taken one after the other, so that K̄ and V̄ are added up without a race. A row that may attend
-to nothing gives zeros, lse 0: its m is taken as 0, and its exponentials are 0.
+to nothing gives zeros: its m is taken as 0, so that its exponentials are 0, and its ℓ as 1.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ import numpy as np
 from kernels import reference
 from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
 from kernels.cpu.elementwise import philox
-from kernels.cpu.functions import exp_nonpositive, log, maximum
+from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.matmul import into_panels, offsets, tools
 from kernels.cpu.memory import scratch
-from kernels.cpu.rows import covers, plain
+from kernels.cpu.rows import covers, flat, plain
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
 from kernels.cpu.threads import threads
 
@@ -106,6 +108,17 @@ def panels(use, x, rows, columns, room, zero):
         return matrix(x[0], LINE, x[1])
     width = LINE // size
     into_panels(use, x[0], x[1], x[2], rows, columns, 0, (columns + width - 1) // width, room, size)
+    return matrix(room, rows * LINE, LINE)
+
+
+@helper
+def scaled_panels(use, x, rows, columns, room, scale):
+    """The panels of τ X, copied to `room`"""
+    size = itemsize(scale)
+    width = LINE // size
+    count = (columns + width - 1) // width
+    into_panels(use, x[0], x[1], x[2], rows, columns, 0, count, room, size)
+    _scale(view(room, count * rows * width, scale), scale)
     return matrix(room, rows * LINE, LINE)
 
 
@@ -202,24 +215,22 @@ def _copy(x, out):
 
 
 @sums
-def _masked(s, scale, mask, step):
-    """s ← τ s + M; mask: address of the row of M, or 0, its elements `step` bytes apart"""
+def _mask(s, mask, step):
+    """s ← s + M; mask: address of the row of M, its elements `step` bytes apart"""
     zero = s.dtype.type(0)
     apart = np.uintp(step // s.itemsize)
-    if mask == 0:
-        _scale(s, scale)
-    elif apart == np.uintp(0):
+    if apart == np.uintp(0):
         shift = view(mask, 1, zero)[0]
         for j in range(np.uintp(s.size)):
-            s[j] = s[j] * scale + shift
+            s[j] += shift
     elif apart == np.uintp(1):
         shifts = view(mask, s.size, zero)
         for j in range(np.uintp(s.size)):
-            s[j] = s[j] * scale + shifts[j]
+            s[j] += shifts[j]
     else:
         shifts = view(mask, s.size * step // s.itemsize, zero)
         for j in range(np.uintp(s.size)):
-            s[j] = s[j] * scale + shifts[j * apart]
+            s[j] += shifts[j * apart]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,46 +249,48 @@ def _hide(s, n, seen, value):
 
 
 @sums
-def _peaks(s, scale, peak):
-    """m_i ← max(m_i, max_j τ S_ij)"""
+def _peaks(s, peak):
+    """m_i ← max(m_i, max_j S_ij)"""
     for i in range(np.uintp(peak.size)):
-        top = maximum(maximum(s[i] * scale, s[i + P1] * scale), maximum(s[i + P2] * scale, s[i + P3] * scale))
+        top = maximum(maximum(s[i], s[i + P1]), maximum(s[i + P2], s[i + P3]))
         peak[i] = maximum(peak[i], top)
 
 
 @sums
-def _weights(s, scale, shift, total):
-    """P = e^{τ S − shift} in the place of S;  ℓ_i += Σ_j P_ij"""
+def _weights(s, shift, total):
+    """P = e^{S − shift} in the place of S;  ℓ_i += Σ_j P_ij"""
     for i in range(np.uintp(total.size)):
-        a, b = exp_nonpositive(s[i] * scale - shift[i]), exp_nonpositive(s[i + P1] * scale - shift[i])
-        c, d = exp_nonpositive(s[i + P2] * scale - shift[i]), exp_nonpositive(s[i + P3] * scale - shift[i])
+        a, b = exp_nonpositive(s[i] - shift[i]), exp_nonpositive(s[i + P1] - shift[i])
+        c, d = exp_nonpositive(s[i + P2] - shift[i]), exp_nonpositive(s[i + P3] - shift[i])
         s[i], s[i + P1], s[i + P2], s[i + P3] = a, b, c, d
         total[i] += (a + b) + (c + d)
 
 
 @sums
-def _slope(s, dp, z, scale, lse, delta, factor):
-    """P Z and factor · S̄ = factor · P (Z P̄ − Δ),  P = e^{τ S − lse}"""
-    p = exp_nonpositive(s * scale - lse)
+def _slope(s, dp, z, peak, inverse, delta, factor):
+    """P Z and factor · S̄ = factor · P (Z P̄ − Δ),  P = e^{S − m} / ℓ"""
+    p = exp_nonpositive(s - peak) * inverse
     return p * z, p * (z * dp - delta) * factor
 
 
 @sums
-def _slopes(s, dp, z, scale, lse, delta, factor):
+def _slopes(s, dp, z, peak, inverse, delta, factor):
     """P Z in the place of S, factor · S̄ in that of P̄;  z: Z, or nothing without dropout"""
     one = s.dtype.type(1)
     if z.size:
-        for i in range(np.uintp(lse.size)):
-            s[i], dp[i] = _slope(s[i], dp[i], z[i], scale, lse[i], delta[i], factor)
-            s[i + P1], dp[i + P1] = _slope(s[i + P1], dp[i + P1], z[i + P1], scale, lse[i], delta[i], factor)
-            s[i + P2], dp[i + P2] = _slope(s[i + P2], dp[i + P2], z[i + P2], scale, lse[i], delta[i], factor)
-            s[i + P3], dp[i + P3] = _slope(s[i + P3], dp[i + P3], z[i + P3], scale, lse[i], delta[i], factor)
+        for i in range(np.uintp(peak.size)):
+            m, r, d = peak[i], inverse[i], delta[i]
+            s[i], dp[i] = _slope(s[i], dp[i], z[i], m, r, d, factor)
+            s[i + P1], dp[i + P1] = _slope(s[i + P1], dp[i + P1], z[i + P1], m, r, d, factor)
+            s[i + P2], dp[i + P2] = _slope(s[i + P2], dp[i + P2], z[i + P2], m, r, d, factor)
+            s[i + P3], dp[i + P3] = _slope(s[i + P3], dp[i + P3], z[i + P3], m, r, d, factor)
     else:
-        for i in range(np.uintp(lse.size)):
-            s[i], dp[i] = _slope(s[i], dp[i], one, scale, lse[i], delta[i], factor)
-            s[i + P1], dp[i + P1] = _slope(s[i + P1], dp[i + P1], one, scale, lse[i], delta[i], factor)
-            s[i + P2], dp[i + P2] = _slope(s[i + P2], dp[i + P2], one, scale, lse[i], delta[i], factor)
-            s[i + P3], dp[i + P3] = _slope(s[i + P3], dp[i + P3], one, scale, lse[i], delta[i], factor)
+        for i in range(np.uintp(peak.size)):
+            m, r, d = peak[i], inverse[i], delta[i]
+            s[i], dp[i] = _slope(s[i], dp[i], one, m, r, d, factor)
+            s[i + P1], dp[i + P1] = _slope(s[i + P1], dp[i + P1], one, m, r, d, factor)
+            s[i + P2], dp[i + P2] = _slope(s[i + P2], dp[i + P2], one, m, r, d, factor)
+            s[i + P3], dp[i + P3] = _slope(s[i + P3], dp[i + P3], one, m, r, d, factor)
 
 
 @sums
@@ -345,21 +358,15 @@ def _cover(four, stairs, j, first, wide, diagonal, value, zero):
 
 
 @helper
-def _scores(use, s, mask, i0, j0, n, m, wide, room, scale):
-    """Make S whole where it lacks more than the factor τ > 0: τ S + M. Returns the factor that is still lacking."""
-    zero = number(0, scale)
+def _add_mask(use, s, mask, i0, j0, n, m, wide, room, zero):
+    """S ← S + M, for n keys from j0 on and m queries from i0 on"""
     size = itemsize(zero)
-    if mask[0] == 0 and scale > zero:
-        return scale
-    at, to_key = 0, 0
-    if mask[0]:
-        at, to_key = mask[0] + i0 * mask[1] + j0 * mask[2], mask[2]
-    if mask[0] and mask[1]:  # not the same for all queries: Mᵀ
+    at, to_key = mask[0] + i0 * mask[1] + j0 * mask[2], mask[2]
+    if mask[1]:  # not the same for all queries: Mᵀ
         call(use[1], (n, m, at, mask[2], mask[1], room, PITCH * size, wide))
         at, to_key = room, PITCH * size
     for j in range(n):
-        _masked(view(s[0] + j * s[1], wide, zero), scale, at + j * to_key if at else 0, 0 if mask[1] == 0 else size)
-    return number(1, scale)
+        _mask(view(s[0] + j * s[1], wide, zero), at + j * to_key, 0 if mask[1] == 0 else size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -379,25 +386,23 @@ def _turn(peak, before, again, shift, total):
 
 
 @sums
-def _end(peak, total, inverse, lse):
-    """1/ℓ and m + log ℓ; 1 and 0 for a row that attends to nothing"""
-    T = peak.dtype.type
-    for i in range(np.uintp(peak.size)):
-        ell = T(1) if total[i] == T(0) else total[i]
-        inverse[i] = T(1) / ell
-        lse[i] = T(0) if total[i] == T(0) else peak[i] + log(ell)
+def _inverses(total, inverse):
+    """1/ℓ; 1 for a row that attends to nothing"""
+    T = total.dtype.type
+    for i in range(np.uintp(total.size)):
+        inverse[i] = T(1) / (T(1) if total[i] == T(0) else total[i])
 
 
-@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 5, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
-def forward_block(use, q, k, v, o, mask, lse_at, z, i0, m, room, lengths, causal, scale, noise, kept):
-    """Queries i0 to i0 + m of head z: their rows of O and lse.  v: in panels"""
+@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 5, MATRIX, *[INT] * 4, LENGTHS, INT, T, NOISE, T), callback=True)
+def forward_block(use, q, k, v, o, mask, statistics, z, i0, m, room, lengths, causal, scale, noise, kept):
+    """Queries i0 to i0 + m of head z: their rows of O and columns of (m, 1/ℓ).  v: in panels"""
     zero, one = number(0, scale), number(1, scale)
     low = -one / zero
     _, S, D, E = lengths
     size, step = itemsize(zero), _step(zero)
     lanes = BITS // 8 // size
     columns, wide = (m + lanes - 1) // lanes * lanes, (m + step - 1) // step * step
-    q, o, lse = below(q, i0), below(o, i0), view(lse_at + i0 * size, m, zero)
+    q, o = below(q, i0), below(o, i0)
     s = matrix(room, PITCH * size, size)
     lines = room + KEYS * s[1]
     peak, before, again = _line(lines, 0, wide, zero), _line(lines, 1, wide, zero), _line(lines, 2, wide, zero)
@@ -410,20 +415,21 @@ def forward_block(use, q, k, v, o, mask, lse_at, z, i0, m, room, lengths, causal
     _fill(peak, low)
     _fill(before, low)
     _fill(total, zero)
-    qt = panels(use, transposed(q), D, m, at_q, zero)  # of Qᵀ     (D, m)
+    qt = scaled_panels(use, transposed(q), D, m, at_q, scale)  # of τ Qᵀ     (D, m)
     limit = min(S, i0 + m) if causal else S
     for k0 in range(0, limit, KEYS):
         n = min(KEYS, limit - k0)
         diagonal = i0 - k0 if causal else FAR
-        product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = K Qᵀ     (n, m)
-        factor = _scores(use, s, mask, i0, k0, n, m, wide, at_mask, scale)
+        product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = τ K Qᵀ     (n, m)
+        if mask[0]:
+            _add_mask(use, s, mask, i0, k0, n, m, wide, at_mask, zero)
         for j in range(n, (n + 3) // 4 * 4):
             _fill(view(s[0] + j * s[1], wide, zero), low)
         for j in range(0, n, 4):
             first = _begin(j, diagonal, zero)
             four = _four(s, j, first, wide, zero)
             _cover(four, stairs, j, first, wide, diagonal, low, zero)
-            _peaks(four, factor, peak[first:])
+            _peaks(four, peak[first:])
         _turn(peak, before, again, shift, total)
         for i in range(m if k0 else 0):
             if again[i] != one:
@@ -431,30 +437,31 @@ def forward_block(use, q, k, v, o, mask, lse_at, z, i0, m, room, lengths, causal
         for j in range(0, n, 4):
             first = _begin(j, diagonal, zero)
             four = _four(s, j, first, wide, zero)
-            _weights(four, factor, shift[first:], total[first:])
+            _weights(four, shift[first:], total[first:])
             if noise[0]:
                 _keep_four(keep, z, i0 + first, k0 + j, wide - first, lengths, noise, kept)
                 for r in range(4):
                     _multiply(four[r * PITCH : r * PITCH + wide - first], keep[r * PITCH :])
         add, v_below = 1 if k0 else 0, panels_below(v, k0)
         product(use[0], transposed(s), v_below, o, m, E, n, add, -FAR, -FAR, diagonal, zero)  # O += P V     (m, E)
-    inverse, logs = again, before
-    _end(peak, total, inverse, logs)
+    inverse = again
+    _inverses(total, inverse)
     for i in range(m):
         _scale(view(o[0] + i * o[1], E, zero), inverse[i])
-        lse[i] = logs[i]
+    _copy(shift[:m], view(statistics[0] + i0 * size, m, zero))
+    _copy(inverse[:m], view(statistics[0] + statistics[1] + i0 * size, m, zero))
 
 
 TABLES = numba.types.Array(INT, 2, "C", readonly=True)
 
 
 def _forward_signature(T: Any) -> Any:
-    outputs = result(T, 2), result(T, 1, "C")
+    outputs = result(T, 2), result(T, 2, "C")
     return VOID(TOOLS, INT, *[given(T, 2)] * 4, *outputs, TABLES, TABLES, INT, T, NOISE, T, result(T, 1, "C"))
 
 
 @helper
-def _forward_share(t, part, use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room):
+def _forward_share(t, part, use, block, q, k, v, mask, out, statistics, heads, cuts, causal, scale, noise, kept, room):
     """The queries of all heads, end to end, from (head, query) cuts[t] to cuts[t + 1]"""
     zero = number(0, scale)
     size = itemsize(zero)
@@ -475,31 +482,31 @@ def _forward_share(t, part, use, block, q, k, v, mask, out, lse, heads, cuts, ca
         end = T if z < cuts[t + 1, 0] else cuts[t + 1, 1]
         for i in range(i0, end, QUERIES):
             job = (use, head(q, heads[0, z]), head(k, heads[1, z]), values, head(out, heads[4, z]), masks)
-            numbers = (address(lse) + z * T * size, z, i, min(QUERIES, end - i), place, (T, S, D, E), causal)
+            numbers = (head(statistics, z * T * size), z, i, min(QUERIES, end - i), place, (T, S, D, E), causal)
             call(block, (*job, *numbers, scale, noise, kept))
         z, i0 = z + 1, 0
 
 
 @kernel(_forward_signature, parallel=True)
-def forward(use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room):
+def forward(use, block, q, k, v, mask, out, statistics, heads, cuts, causal, scale, noise, kept, room):
     """Each thread its share of the queries, in its part of the room"""
     nt = cuts.shape[0] - 1
     part = room.size // nt * room.itemsize
     if nt == 1:
-        _forward_share(0, part, use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room)
+        _forward_share(0, part, use, block, q, k, v, mask, out, statistics, heads, cuts, causal, scale, noise, kept, room)
     else:
         for t in numba.prange(nt):
             _forward_share(
-                numba.intp(t), part, use, block, q, k, v, mask, out, lse, heads, cuts, causal, scale, noise, kept, room
+                numba.intp(t), part, use, block, q, k, v, mask, out, statistics, heads, cuts, causal, scale, noise, kept, room
             )
 
 
 def _decode_signature(T: Any) -> Any:
-    return VOID(*[given(T, 2)] * 4, result(T, 2), result(T, 1, "C"), TABLES, INT, T, result(T, 1, "C"), INT)
+    return VOID(*[given(T, 2)] * 4, result(T, 2), result(T, 2, "C"), TABLES, INT, T, result(T, 1, "C"), INT)
 
 
 @helper
-def _decode_share(q, k, v, mask, out, lse, heads, causal, scale, p, z0, z1):
+def _decode_share(q, k, v, mask, out, statistics, heads, causal, scale, p, z0, z1):
     """Heads z0 to z1.  p: room for a row of S"""
     T, D = q.shape
     S, E = v.shape
@@ -513,29 +520,30 @@ def _decode_share(q, k, v, mask, out, lse, heads, causal, scale, p, z0, z1):
             query = view(address(q) + heads[0, z] + i * q.strides[0], D, zero)
             o = view(address(out) + heads[4, z] + i * out.strides[0], E, zero)
             for j in range(n):
-                p[j] = _dot(query, view(keys[0] + j * keys[1], D, zero))
-            _masked(p[:n], scale, address(mask) + heads[3, z] + i * mask_rs if mask.size else 0, mask_cs)
+                p[j] = _dot(query, view(keys[0] + j * keys[1], D, zero)) * scale
+            if mask.size:
+                _mask(p[:n], address(mask) + heads[3, z] + i * mask_rs, mask_cs)
             top = _largest(p[:n])
             shift = zero if top == -np.inf else top
             total = _exponentials(p[:n], shift)
             _fill(o, zero)
             for j in range(n):
                 _add_scaled(o, view(values[0] + j * values[1], E, zero), p[j])
-            nothing = total == zero
-            _scale(o, one if nothing else one / total)
-            lse[z * T + i] = zero if nothing else top + np.log(total)
+            inverse = one if total == zero else one / total
+            _scale(o, inverse)
+            statistics[0, z * T + i], statistics[1, z * T + i] = shift, inverse
 
 
 @kernel(_decode_signature, parallel=True)
-def decode(q, k, v, mask, out, lse, heads, causal, scale, room, nt):
+def decode(q, k, v, mask, out, statistics, heads, causal, scale, room, nt):
     """A few queries a head, with rows of q, k, v contiguous: each key and value is read once, nothing is copied."""
     S, n = len(v), heads.shape[1]
     if nt == 1:
-        _decode_share(q, k, v, mask, out, lse, heads, causal, scale, room[:S], 0, n)
+        _decode_share(q, k, v, mask, out, statistics, heads, causal, scale, room[:S], 0, n)
     else:
         for t in numba.prange(nt):
             z0, z1 = numba.intp(t) * n // nt, (numba.intp(t) + 1) * n // nt
-            _decode_share(q, k, v, mask, out, lse, heads, causal, scale, room[t * S : t * S + S], z0, z1)
+            _decode_share(q, k, v, mask, out, statistics, heads, causal, scale, room[t * S : t * S + S], z0, z1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -557,9 +565,10 @@ def _row_dots(x, y, i0, m, n, delta, zero):
                 delta[i] += load(at_x + j * x[2], zero) * load(at_y + j * y[2], zero)
 
 
-@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 10, *[INT] * 6, LENGTHS, INT, T, NOISE, T), callback=True)
+@kernel(lambda T: VOID(TOOLS, *[MATRIX] * 11, *[INT] * 5, LENGTHS, INT, T, NOISE, T), callback=True)
 def backward_head(
-    use, q, out, dout, mask, dq, k, v, k_panels, dk, dv, lse_at, z, j0, keys, room, fresh, lengths, causal, scale, noise, kept
+    use, q, out, dout, mask, dq, k, v, k_panels, dk, dv, statistics, z, j0, keys, room, fresh, lengths, causal, scale, noise,
+    kept
 ):  # fmt: skip
     """Query head z and `keys` of its keys, from j0 on, where k, v, dk, dv and the mask begin: what it adds to Q̄, K̄, V̄.
 
@@ -589,17 +598,20 @@ def backward_head(
             continue
         q_i, do_i, dq_i = below(q, i0), below(dout, i0), below(dq, i0)
         q_panels, do_panels = panels(use, q_i, m, D, at_q, zero), panels(use, do_i, m, E, at_do, zero)
-        qt, dot = panels(use, transposed(q_i), D, m, at_qt, zero), panels(use, transposed(do_i), E, m, at_dot, zero)
-        lse, delta = _line(lines, 0, wide, zero), _line(lines, 1, wide, zero)
-        _fill(lse, zero)
+        qt, dot = scaled_panels(use, transposed(q_i), D, m, at_qt, scale), panels(use, transposed(do_i), E, m, at_dot, zero)
+        peak, inverse, delta = _line(lines, 0, wide, zero), _line(lines, 4, wide, zero), _line(lines, 1, wide, zero)
+        _fill(peak, zero)
+        _fill(inverse, zero)
         _fill(delta, zero)
-        _copy(view(lse_at + i0 * size, m, zero), lse)
+        _copy(view(statistics[0] + i0 * size, m, zero), peak)
+        _copy(view(statistics[0] + statistics[1] + i0 * size, m, zero), inverse)
         _row_dots(out, dout, i0, m, E, delta, zero)  # Δ
         for k0 in range(0, limit, KEYS):
             n = min(KEYS, limit - k0)
             diagonal = i0 - j0 - k0 if causal else FAR
-            product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = K Qᵀ     (n, m)
-            factor = _scores(use, s, mask, i0, k0, n, m, wide, ds[0], scale)
+            product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = τ K Qᵀ     (n, m)
+            if mask[0]:
+                _add_mask(use, s, mask, i0, k0, n, m, wide, ds[0], zero)
             product(use[0], below(v, k0), dot, ds, n, columns, E, 0, -diagonal, -FAR, FAR, zero)  # P̄ᵀ = V Ōᵀ     (n, m)
             for j in range(0, n, 4):
                 first = _begin(j, diagonal, zero)
@@ -608,7 +620,8 @@ def backward_head(
                 _cover(slopes, stairs, j, first, wide, diagonal, zero, zero)
                 if noise[0]:
                     _keep_four(keep, z, i0 + first, j0 + k0 + j, wide - first, lengths, noise, kept)
-                _slopes(four, slopes, keep if noise[0] else all_kept, factor, lse[first:], delta[first:], scale)
+                z_four = keep if noise[0] else all_kept
+                _slopes(four, slopes, z_four, peak[first:], inverse[first:], delta[first:], scale)
             k_below, add = panels_below(k_panels, k0), 1 if k0 else 0
             product(use[0], transposed(ds), k_below, dq_i, m, D, n, add, -FAR, -FAR, diagonal, zero)  # Q̄ += τ S̄ K     (m, D)
             known = min(n, max(0, diagonal)) if causal else n if i0 else 0  # earlier blocks saw so many of these keys
@@ -625,14 +638,14 @@ def _backward_signature(T: Any) -> Any:
     table = numba.types.Array(INT, 1, "C", readonly=True)
     inputs, grads = [given(T, 2)] * 6, [result(T, 2)] * 3
     return VOID(
-        TOOLS, INT, *inputs, given(T, 1), *grads, TABLES, table, table, TABLES, INT, T, NOISE, T, result(T, 1, "C"), INT
+        TOOLS, INT, *inputs, flat(T, 2), *grads, TABLES, table, table, TABLES, INT, T, NOISE, T, result(T, 1, "C"), INT
     )  # fmt: skip
 
 
 @helper
 def _backward_share(
-    t, part, use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale,
-    noise, kept, room, longest
+    t, part, use, block, q, k, v, mask, out, dout, statistics, dq, dk, dv, heads, order, starts, cuts, causal, scale, noise,
+    kept, room, longest
 ):  # fmt: skip
     """The keys of all key heads, end to end, from (key head, key) cuts[t] to cuts[t + 1]"""
     T, D = q.shape
@@ -660,7 +673,7 @@ def _backward_share(
                 to_q = matrix(at_apart + (x - starts[g]) * T * D * size, D * size, size)
             masks = matrix(address(mask) + heads[3, z] + j0 * mask_cs if mask.size else 0, mask_rs, mask_cs)
             inputs = (use, head(q, heads[0, z]), head(out, heads[4, z]), head(dout, heads[5, z]), masks)
-            numbers = (address(lse) + z * T * size, z, j0, end - j0, place, x == starts[g], (T, S, D, E), causal)
+            numbers = (head(statistics, z * T * size), z, j0, end - j0, place, x == starts[g], (T, S, D, E), causal)
             outputs = (to_q, keys, values, k_panels, below(to_k, j0), below(to_v, j0))
             call(block, (*inputs, *outputs, *numbers, scale, noise, kept))
         g, j0 = g + 1, 0
@@ -668,7 +681,8 @@ def _backward_share(
 
 @kernel(_backward_signature, parallel=True)
 def backward(
-    use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale, noise, kept, room, longest
+    use, block, q, k, v, mask, out, dout, statistics, dq, dk, dv, heads, order, starts, cuts, causal, scale, noise, kept, room,
+    longest
 ):  # fmt: skip
     """Each thread its share of the keys, in its part of the room
 
@@ -680,14 +694,14 @@ def backward(
     T, D = q.shape
     if nt == 1:
         _backward_share(
-            0, part, use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts, causal, scale,
-            noise, kept, room, longest
+            0, part, use, block, q, k, v, mask, out, dout, statistics, dq, dk, dv, heads, order, starts, cuts, causal,
+            scale, noise, kept, room, longest
         )  # fmt: skip
     else:
         for t in numba.prange(nt):
             _backward_share(
-                numba.intp(t), part, use, block, q, k, v, mask, out, dout, lse, dq, dk, dv, heads, order, starts, cuts,
-                causal, scale, noise, kept, room, longest
+                numba.intp(t), part, use, block, q, k, v, mask, out, dout, statistics, dq, dk, dv, heads, order, starts,
+                cuts, causal, scale, noise, kept, room, longest
             )  # fmt: skip
     size, zero = room.itemsize, number(0, scale)
     for t in range(nt):
@@ -791,37 +805,65 @@ def attention(
     seed: int = 0,
     stream: int = 0,
 ) -> tuple[Array, Array]:
-    """O = softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}.     (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1)"""
+    """O = softmax(τ Q Kᵀ + M) V, and m and 1/Σ of each row.     (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (2, …, T, 1)"""
     lead = _lead(q, k, v, mask)
     if lead is None or dropout_p >= 1:
         return reference.attention(
             q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=dropout_p, seed=seed, stream=stream
         )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return (_decoded if _few(q, k, v, mask, dropout_p) else _attended)(
+        q, k, v, lead, causal, NO_MASK[q.dtype.char] if mask is None else mask, scale, _noise(dropout_p, seed, stream)
+    )
+
+
+def _few(q: Array, k: Array, v: Array, mask: Array | None, dropout_p: float) -> bool:
+    """Are the queries so few that each key and value is read once, as it lies?"""
+    size = q.itemsize
+    if q.shape[-2] > FEW or dropout_p or not q.strides[-1] == k.strides[-1] == v.strides[-1] == size:
+        return False
+    return mask is None or mask.strides[-1] in (0, size)
+
+
+def _results(q: Array, v: Array, lead: tuple[int, ...]) -> tuple[Array, Array, int, int]:
+    """Empty O and (m, 1/Σ), the number of heads, and how many threads they are worth."""
+    (rows, d), (keys, e) = q.shape[-2:], v.shape[-2:]
+    statistics = np.empty((2, *lead, rows, 1), q.dtype)
+    number = statistics.size // (2 * rows)
+    return _like(q, lead, e), statistics, number, threads() if number * rows * keys * (d + e) > 1 << 17 else 1
+
+
+def _decoded(
+    q: Array, k: Array, v: Array, lead: tuple[int, ...], causal: bool, mask: Array, scale: float, noise: tuple
+) -> tuple[Array, Array]:
+    """`attention` by `decode`"""
+    letter, keys = q.dtype.char, v.shape[-2]
+    out, statistics, number, nt = _results(q, v, lead)
+    arrays = q, k, v, mask, out
+    heads, nt = _heads(lead, tuple([(x.shape, x.strides) for x in arrays])), min(nt, number)
+    room = scratch(letter, nt * keys)[: nt * keys]
+    decode[letter](*map(_matrix, arrays), statistics.reshape(2, -1), heads, causal, scale, room, nt)
+    return out, statistics
+
+
+def _attended(
+    q: Array, k: Array, v: Array, lead: tuple[int, ...], causal: bool, mask: Array, scale: float, noise: tuple
+) -> tuple[Array, Array]:
+    """`attention` by `forward`"""
     letter, (rows, d), (keys, e), size = q.dtype.char, q.shape[-2:], v.shape[-2:], q.itemsize
-    out, lse = _like(q, lead, e), np.empty((*lead, rows, 1), letter)
-    mask = NO_MASK[letter] if mask is None else mask
-    scale = d**-0.5 if scale is None else scale
-    number = lse.size // rows
-    nt = threads() if number * rows * keys * (d + e) > 1 << 17 else 1
+    out, statistics, number, nt = _results(q, v, lead)
     arrays = q, k, v, mask, out
     heads = _heads(lead, tuple([(x.shape, x.strides) for x in arrays]))
-    q, k, v, mask, o = map(_matrix, arrays)
-    contiguous = q.strides[-1] == k.strides[-1] == v.strides[-1] == size
-    if rows <= FEW and contiguous and mask.strides[-1] in (0, size) and not dropout_p:
-        nt = min(nt, number)
-        room = scratch(letter, nt * keys)[: nt * keys]
-        decode[letter](q, k, v, mask, o, lse.reshape(-1), heads, causal, scale, room, nt)
-        return out, lse
     cuts = _cuts(number, rows, keys, causal, False, nt)
     width = LINE // size
     masks = KEYS * PITCH if mask.size else 0
     part = (-(-e // width) * width * keys + (KEYS + 4) * PITCH + QUERIES * (8 + d) + masks + 15) // 16 * 16
     room = scratch(letter, nt * part)[: nt * part]
-    noise = _noise(dropout_p, seed, stream)
     forward[letter](
-        tools[letter], forward_block[letter], q, k, v, mask, o, lse.reshape(-1), heads, cuts, causal, scale, *noise, room
+        tools[letter], forward_block[letter], *map(_matrix, arrays), statistics.reshape(2, -1), heads, cuts, causal, scale,
+        *noise, room,
     )  # fmt: skip
-    return out, lse
+    return out, statistics
 
 
 @lru_cache(maxsize=256)
@@ -840,7 +882,7 @@ def attention_backward(
     k: Array,
     v: Array,
     out: Array,
-    lse: Array,
+    statistics: Array,
     *,
     causal: bool = False,
     mask: Array | None = None,
@@ -855,19 +897,22 @@ def attention_backward(
 
     `into`: arrays of these shapes to write Q̄, K̄, V̄ to, with contiguous rows, such as the parts of one packed buffer.
     """
-    lead = None if mask_grad or dropout_p >= 1 else _lead(q, k, v, mask)
+    lead = None if dropout_p >= 1 else _lead(q, k, v, mask)
     letter, size = q.dtype.char, q.itemsize
-    if into is not None and any(x.strides[-1] != size or x.dtype != q.dtype for x in into):
-        lead = None
-    if lead is None or not dout.dtype == out.dtype == lse.dtype == q.dtype:
-        return reference.attention_backward(
-            dout, q, k, v, out, lse, causal=causal, mask=mask, scale=scale, mask_grad=mask_grad, dropout_p=dropout_p,
-            seed=seed, stream=stream, into=into,
-        )  # fmt: skip
+    fits = into is None or all(x.strides[-1] == size and x.dtype == q.dtype for x in into)
+    if lead is None or mask_grad or not fits or not dout.dtype == out.dtype == statistics.dtype == q.dtype:
+        noise = {"dropout_p": dropout_p, "seed": seed, "stream": stream}
+        options = {"causal": causal, "mask": mask, "scale": scale, **noise}
+        if lead is not None:  # O, m and Σ are to be those of the scores that P is made from: the reference's own
+            out, statistics = reference.attention(q, k, v, **options)
+        return reference.attention_backward(dout, q, k, v, out, statistics, mask_grad=mask_grad, into=into, **options)
     (rows, d), (keys, e) = q.shape[-2:], v.shape[-2:]
     dq, dk, dv = into or (_like(q, lead, d), _like(k, k.shape[:-2], d), _like(v, v.shape[:-2], e))
     order, starts = _groups(lead, k.shape[:-2])
-    mask = NO_MASK[letter] if mask is None else mask
+    scale, noise = d**-0.5 if scale is None else scale, _noise(dropout_p, seed, stream)
+    few, mask = _few(q, k, v, mask, dropout_p), NO_MASK[letter] if mask is None else mask
+    if few:  # `decode` adds up its scores in another order
+        out, statistics = _attended(q, k, v, lead, causal, mask, scale, noise)
     number = len(starts) - 1
     nt = threads() if len(order) * rows * keys * (d + e) > 1 << 16 else 1
     cuts = _cuts(number, keys, rows, causal, True, nt)
@@ -876,10 +921,9 @@ def attention_backward(
     apart = len(order) // number * rows * d if cuts[:, 1].any() else 0
     part = (apart + _room.py_func(keys, d, e, size) + 15) // 16 * 16
     first = [_matrix(x) for x in arrays]
-    scale = d**-0.5 if scale is None else scale
-    room, noise = scratch(letter, nt * part)[: nt * part], _noise(dropout_p, seed, stream)
+    room = scratch(letter, nt * part)[: nt * part]
     backward[letter](
-        tools[letter], backward_head[letter], *first[:6], plain(lse).reshape(-1), *first[6:], heads, order, starts, cuts,
-        causal, scale, *noise, room, keys,
+        tools[letter], backward_head[letter], *first[:6], plain(statistics).reshape(2, -1), *first[6:], heads, order, starts,
+        cuts, causal, scale, *noise, room, keys,
     )  # fmt: skip
     return dq, dk, dv, None

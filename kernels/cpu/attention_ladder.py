@@ -243,12 +243,11 @@ def _alone(door: Any) -> Any:
 
 
 def _register_tiles(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    out, lse = blocks.attention(q, k, v)
-    return out, lse[:, 0]
+    return blocks.attention(q, k, v)
 
 
-def _register_tiles_backward(q: Array, k: Array, v: Array, lse: Array, out: Array, dout: Array) -> tuple[Array, ...]:
-    return blocks.attention_backward(dout, q, k, v, out, lse[:, None])[:3]
+def _register_tiles_backward(q: Array, k: Array, v: Array, statistics: Array, out: Array, dout: Array) -> tuple[Array, ...]:
+    return blocks.attention_backward(dout, q, k, v, out, statistics)[:3]
 
 
 FORWARD = {

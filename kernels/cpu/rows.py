@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, LETTERS, TABLE, VOID, kernel, result, sums
-from kernels.cpu.functions import exp_nonpositive, maximum
+from kernels.cpu.functions import EXACT, exp_nonpositive, log, maximum
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -114,17 +114,30 @@ def _peak(x):
 
 
 @sums
+def _mass(x, m):
+    """Σ e^{x − m}"""
+    total = x.dtype.type(0)
+    for j in range(np.uintp(x.size)):
+        total += exp_nonpositive(x[j] - m)
+    return total
+
+
+@numba.njit(**EXACT)
+def _lower(x, m, logarithm, y):
+    """y = (x − m) − log Σ, in this order: m + log Σ would round away the logarithm beside a large m"""
+    for j in range(np.uintp(x.size)):
+        y[j] = (x[j] - m) - logarithm
+
+
+@sums
 def _softmax(x, y, logarithm, i0, i1):
     T = y.dtype.type
     for i in range(i0, i1):
         row, out = x[i], y[i]
         m, total = _peak(row), T(0)
         if logarithm:
-            for j in range(np.uintp(row.size)):
-                total += exp_nonpositive(row[j] - m)
-            shift = m if total == T(0) else m + np.log(total)
-            for j in range(np.uintp(row.size)):
-                out[j] = row[j] - shift
+            total = _mass(row, m)
+            _lower(row, m, T(0) if total == T(0) else np.log(total), out)
         else:
             for j in range(np.uintp(row.size)):
                 e = exp_nonpositive(row[j] - m)
@@ -167,28 +180,32 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 @sums
-def _losses(x, target, loss, lse, ignore, i0, i1):
+def _losses(x, target, loss, statistics, ignore, i0, i1):
     T = x.dtype.type
+    peaks, totals = statistics[0], statistics[1]
     for i in range(i0, i1):
         row = x[i]
         m, total = _peak(row), T(0)
         for j in range(np.uintp(row.size)):
             total += exp_nonpositive(row[j] - m)
-        lse[i] = m if total == T(0) else m + np.log(total)
-        loss[i] = T(0) if target[i] == ignore else lse[i] - row[target[i]]
+        peaks[i], totals[i] = m, T(1) if total == T(0) else total
+        loss[i] = T(0) if target[i] == ignore else m - row[target[i]]  # a large m cancels before log Σ is added
+    for i in range(i0, i1):
+        loss[i] += T(0) if target[i] == ignore else log(totals[i])
+        totals[i] = T(1) / totals[i]
 
 
-@kernel(lambda T: INT(flat(T, 2), TABLE, result(T, 1, "C"), result(T, 1, "C"), INT, INT), parallel=True)
-def cross_entropy_rows(x, target, loss, lse, ignore, nt):
-    """Losses and log-sum-exps of the rows; returns 1 + the first row whose target is no class, or 0"""
+@kernel(lambda T: INT(flat(T, 2), TABLE, result(T, 1, "C"), result(T, 2, "C"), INT, INT), parallel=True)
+def cross_entropy_rows(x, target, loss, statistics, ignore, nt):
+    """Losses, maxima and 1/Σ of the rows; returns 1 + the first row whose target is no class, or 0"""
     for i in range(len(x)):
         if target[i] != ignore and not -x.shape[1] <= target[i] < x.shape[1]:
             return i + 1
     if nt == 1:
-        _losses(x, target, loss, lse, ignore, 0, len(x))
+        _losses(x, target, loss, statistics, ignore, 0, len(x))
     else:
         for t in numba.prange(nt):
-            _losses(x, target, loss, lse, ignore, t * len(x) // nt, (t + 1) * len(x) // nt)
+            _losses(x, target, loss, statistics, ignore, t * len(x) // nt, (t + 1) * len(x) // nt)
     return 0
 
 
@@ -197,47 +214,48 @@ def _integers(index: Array) -> Array:
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
-    """ℓ_n = lse_n − x_{n, t_n},  lse_n = log Σ_j e^{x_nj};  ℓ_n = 0 where t_n = ignore_index.     (N, V), (N) → (N), (N)"""
+    """ℓ_n = log Σ_j e^{x_nj} − x_{n, t_n},  0 where t_n = ignore_index; and m_n, 1/Σ_n.     (N, V), (N) → (N), (2, N)"""
     if not covers(x) or target.dtype.kind not in "iu":
         return reference.cross_entropy(x, target, ignore_index=ignore_index)
-    loss, lse = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
-    bad = cross_entropy_rows[x.dtype.char](plain(x), _integers(target), loss, lse, ignore_index, shares(x.size))
+    loss, statistics = np.empty(len(x), x.dtype), np.empty((2, len(x)), x.dtype)
+    bad = cross_entropy_rows[x.dtype.char](plain(x), _integers(target), loss, statistics, ignore_index, shares(x.size))
     if bad:
         raise IndexError(f"cross_entropy: target {target[bad - 1]} in row {bad - 1} is not one of {x.shape[1]} classes")
-    return loss, lse
+    return loss, statistics
 
 
 @sums
-def _losses_backward(dloss, x, target, lse, dx, ignore, i0, i1):
+def _losses_backward(dloss, x, target, statistics, dx, ignore, i0, i1):
     T = x.dtype.type
     for i in range(i0, i1):
-        row, out, shift = x[i], dx[i], lse[i]
+        row, out, m, inverse = x[i], dx[i], statistics[0, i], statistics[1, i]
         kept = target[i] != ignore
         scale = dloss[i] if kept else T(0)
+        share = inverse * scale
         for j in range(np.uintp(row.size)):
-            out[j] = exp_nonpositive(row[j] - shift) * scale
+            out[j] = exp_nonpositive(row[j] - m) * share
         if kept:
-            out[target[i]] = (exp_nonpositive(row[target[i]] - shift) - T(1)) * scale
+            out[target[i]] = (exp_nonpositive(row[target[i]] - m) * inverse - T(1)) * scale
 
 
-@kernel(lambda T: VOID(flat(T), flat(T, 2), TABLE, flat(T), result(T, 2, "C"), INT, INT), parallel=True)
-def cross_entropy_rows_backward(dloss, x, target, lse, dx, ignore, nt):
+@kernel(lambda T: VOID(flat(T), flat(T, 2), TABLE, flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+def cross_entropy_rows_backward(dloss, x, target, statistics, dx, ignore, nt):
     """x̄ = ℓ̄ (softmax(x) − onehot(target)) by rows"""
     if nt == 1:
-        _losses_backward(dloss, x, target, lse, dx, ignore, 0, len(x))
+        _losses_backward(dloss, x, target, statistics, dx, ignore, 0, len(x))
     else:
         for t in numba.prange(nt):
-            _losses_backward(dloss, x, target, lse, dx, ignore, t * len(x) // nt, (t + 1) * len(x) // nt)
+            _losses_backward(dloss, x, target, statistics, dx, ignore, t * len(x) // nt, (t + 1) * len(x) // nt)
 
 
-def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
-    """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
-    if not covers(x, dloss, lse) or target.dtype.kind not in "iu":
-        return reference.cross_entropy_backward(dloss, x, target, lse, ignore_index=ignore_index)
+def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Array, *, ignore_index: int = -100) -> Array:
+    """x̄_nj = ℓ̄_n (p_nj − [j = t_n]),  p_nj = e^{x_nj − m_n} / Σ_n;  0 where t_n = ignore_index"""
+    if not covers(x, dloss, statistics) or target.dtype.kind not in "iu":
+        return reference.cross_entropy_backward(dloss, x, target, statistics, ignore_index=ignore_index)
     letter = x.dtype.char
     dx = np.empty(x.shape, letter)
     cross_entropy_rows_backward[letter](
-        plain(dloss), plain(x), _integers(target), plain(lse), dx, ignore_index, shares(x.size)
+        plain(dloss), plain(x), _integers(target), plain(statistics), dx, ignore_index, shares(x.size)
     )  # fmt: skip
     return dx
 

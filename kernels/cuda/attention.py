@@ -1,4 +1,4 @@
-r"""Attention without its matrix.  Dao et al. 2022, arXiv:2205.14135; the backward pass recomputes P from lse.
+r"""Attention without its matrix.  Dao et al. 2022, arXiv:2205.14135; the backward pass makes P again, from m and 1/Σ.
 
 A block of threads keeps a tile of queries in shared memory and lets the keys and values pass by in tiles. Scores of a tile,
 S = τ Q Kᵀ + M, live in registers; the softmax over a whole row is put together as the tiles come: with the largest score so
@@ -6,9 +6,10 @@ far m, the sum so far l and the output so far o,
 
     m' = max(m, max_j s_j),    l ← l e^{m − m'} + Σ_j e^{s_j − m'},    o ← o e^{m − m'} + Σ_j e^{s_j − m'} v_j
 
-and in the end O = o / l, lse = m + log l. So memory grows with T, not with T². The backward pass visits the same tiles twice:
-once for each tile of keys, where it adds up K̄ and V̄, once for each tile of queries, for Q̄; no sum is shared between
-blocks, so every result has the same bits each time.
+and in the end O = o / l. So memory grows with T, not with T². The backward pass makes P = e^{S − m} / l again from m and 1/l,
+which are kept apart (log l is rounded away in m + log l where m is large), and from the very same S, whose sums `_dots` takes
+in both. It visits the same tiles twice: once for each tile of keys, where it adds up K̄ and V̄, once for each tile of queries,
+for Q̄; no sum is shared between blocks, so every result has the same bits each time.
 
 In shared memory a row of a tile is D + 4 numbers long: rows that neighbouring threads read at the same d then lie in
 different banks, and four neighbouring d are read as 16 bytes.
@@ -24,7 +25,7 @@ import numpy as np
 from numba import boolean, cuda, float32, uint32
 
 from kernels import reference
-from kernels.cuda import elementwise, rows
+from kernels.cuda import elementwise
 from kernels.cuda import matmul as products
 from kernels.cuda.build import (
     F2,
@@ -108,7 +109,7 @@ def _dots(width: int, rows: int, columns: int, row_gap: int, column_gap: int) ->
 def forward(width: int, masked: bool, budget: tuple[int, int] | None = None) -> Kernel:
     """The kernel for heads of `width`: 16 × 8 threads for 64 queries × 32 keys, 4 × 4 scores each.
 
-    Q, O: (Z, T, D), K, V: (Z, S, D), L: (Z, T), M: (Z or fewer, T or 1, S or 1).
+    Q, O: (Z, T, D), K, V: (Z, S, D), L: m and 1/Σ, (2, Z, T), M: (Z or fewer, T or 1, S or 1).
     """
     queries, keys = (64, 32) if width <= 64 else (32, 32)
     ny, nx = 16, 8
@@ -119,7 +120,7 @@ def forward(width: int, masked: bool, budget: tuple[int, int] | None = None) -> 
     dots = _dots(width, rm, rn, ny, nx)
 
     @kernel(
-        (F3, F3, F3, F3, F3, F2, FLOAT, boolean, INT, boolean),
+        (F3, F3, F3, F3, F3, F3, FLOAT, boolean, INT, boolean),
         threads=threads,
         registers=168,
         shared=4 * ((queries + keys) * pitch + queries * pitch_p),
@@ -209,7 +210,8 @@ def forward(width: int, masked: bool, budget: tuple[int, int] | None = None) -> 
                 for c in range(ro):
                     out[z, i, x * uint32(4) + uint32(c // 4 * 4 * nx + c % 4)] = o[m, c] * inverse
                 if x == uint32(0):
-                    L[z, i] = float32(0.0) if dead else top[m] + math.log(sum_m)
+                    L[0, z, i] = float32(0.0) if dead else top[m]
+                    L[1, z, i] = inverse
 
     return attend
 
@@ -220,7 +222,7 @@ def one_query(width: int, masked: bool) -> Kernel:
     per_lane = width // 32
 
     @kernel(
-        (F3, F3, F3, F3, F3, F2, FLOAT, INT, boolean),
+        (F3, F3, F3, F3, F3, F3, FLOAT, INT, boolean),
         threads=32 * WARPS,
         registers=64,
         shared=4 * (2 * WARPS + WARPS * width),
@@ -283,7 +285,8 @@ def one_query(width: int, masked: bool) -> Kernel:
             out[z, 0, c] = value * inverse
             c += uint32(32 * WARPS)
         if t == uint32(0):
-            L[z, 0] = float32(0.0) if dead else shift + math.log(total)
+            L[0, z, 0] = shift
+            L[1, z, 0] = inverse
 
     return attend
 
@@ -316,10 +319,10 @@ def _backward_tile(width: int) -> tuple[int, int]:
 
 
 def _weights(side: int, per: int, masked: bool) -> Any:
-    """p ← e^{s − lse}, s ← S̄ = p ⊙ (P̄ − Σ Ō ⊙ O), for the scores s and the products dp = P̄ of a tile"""
+    """p ← e^{s − m} / Σ, s ← S̄ = p ⊙ (P̄ − Σ Ō ⊙ O), for the scores s and the products dp = P̄ of a tile"""
 
     @device
-    def weights(s, dp, p, M, z, i0, j0, y, x, T, S, lse, row, causal, across, every):
+    def weights(s, dp, p, M, z, i0, j0, y, x, T, S, peak, inverse, row, causal, across, every):
         for m in range(per):
             i = i0 + y + uint32(m * 8)
             for n in range(per):
@@ -329,7 +332,7 @@ def _weights(side: int, per: int, masked: bool) -> Any:
                 else:
                     if masked:
                         s[m, n] += _bias(M, z, i, j, across, every)
-                    p[m, n] = math.exp(s[m, n] - lse[y + uint32(m * 8)])
+                    p[m, n] = math.exp(s[m, n] - peak[y + uint32(m * 8)]) * inverse[y + uint32(m * 8)]
                 s[m, n] = p[m, n] * (dp[m, n] - row[y + uint32(m * 8)])
 
     return weights
@@ -363,10 +366,10 @@ def backward_keys(width: int, masked: bool) -> Kernel:
     )  # fmt: skip
 
     @kernel(
-        (F3, F3, F3, F3, F3, F2, F2, F3, F3, FLOAT, boolean, INT, boolean),
+        (F3, F3, F3, F3, F3, F3, F2, F3, F3, FLOAT, boolean, INT, boolean),
         threads=64,
         registers=255,
-        shared=4 * (4 * side * pitch + side * pitch_p + 2 * side),
+        shared=4 * (4 * side * pitch + side * pitch_p + 3 * side),
         name=f"attention_backward_keys_{width}{'_masked' if masked else ''}",
     )
     def attend(Q, K, V, M, dO, L, R, dK, dV, scale, causal, across, every):
@@ -375,7 +378,8 @@ def backward_keys(width: int, masked: bool) -> Kernel:
         v = cuda.shared.array((side, pitch), float32)
         do = cuda.shared.array((side, pitch), float32)
         w = cuda.shared.array((side, pitch_p), float32)
-        lse = cuda.shared.array(side, float32)
+        peak = cuda.shared.array(side, float32)
+        inverse = cuda.shared.array(side, float32)
         row = cuda.shared.array(side, float32)
         s = cuda.local.array((per, per), float32)
         dp = cuda.local.array((per, per), float32)
@@ -406,12 +410,13 @@ def backward_keys(width: int, masked: bool) -> Kernel:
             load(q, Q, z, i0, T, scale)
             load(do, dO, z, i0, T, float32(1.0))
             if t < uint32(side):
-                lse[t] = L[z, i0 + t] if i0 + t < T else float32(0.0)
+                peak[t] = L[0, z, i0 + t] if i0 + t < T else float32(0.0)
+                inverse[t] = L[1, z, i0 + t] if i0 + t < T else float32(0.0)
                 row[t] = R[z, i0 + t] if i0 + t < T else float32(0.0)
             cuda.syncthreads()
             dots(q, k, y, x, ra, rb, s)
             dots(do, v, y, x, ra, rb, dp)
-            weights(s, dp, p, M, z, i0, j0, y, x, T, S, lse, row, causal, across, every)
+            weights(s, dp, p, M, z, i0, j0, y, x, T, S, peak, inverse, row, causal, across, every)
             for m in range(per):
                 for n in range(per):
                     w[y + uint32(m * 8), x + uint32(n * 8)] = p[m, n]
@@ -445,10 +450,10 @@ def backward_queries(width: int, masked: bool) -> Kernel:
     )  # fmt: skip
 
     @kernel(
-        (F3, F3, F3, F3, F3, F2, F2, F3, FLOAT, boolean, INT, boolean),
+        (F3, F3, F3, F3, F3, F3, F2, F3, FLOAT, boolean, INT, boolean),
         threads=64,
         registers=200,
-        shared=4 * (4 * side * pitch + side * pitch_p + 2 * side),
+        shared=4 * (4 * side * pitch + side * pitch_p + 3 * side),
         name=f"attention_backward_queries_{width}{'_masked' if masked else ''}",
     )
     def attend(Q, K, V, M, dO, L, R, dQ, scale, causal, across, every):
@@ -457,7 +462,8 @@ def backward_queries(width: int, masked: bool) -> Kernel:
         v = cuda.shared.array((side, pitch), float32)
         do = cuda.shared.array((side, pitch), float32)
         w = cuda.shared.array((side, pitch_p), float32)  # transposed
-        lse = cuda.shared.array(side, float32)
+        peak = cuda.shared.array(side, float32)
+        inverse = cuda.shared.array(side, float32)
         row = cuda.shared.array(side, float32)
         s = cuda.local.array((per, per), float32)
         dp = cuda.local.array((per, per), float32)
@@ -480,7 +486,8 @@ def backward_queries(width: int, masked: bool) -> Kernel:
         load(q, Q, z, i0, T, scale)
         load(do, dO, z, i0, T, float32(1.0))
         if t < uint32(side):
-            lse[t] = L[z, i0 + t] if i0 + t < T else float32(0.0)
+            peak[t] = L[0, z, i0 + t] if i0 + t < T else float32(0.0)
+            inverse[t] = L[1, z, i0 + t] if i0 + t < T else float32(0.0)
             row[t] = R[z, i0 + t] if i0 + t < T else float32(0.0)
         last = S
         if causal and i0 + uint32(side) < S:
@@ -492,7 +499,7 @@ def backward_queries(width: int, masked: bool) -> Kernel:
             cuda.syncthreads()
             dots(q, k, y, x, ra, rb, s)
             dots(do, v, y, x, ra, rb, dp)
-            weights(s, dp, p, M, z, i0, j0, y, x, T, S, lse, row, causal, across, every)
+            weights(s, dp, p, M, z, i0, j0, y, x, T, S, peak, inverse, row, causal, across, every)
             for m in range(per):
                 for n in range(per):
                     w[x + uint32(n * 8), y + uint32(m * 8)] = s[m, n]
@@ -566,9 +573,9 @@ def attention(
     seed: int = 0,
     stream: int = 0,
 ) -> tuple[Array, Array]:
-    """O = Z ⊙ softmax(τ Q Kᵀ + M) V and lse = log Σ_j e^{S_ij}, from which the backward pass recomputes P.
+    """O = Z ⊙ softmax(τ Q Kᵀ + M) V, and what the backward pass makes P from again: m_i = max_j S_ij and 1/Σ_j e^{S_ij − m_i}.
 
-    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (…, T, 1). A row that may attend to nothing gives zeros, lse 0.
+    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (2, …, T, 1). A row that may attend to nothing gives zeros, m 0 and Σ 1.
     Heads wider than 128, dropout, and types other than float32 are composed of products and a softmax: T × S numbers.
     """
     check("attention", q, k, v, mask)
@@ -576,28 +583,47 @@ def attention(
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     t, s, e = q.shape[-2], k.shape[-2], v.shape[-1]
     width, size = _width(q.shape[-1], e), math.prod(lead) * t * s * q.shape[-1] * e
+    options = {"causal": causal, "mask": mask, "scale": scale}
     if width is None or dropout_p or not is_float32(q, k, v, mask) or not size:
-        scores = _composed(q, k, causal, mask, scale)
-        if not s:
-            return np.zeros_like(q, shape=lead + (t, e)), np.zeros_like(q, shape=lead + (t, 1))
-        top = scores.max(axis=-1, keepdims=True)
-        top = np.where(top == -np.inf, q.dtype.type(0), top)
-        total = np.exp(scores - top).sum(axis=-1, keepdims=True)
-        lse = np.where(total == 0, q.dtype.type(0), top + np.log(np.where(total == 0, q.dtype.type(1), total)))
-        p = rows.softmax(scores, -1)
-        if dropout_p:
-            p = elementwise.attention_dropout(p, p=dropout_p, seed=seed, stream=stream)
-        return products.matmul(p, v), lse
-    stack, count = (_filled(x, lead, width) for x in (q, k, v)), math.prod(lead)
-    out, lse = empty(q, (count, t, width)), empty(q, (count, t))
+        return _composed_forward(q, k, v, lead, {"p": dropout_p, "seed": seed, "stream": stream}, **options)
+    return _fused_forward(q, k, v, lead, width, alone=t == 1 and not causal, **options)
+
+
+def _composed_forward(
+    q: Array, k: Array, v: Array, lead: tuple[int, ...], noise: dict[str, Any], **options: Any
+) -> tuple[Array, Array]:
+    one, zero = q.dtype.type(1), q.dtype.type(0)
+    if not k.shape[-2]:
+        shape = lead + (q.shape[-2], 1)
+        m = np.zeros_like(q, shape=shape)
+        return np.zeros_like(q, shape=lead + (q.shape[-2], v.shape[-1])), np.stack([m, m + one])
+    p = _composed(q, k, **options)
+    m = p.max(axis=-1, keepdims=True)
+    m = np.where(m == -np.inf, zero, m)
+    p = np.exp(p - m)
+    total = p.sum(axis=-1, keepdims=True)
+    inverse = one / np.where(total == 0, one, total)
+    p = p * inverse
+    if noise["p"]:
+        p = elementwise.attention_dropout(p, **noise)
+    return products.matmul(p, v), np.stack([m, inverse])
+
+
+def _fused_forward(
+    q: Array, k: Array, v: Array, lead: tuple[int, ...], width: int, *, alone: bool, causal: bool, mask: Any, scale: float
+) -> tuple[Array, Array]:
+    """`alone`: by the kernel for one query, whose scores are sums in another order than those of the tiles."""
+    t, e, count = q.shape[-2], v.shape[-1], math.prod(lead)
+    stack = [_filled(x, lead, width) for x in (q, k, v)]
+    out, statistics = empty(q, (count, t, width)), empty(q, (2, count, t))
     m, across, every = _mask(mask, lead, q)
-    if t == 1 and not causal:
-        launch(one_query(width, mask is not None), count, *stack, m, out, lse, np.float32(scale), across, every)
+    if alone:
+        launch(one_query(width, mask is not None), count, *stack, m, out, statistics, np.float32(scale), across, every)
     else:
         kernel = forward(width, mask is not None)
         blocks = count * cdiv(t, 64 if width <= 64 else 32)
-        launch(kernel, blocks, *stack, m, out, lse, np.float32(scale), bool(causal), across, every)
-    return out[..., :e].reshape(lead + (t, e)), lse.reshape(lead + (t, 1))
+        launch(kernel, blocks, *stack, m, out, statistics, np.float32(scale), bool(causal), across, every)
+    return out[..., :e].reshape(lead + (t, e)), statistics.reshape((2,) + lead + (t, 1))
 
 
 def attention_backward(
@@ -606,7 +632,7 @@ def attention_backward(
     k: Array,
     v: Array,
     out: Array,
-    lse: Array,
+    statistics: Array,
     *,
     causal: bool = False,
     mask: Array | None = None,
@@ -617,22 +643,27 @@ def attention_backward(
     stream: int = 0,
     into: tuple[Array, Array, Array] | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """With P = e^{S − lse}:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
+    """With P = e^{S − m} / Σ:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
 
     Each has the shape of what it is a gradient of: summed where that was repeated. `into`: where to write Q̄, K̄, V̄.
     """
-    check("attention_backward", dout, q, k, v, out, lse, mask)
+    check("attention_backward", dout, q, k, v, out, statistics, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = {"causal": causal, "mask": mask, "scale": scale}
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     width = _width(q.shape[-1], v.shape[-1])
     size = math.prod(lead) * q.shape[-2] * k.shape[-2] * q.shape[-1] * v.shape[-1]
     ds = None
-    if width is None or mask_grad or dropout_p or not is_float32(dout, q, k, v, out, lse, mask) or not size:
+    fused = width is not None and not dropout_p and is_float32(q, k, v, mask) and size  # was the forward pass
+    if not fused or mask_grad or not is_float32(dout, out, statistics):
         noise = {"p": dropout_p, "seed": seed, "stream": stream}
-        *grads, ds = _composed_backward(dout, q, k, v, out, lse, noise, **options)
+        if fused:  # O, m and Σ are to be those of the scores that P is made from
+            out, statistics = _composed_forward(q, k, v, lead, noise, **options)
+        *grads, ds = _composed_backward(dout, q, k, v, out, statistics, noise, **options)
     else:
-        grads = _fused_backward(dout, q, k, v, out, lse, lead, width, **options)
+        if q.shape[-2] == 1 and not causal:
+            out, statistics = _fused_forward(q, k, v, lead, width, alone=False, **options)
+        grads = _fused_backward(dout, q, k, v, out, statistics, lead, width, **options)
     grads = [reference._summed_to(grad, x.shape) for grad, x in zip(grads, (q, k, v), strict=True)]
     if into is not None:
         for given, grad in zip(into, grads, strict=True):
@@ -642,9 +673,10 @@ def attention_backward(
 
 
 def _composed_backward(
-    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, noise: dict[str, Any], **options: Any
+    dout: Array, q: Array, k: Array, v: Array, out: Array, statistics: Array, noise: dict[str, Any], **options: Any
 ) -> tuple[Array, ...]:
-    p = np.exp(_composed(q, k, **options) - lse)
+    m, inverse = statistics
+    p = np.exp(_composed(q, k, **options) - m) * inverse
     z = elementwise.attention_dropout if noise["p"] else lambda x, **_: x
     dv = products.matmul(z(p, **noise).swapaxes(-1, -2), dout)
     ds = (z(products.matmul(dout, v.swapaxes(-1, -2)), **noise) - (dout * out).sum(axis=-1, keepdims=True)) * p
@@ -654,17 +686,25 @@ def _composed_backward(
 
 
 def _fused_backward(
-    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, lead: tuple[int, ...], width: int, **options: Any
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    statistics: Array,
+    lead: tuple[int, ...],
+    width: int,
+    **options: Any,
 ) -> tuple[Array, ...]:
     t, s, d, e, count = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], math.prod(lead)
     q, k, v, out, dout = (_filled(x, lead, width) for x in (q, k, v, out, dout))
-    lse = plain(np.broadcast_to(lse, lead + (t, 1)).reshape(count, t))
+    statistics = plain(np.broadcast_to(statistics, (2,) + lead + (t, 1)).reshape(2, count, t))
     mask = options["mask"]
     m, across, every = _mask(mask, lead, q)
     row = empty(q, (count, t))
     launch(row_products, cdiv(count * t, 4), out, dout, row)
     dq, dk, dv = empty(q, q.shape), empty(q, k.shape), empty(q, v.shape)
     side, numbers = _backward_tile(width)[0], (np.float32(options["scale"]), bool(options["causal"]), across, every)
-    launch(backward_keys(width, mask is not None), count * cdiv(s, side), q, k, v, m, dout, lse, row, dk, dv, *numbers)
-    launch(backward_queries(width, mask is not None), count * cdiv(t, side), q, k, v, m, dout, lse, row, dq, *numbers)
+    launch(backward_keys(width, mask is not None), count * cdiv(s, side), q, k, v, m, dout, statistics, row, dk, dv, *numbers)
+    launch(backward_queries(width, mask is not None), count * cdiv(t, side), q, k, v, m, dout, statistics, row, dq, *numbers)
     return tuple([x[..., :n].reshape(lead + (-1, n)) for x, n in ((dq, d), (dk, d), (dv, e))])

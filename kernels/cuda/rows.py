@@ -79,34 +79,37 @@ def log_softmax_rows(x, y):
         y[i, j] = (x[i, j] - m) - shift
 
 
-@kernel((F2, I1, F1, F1, INT), threads=THREADS, registers=40, shared=ROOM)
-def cross_entropy_rows(x, target, loss, lse, ignored):
+@kernel((F2, I1, F1, F2, INT), threads=THREADS, registers=40, shared=ROOM)
+def cross_entropy_rows(x, target, loss, statistics, ignored):
     room = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
     m, total = _peak_and_total(x, i, room)
     if cuda.threadIdx.x == 0:
-        logarithm = float32(0.0) if total == float32(0.0) else math.log(total)
+        if total == float32(0.0):
+            total = float32(1.0)
         t = target[i]
-        lse[i] = m + logarithm
+        statistics[0, i] = m
+        statistics[1, i] = float32(1.0) / total
         if t == ignored:
             loss[i] = float32(0.0)
         elif t < 0 or t >= x.shape[1]:
             loss[i] = float32(np.nan)
         else:
-            loss[i] = (m - x[i, t]) + logarithm
+            loss[i] = (m - x[i, t]) + math.log(total)  # a large m cancels first
 
 
-@kernel((F1, F2, I1, F1, F2, INT), threads=THREADS, registers=40)
-def cross_entropy_rows_backward(dloss, x, target, lse, dx, ignored):
+@kernel((F1, F2, I1, F2, F2, INT), threads=THREADS, registers=40)
+def cross_entropy_rows_backward(dloss, x, target, statistics, dx, ignored):
     i = cuda.blockIdx.x
     t = target[i]
     d = dloss[i]
-    shift = lse[i]
+    m = statistics[0, i]
+    inverse = statistics[1, i]
     for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
         if t == ignored:
             dx[i, j] = float32(0.0)
         else:
-            dx[i, j] = d * (math.exp(x[i, j] - shift) - (float32(1.0) if j == t else float32(0.0)))
+            dx[i, j] = d * (math.exp(x[i, j] - m) * inverse - (float32(1.0) if j == t else float32(0.0)))
 
 
 def _by_rows(x: Array, axis: int, fused: Any, name: str) -> Array:
@@ -132,13 +135,16 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
-    """ℓ_n = lse_n − x_{n, t_n},  0 where t_n = ignore_index, NaN where it is no class; and lse.     (N, V), (N) → (N), (N)"""
+    """ℓ_n = log Σ_j e^{x_nj} − x_{n, t_n},  0 where t_n = ignore_index, NaN where it is no class; and m_n and 1/Σ_n.
+
+    (N, V), (N) → (N), (2, N)
+    """
     check("cross_entropy", x, target)
     if not is_float32(x):
         return _classes(x, target, ignore_index)
-    loss, lse = empty(x, len(x)), empty(x, len(x))
-    launch(cross_entropy_rows, len(x), plain(x), whole(target), loss, lse, ignore_index)
-    return loss, lse
+    loss, statistics = empty(x, len(x)), empty(x, (2, len(x)))
+    launch(cross_entropy_rows, len(x), plain(x), whole(target), loss, statistics, ignore_index)
+    return loss, statistics
 
 
 def _classes(x: Array, target: Array, ignored: int) -> tuple[Array, Array]:
@@ -148,8 +154,9 @@ def _classes(x: Array, target: Array, ignored: int) -> tuple[Array, Array]:
     loss = -np.where(hit, log_p, 0).sum(axis=1)
     peak = x.max(axis=1)
     peak = np.where(peak == -np.inf, 0, peak)
-    lse = np.log(np.exp(x - peak[:, None]).sum(axis=1)) + peak
-    return np.where(target == ignored, 0, loss).astype(x.dtype), lse.astype(x.dtype)
+    total = np.exp(x - peak[:, None]).sum(axis=1)
+    statistics = np.stack([peak, 1 / np.where(total == 0, 1, total)])
+    return np.where(target == ignored, 0, loss).astype(x.dtype), statistics.astype(x.dtype)
 
 
 def _one_hot(target: Array, x: Array) -> Array:
@@ -157,15 +164,16 @@ def _one_hot(target: Array, x: Array) -> Array:
     return target[:, None] == np.cumsum(np.ones_like(x, dtype=np.int64), axis=1) - 1
 
 
-def cross_entropy_backward(dloss: Array, x: Array, target: Array, lse: Array, *, ignore_index: int = -100) -> Array:
-    """x̄_nj = ℓ̄_n (e^{x_nj − lse_n} − [j = t_n]);  0 where t_n = ignore_index"""
-    check("cross_entropy_backward", dloss, x, target, lse)
-    if not is_float32(dloss, x, lse):
-        dx = (np.exp(x - lse[:, None]) - _one_hot(target, x)) * dloss[:, None]
+def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Array, *, ignore_index: int = -100) -> Array:
+    """x̄_nj = ℓ̄_n (p_nj − [j = t_n]),  p_nj = e^{x_nj − m_n} / Σ_n;  0 where t_n = ignore_index"""
+    check("cross_entropy_backward", dloss, x, target, statistics)
+    if not is_float32(dloss, x, statistics):
+        m, inverse = statistics[:, :, None]
+        dx = (np.exp(x - m) * inverse - _one_hot(target, x)) * dloss[:, None]
         return np.where((target == ignore_index)[:, None], 0, dx).astype(x.dtype)
     dx = empty(x, x.shape)
     if dx.size:
-        launch(cross_entropy_rows_backward, len(x), plain(dloss), plain(x), whole(target), plain(lse), dx, ignore_index)
+        launch(cross_entropy_rows_backward, len(x), plain(dloss), plain(x), whole(target), plain(statistics), dx, ignore_index)
     return dx
 
 

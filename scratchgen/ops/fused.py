@@ -107,12 +107,13 @@ class CrossEntropy(Function):
 
     def forward(self, x: Any, *, target: np.ndarray, ignore_index: int) -> Any:
         self.target, self.ignore_index = target, ignore_index
-        loss, self.lse = kernels.cross_entropy(x, target, ignore_index=ignore_index)
+        loss, self.statistics = kernels.cross_entropy(x, target, ignore_index=ignore_index)
         return loss
 
     def backward(self, dloss: Tensor) -> Tensor:
         (x,) = self.inputs
-        dx = kernels.cross_entropy_backward(dloss.data, x.data, self.target, self.lse, ignore_index=self.ignore_index)
+        options = {"ignore_index": self.ignore_index}
+        dx = kernels.cross_entropy_backward(dloss.data, x.data, self.target, self.statistics, **options)
         return constant(dx)
 
     def composed(self, x: Tensor) -> Tensor:
@@ -306,7 +307,8 @@ class Attention(Function):
 
     def forward(self, q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float, noise: dict) -> Any:
         self.causal, self.scale, self.noise = causal, scale, noise
-        out, self.lse = kernels.attention(q, k, v, causal=causal, mask=mask[0] if mask else None, scale=scale, **noise)
+        options = {"causal": causal, "mask": mask[0] if mask else None, "scale": scale, **noise}
+        out, self.statistics = kernels.attention(q, k, v, **options)
         return out
 
     def backward(self, dout: Tensor) -> tuple[Tensor | None, ...]:
@@ -317,7 +319,7 @@ class Attention(Function):
             k.data,
             v.data,
             self.outputs[0].data,
-            self.lse,
+            self.statistics,
             causal=self.causal,
             mask=mask[0].data if mask else None,
             scale=self.scale,
@@ -340,17 +342,17 @@ class SelfAttention(Function):
 
     def forward(self, qkv: Any, *, causal: bool, scale: float, noise: dict) -> Any:
         self.causal, self.scale, self.noise = causal, scale, noise
-        out, self.lse = kernels.attention(*_heads(qkv), causal=causal, scale=scale, **noise)  # (…, H, T, D)
+        out, self.statistics = kernels.attention(*_heads(qkv), causal=causal, scale=scale, **noise)  # (…, H, T, D)
         return np.swapaxes(out, -2, -3)
 
     def backward(self, dout: Tensor) -> Tensor:
         qkv, dout, out = self.inputs[0].data, *(np.swapaxes(t.data, -2, -3) for t in (dout, self.outputs[0]))
         options = {"causal": self.causal, "scale": self.scale, **self.noise}
         if not devices.on_host(qkv):
-            grads = kernels.attention_backward(dout, *_heads(qkv), out, self.lse, **options)[:3]
+            grads = kernels.attention_backward(dout, *_heads(qkv), out, self.statistics, **options)[:3]
             return constant(np.stack([np.swapaxes(g, -2, -3) for g in grads], axis=-3))
         dqkv = np.empty_like(qkv)
-        kernels.attention_backward(dout, *_heads(qkv), out, self.lse, **options, into=_heads(dqkv))
+        kernels.attention_backward(dout, *_heads(qkv), out, self.statistics, **options, into=_heads(dqkv))
         return constant(dqkv)
 
     def composed(self, qkv: Tensor) -> Tensor:

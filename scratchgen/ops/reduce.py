@@ -189,20 +189,20 @@ class Amax(Function):
 
 
 class LogSumExp(Function):
-    """y = log Σ_j e^{x_j}    x̄_j = ȳ e^{x_j − y}
+    """y = log Σ_j e^{x_j}    x̄_j = ȳ e^{x_j − m} / Σ_i e^{x_i − m}
 
-    In the form m + log Σ e^{x_j − m}, m = max x. Where every x_j = −∞, y = −∞ and the gradient is 0.
+    In the form m + log Σ e^{x_j − m}, m = max x. Where every x_j = −∞, y = −∞ and the gradient is 0. The gradient is not made
+    from y, in which the logarithm is rounded away beside a large m.
     """
-
-    keeps_outputs = True
 
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         self.dims = dims
         if 0 in [x.shape[d] for d in dims]:
             left = tuple(n for d, n in enumerate(_kept(x.shape, dims)) if keepdim or d not in dims)
+            self.m = np.zeros_like(x, shape=())
             return np.full_like(x, -np.inf, shape=left)
         m = np.max(x.real, axis=dims, keepdims=True)
-        m = np.where(np.isinf(m), 0, m)
+        self.m = m = np.where(np.isinf(m), 0, m).astype(x.dtype, copy=False)
         total = np.sum(np.exp(x - m), axis=dims, keepdims=True)
         empty = total == 0
         y = np.where(empty, -np.inf, np.log(np.where(empty, 1, total)) + m)
@@ -210,9 +210,9 @@ class LogSumExp(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
-        y = _spread(self.outputs[0], x.shape, self.dims)
-        y = where(constant(y.data == -np.inf), 0.0, y)
-        return _spread(dy, x.shape, self.dims) * (x - y).exp()
+        e = (x - constant(self.m)).exp()  # softmax does not change with m, which may therefore be a constant
+        total = sum(e, self.dims, keepdim=True)
+        return _spread(dy, x.shape, self.dims) * (e / where(constant(total.data == 0), 1.0, total))
 
 
 class Norm(Function):
