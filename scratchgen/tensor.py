@@ -615,6 +615,11 @@ class Tensor:
             own[...] = array
 
     @property
+    def _version(self) -> int:
+        """When it, or what shares its memory, was last changed in place; 0 where it never was."""
+        return self._stamp[0]
+
+    @property
     def requires_grad(self) -> bool:
         """Can a gradient with respect to this tensor be asked for?"""
         return self.node is not None

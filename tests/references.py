@@ -790,6 +790,7 @@ REFERENCES |= {
     "nn.Embedding": lambda m, i: embedding(i, _state(m, "weight")),
     "nn.Dropout": lambda m, x: dropout(x, m.p, m.training),
     "nn.Flatten": lambda m, x: REFERENCES["flatten"](x, m.start_dim, m.end_dim),
+    "nn.utils.parameters_to_vector": lambda xs: np.concatenate([x.ravel() for x in xs]),
     "nn.Unflatten": lambda m, x: x.reshape(*x.shape[: m.dim], *m.unflattened_size, *x.shape[m.dim :][1:]),
     "nn.Sequential": lambda m, x: (
         np.tanh(x @ _state(m, "0.weight").T + _state(m, "0.bias")) @ _state(m, "2.weight").T + _state(m, "2.bias")
@@ -805,6 +806,52 @@ REFERENCES |= {
     "nn.RMSNorm": lambda m, x: rms_norm(x, m.normalized_shape, _state(m, "weight"), m.eps),
     "nn.GroupNorm": lambda m, x: group_norm(x, m.num_groups, _state(m, "weight"), _state(m, "bias"), m.eps),
 }
+
+
+@reference("nn.Dropout1d", "nn.Dropout2d", "nn.Dropout3d")
+def _channel_dropout(m, x):
+    channels = x.shape[:2] if x.ndim == m.n + 2 or m.n == 2 else x.shape[:1]
+    return x * dropout(np.ones(channels), m.p).reshape(channels + (1,) * (x.ndim - len(channels)))
+
+
+@reference(*(f"nn.{kind}Pad{n}d" for kind in ("Circular", "Constant", "Reflection", "Replication", "Zero") for n in (1, 2)))
+def _pad_layer(m, x):
+    pairs = [m.padding[i : i + 2] for i in range(0, len(m.padding), 2)][::-1]
+    kind = type(m).__name__[:-5]
+    mode = {"Circular": "wrap", "Reflection": "reflect", "Replication": "edge"}.get(kind, "constant")
+    value = {"constant_values": m.value} if kind == "Constant" else {}
+    return np.pad(x, [(0, 0)] * (x.ndim - len(pairs)) + pairs, mode, **value)
+
+
+def _of_layer(m, x, **weights):
+    """A Linear, Conv, ConvTranspose or Embedding with other weights than it holds."""
+    w = {"weight": _state(m.layer, "weight"), "bias": _state(m.layer, "bias"), **weights}
+    kind = type(m.layer).__name__
+    if kind == "Embedding":
+        return embedding(x, w["weight"])
+    if kind == "Linear":
+        return x @ w["weight"].T + w["bias"]
+    return (conv_transpose if kind == "ConvTranspose1d" else conv)(x, w["weight"], w["bias"])
+
+
+@reference("nn.utils.spectral_norm")
+def _spectral_norm(m, x):
+    name = m.options.get("name", "weight")
+    theta = _state(m.layer, f"parametrizations.{name}.original")
+    if theta.ndim == 1:
+        return _of_layer(m, x, bias=theta / np.sqrt((theta**2).sum()))
+    dim = 1 if theta.ndim > 2 else 0
+    rows = np.moveaxis(theta, dim, 0).reshape(theta.shape[dim], -1)
+    u, v = (_state(m.layer, f"parametrizations.{name}.0.{letter}") for letter in ("_u", "_v"))
+    return _of_layer(m, x, weight=theta / np.einsum("i,ij,j", u, rows, v))
+
+
+@reference("nn.utils.weight_norm")
+def _weight_norm(m, x):
+    g, v = (_state(m.layer, f"parametrizations.weight.original{i}") for i in (0, 1))
+    dim = m.options.get("dim", 0)
+    axes = None if dim is None else tuple(d for d in range(v.ndim) if d != dim)
+    return _of_layer(m, x, weight=g * v / np.sqrt((v**2).sum(axes, keepdims=dim is not None)))
 
 
 @reference("nn.Conv1d", "nn.Conv2d")

@@ -84,6 +84,7 @@ def public_names():
     yield from ops.__all__
     yield from functional.__all__
     yield from (f"nn.{name}" for name in nn.__all__)
+    yield from (f"nn.utils.{name}" for name in nn.utils.__all__)
     yield from (f"models.{name}" for name in models.__all__ if not name.endswith("Config"))
     functions = inspect.getmembers(calculus, inspect.isfunction)
     yield from (f"calculus.{name}" for name, f in functions if not name.startswith("_") and f.__module__ == calculus.__name__)

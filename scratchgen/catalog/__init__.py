@@ -67,9 +67,13 @@ NOT_DIFFERENTIABLE = {
         *(f"Tensor.new_{name}" for name in "empty full ones tensor zeros".split()),
     ],
     "holds or initialises modules, and computes nothing": (
-        "nn.Module nn.ModuleDict nn.ModuleList nn.Parameter nn.init nn.utils".split()
+        "nn.Module nn.ModuleDict nn.ModuleList nn.Parameter nn.ParameterDict nn.ParameterList nn.init nn.utils".split()
     ),
     "holds keys and values, and computes nothing": ["nn.KeyValueCache"],
+    "changes tensors in place, or holds what is in this table": (
+        "nn.utils.clip_grad_norm_ nn.utils.clip_grad_value_ nn.utils.vector_to_parameters nn.utils.parametrize "
+        "nn.utils.parametrizations"
+    ).split(),
     "is the checker": ["calculus.gradcheck"],
 }
 

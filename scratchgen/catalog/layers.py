@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from scratchgen import models, nn
 from scratchgen.catalog.compositions import REDUCTION
-from scratchgen.catalog.row import apart, away, fixed, of, real, row, simplex, unit, whole
+from scratchgen.catalog.row import apart, away, case, fixed, of, real, row, simplex, unit, whole
 from scratchgen.models.gan import discriminator_loss, generator_loss
 from scratchgen.tensor import Tensor
 
@@ -63,6 +65,21 @@ LOSSES = [
     row("nn.SmoothL1Loss", *(of(reduction=r, beta=0.52)(_BENT, fixed([0.0] * 5)) for r in REDUCTION)),
 ]
 
+
+def _computed(normalise: Any) -> Any:
+    """A layer whose weight `normalise` computes, as a class that is called with the layer and options."""
+
+    class Computed(nn.Module):
+        def __init__(self, layer: nn.Module, options: dict[str, Any]):
+            super().__init__()
+            self.layer, self.options = normalise(layer, **options), options
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    return Computed
+
+
 MAPS = [
     row("nn.Identity", of(3, any=True)(real(2, 3)), analytic=True),
     row("nn.Linear", of(3, 2)(real(2, 3)), of(3, 2, bias=False)(real(3)), of(2, 1)(real(0, 2)), analytic=True),
@@ -97,6 +114,44 @@ MAPS = [
         analytic=True,
     ),
     row("nn.Dropout", of(0.4)(real(2, 3)), of(0.4, training=False)(real(3)), analytic=True, seeded=True),
+    *(
+        row(f"nn.Dropout{n}d", of(0.4)(real(2, 3, *[2] * n)), of(0.4)(real(3, *[2] * n)), analytic=True, seeded=True)
+        for n in (1, 2, 3)
+    ),
+    *(
+        row(
+            f"nn.{kind}Pad{n}d",
+            of(1, *value)(real(1, 2, *[3] * n)),
+            of(tuple(range(2, 2 + 2 * n))[:2] * n, *value)(real(1, *[4] * n)),
+            analytic=True,
+        )
+        for kind, value in [("Circular", ()), ("Constant", (0.5,)), ("Reflection", ()), ("Replication", ()), ("Zero", ())]
+        for n in (1, 2)
+    ),
+    row(
+        "nn.utils.spectral_norm",
+        *(
+            of(layer, options, training=False)(xs)  # in training u and v follow the weight: here they are held
+            for layer, options, xs in [
+                (nn.Linear(3, 2), {}, real(2, 3)),
+                (nn.Conv2d(1, 2, 2), {"dim": 1}, real(1, 1, 2, 3)),
+                (nn.ConvTranspose1d(2, 1, 2), {}, real(1, 2, 2)),
+                (nn.Embedding(3, 2), {}, fixed([2, 0, 2])),
+                (nn.Linear(3, 2), {"name": "bias"}, real(1, 3)),
+            ]
+        ),
+        target=_computed(nn.utils.spectral_norm),
+        analytic=True,
+    ),
+    row(
+        "nn.utils.weight_norm",
+        of(nn.Linear(3, 2), {})(real(2, 3)),
+        of(nn.Conv2d(1, 2, 2), {"dim": 1})(real(1, 1, 2, 3)),
+        of(nn.ConvTranspose1d(2, 1, 2), {"dim": None})(real(1, 2, 2)),
+        of(nn.Embedding(3, 2), {})(fixed([2, 0, 2])),
+        target=_computed(nn.utils.weight_norm),
+    ),
+    row("nn.utils.parameters_to_vector", case([real(2, 3), real(), real(0), real(2)]), analytic=True),
     row("nn.Flatten", of()(real(2, 2, 2)), of(0, 1)(real(2, 2, 2)), analytic=True),
     row("nn.Unflatten", of(1, (2, 2))(real(2, 4)), of(-2, (-1, 3))(real(3, 2)), analytic=True),
     row(

@@ -279,5 +279,5 @@ def _public(name: str) -> Any:
     if room == "Tensor":
         return lambda x, *args, **options: getattr(x, rest)(*args, **options)
     if room:
-        return getattr({"nn": nn, "calculus": calculus, "models": models}[room], rest)
+        return getattr({"nn": nn, "nn.utils": nn.utils, "calculus": calculus, "models": models}[room], rest)
     return getattr(ops, rest) if rest in ops.__all__ else getattr(functional, rest)

@@ -1,7 +1,7 @@
 """Parameters and layers, under PyTorch's names and with its weight layouts: `nn.Linear`, `nn.init`, `nn.utils`, …
 
-module (Module, containers) · layers (linear, convolution, shapes, pooling) · activation (activations, losses) ·
-normalization · attention · recurrent · init · utils (clipping of gradients).
+module (Module, containers of modules) · containers (of parameters) · hooks · layers (linear, convolution, shapes, pooling) ·
+padding · activation (activations, losses) · normalization · attention · recurrent · init · utils (clipping, parametrizations).
 """
 
 from scratchgen.nn import init, utils
@@ -34,6 +34,7 @@ from scratchgen.nn.activation import (
     Tanh,
 )
 from scratchgen.nn.attention import KeyValueCache, MultiheadAttention
+from scratchgen.nn.containers import ParameterDict, ParameterList
 from scratchgen.nn.layers import (
     AdaptiveAvgPool2d,
     AvgPool1d,
@@ -43,6 +44,9 @@ from scratchgen.nn.layers import (
     ConvTranspose1d,
     ConvTranspose2d,
     Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
     Embedding,
     Flatten,
     Identity,
@@ -56,6 +60,18 @@ from scratchgen.nn.layers import (
 )
 from scratchgen.nn.module import Module, ModuleDict, ModuleList, Parameter, Sequential
 from scratchgen.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, RMSNorm
+from scratchgen.nn.padding import (
+    CircularPad1d,
+    CircularPad2d,
+    ConstantPad1d,
+    ConstantPad2d,
+    ReflectionPad1d,
+    ReflectionPad2d,
+    ReplicationPad1d,
+    ReplicationPad2d,
+    ZeroPad1d,
+    ZeroPad2d,
+)
 from scratchgen.nn.recurrent import GRU, LSTM
 
 __all__ = [
@@ -66,12 +82,19 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "CELU",
+    "CircularPad1d",
+    "CircularPad2d",
+    "ConstantPad1d",
+    "ConstantPad2d",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "ELU",
     "Embedding",
     "Flatten",
@@ -103,10 +126,16 @@ __all__ = [
     "NLLLoss",
     "PReLU",
     "Parameter",
+    "ParameterDict",
+    "ParameterList",
     "PixelShuffle",
     "PixelUnshuffle",
     "RMSNorm",
     "ReLU",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
     "SELU",
     "Sequential",
     "SiLU",
@@ -118,6 +147,8 @@ __all__ = [
     "Tanh",
     "Unflatten",
     "Upsample",
+    "ZeroPad1d",
+    "ZeroPad2d",
     "init",
     "utils",
 ]

@@ -16,6 +16,7 @@ from scratchgen import functional as F
 from scratchgen import random
 from scratchgen.nn import init
 from scratchgen.nn.module import Module, blank, number, whole
+from scratchgen.ops import full
 from scratchgen.ops.convolution import Size, sizes
 from scratchgen.tensor import Tensor
 
@@ -338,6 +339,41 @@ class Dropout(Module):
 
     def extra_repr(self) -> str:
         return self._shown("p")
+
+
+class _ChannelDropout(Dropout):
+    """Dropout whose m is one for all of a channel's n dimensions."""
+
+    n: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        batched = input.ndim == self.n + 2 or self.n == 2  # (three dimensions of Dropout2d are N, C, L: PyTorch has it so)
+        if input.ndim not in (self.n + 1, self.n + 2):
+            name = type(self).__name__
+            raise ValueError(f"{name}: expected an input of {self.n + 1} or {self.n + 2} dimensions, got shape {input.shape}")
+        if not self.training or self.p == 0:
+            return input
+        channels = input.shape[: 1 + batched]
+        ones = full(channels + (1,) * (input.ndim - len(channels)), 1.0, dtype=input.dtype, device=input.device)
+        return input * F.dropout(ones, self.p, generator=self.generator)
+
+
+class Dropout1d(_ChannelDropout):
+    """Dropout of whole channels.  x: (N, C, L) or (C, L).  Tompson et al. 2015, arXiv:1411.4280, §3.2."""
+
+    n = 1
+
+
+class Dropout2d(_ChannelDropout):
+    """Dropout of whole channels.  x: (N, C, H, W), or (N, C, L)."""
+
+    n = 2
+
+
+class Dropout3d(_ChannelDropout):
+    """Dropout of whole channels.  x: (N, C, D, H, W) or (C, D, H, W)."""
+
+    n = 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -104,7 +104,18 @@ class Module:
 
     # What it is made of
 
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there: a tensor that is computed (see `nn.utils.parametrize`), or nothing."""
+        computed = self.__dict__.get("parametrizations")
+        if isinstance(computed, ModuleDict) and name in computed:
+            return computed[name]()
+        return object.__getattribute__(self, name)  # raises, in the usual words
+
     def __setattr__(self, name: str, value: Any) -> None:
+        computed = self.__dict__.get("parametrizations")
+        if isinstance(computed, ModuleDict) and name in computed:
+            computed[name].assign(value)
+            return
         before = self.__dict__.get(name)
         if before is not None and value is not None:  # a slip that would silently take weights out of the model
             for kind, what in ((Parameter, "a Parameter"), (Module, "a Module")):
@@ -251,8 +262,13 @@ class Module:
                 f"load_state_dict: expected a mapping from names to tensors, got {type(state_dict).__name__}"
             )
         own = dict(self._state(""))
+        older: dict[str, str] = {}
+        for place, module in self.named_modules(remove_duplicate=False):
+            older |= module._older_names(place)
         given = {
-            name: value._data if isinstance(value, Tensor) else value if devices.is_array(value) else np.asarray(value)
+            name if name in own else older.get(name, name): (
+                value._data if isinstance(value, Tensor) else value if devices.is_array(value) else np.asarray(value)
+            )
             for name, value in state_dict.items()
         }
         missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
@@ -272,6 +288,10 @@ class Module:
             if name in given:
                 tensor.copy_(given[name])
         return LoadResult(missing, unexpected)
+
+    def _older_names(self, place: str) -> dict[str, str]:
+        """Keys of states in an earlier form, and what they are called now, for a module under the name `place`."""
+        return {}
 
     # Modes
 
