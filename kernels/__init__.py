@@ -219,7 +219,7 @@ def chosen() -> dict[str, str]:
         set_by = "SCRATCHGEN_THREADS" if settings.threads() else "one for each core"
         facts["threads"] = f"{threads.threads()} ({set_by})"
         count, seconds = build.compile_seconds()
-        facts["compiled"] = f"{count} kernels in {seconds:.0f} s; kept in {build.cache_folder()}"
+        facts["compiled"] = f"{count} kernels in {seconds:.0f} s; {build.kept()}"
     return facts
 
 

@@ -153,22 +153,6 @@ def test_without_a_compiler_the_answers_stay_right():
     assert done.stdout.startswith("2.0 {'kernels': 'reference', 'because of': 'NUMBA_DISABLE_JIT is set'}"), done.stderr
 
 
-def test_the_first_compilation_is_announced_and_the_second_process_compiles_nothing(tmp_path):
-    program = "import kernels, numpy as np; print(kernels.silu(np.zeros(3, 'f')).sum()); print(kernels.chosen()['compiled'])"
-    first, second = (python("-c", program, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
-    assert first.stderr == "compiling kernels, once: up to a minute\n"
-    assert first.stdout.startswith("0.0\n2 kernels in ")  # the loop, and what shares it out
-    assert second.stderr == ""
-    assert second.stdout.startswith("0.0\n0 kernels in 0 s")
-
-
-def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
-    (tmp_path / "file").touch()
-    program = "import kernels, numpy as np; print(kernels.silu(np.zeros(3, 'f')).sum())"
-    done = python("-c", program, NUMBA_CACHE_DIR=str(tmp_path / "file"))
-    assert done.stdout == "0.0\n", done.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("SCRATCHGEN_THREADS", "none"), ("SCRATCHGEN_THREADS", "0"), ("SCRATCHGEN_SIMD", "64")]
 )

@@ -1,12 +1,14 @@
 """Compiling, once: each kernel for each element type when it is first called, kept on disk from then on.
 
-Numba keeps a function's machine code beside its source and takes it for fresh while that one file is unchanged, though
-what it calls may stand in another. Here the folder of the cache is named after the contents of all the sources, the
-processor and the width of the vectors, so an edit anywhere, or a forced width, starts a new one.
+A child process compiles and hands the machine code over as bytes; from these this process loads it, whether they come from
+the child or from the disk: what Numba has just compiled and what it loads may add up in different orders, and the first run
+on a machine has to give the bits of all later ones. The compiler's memory is the child's too.
 
-A child process compiles, and this one always reads back from disk: what Numba has just compiled and what it reads back may
-add up in different orders, and the first run on a machine has to give the bits of all later ones. The compiler's memory is
-the child's too.
+A file holds one kernel, behind its SHA-256. A file that is cut short, damaged or unreadable is taken for absent: its kernel is
+compiled again, and replaces it. The folder is named after all that machine code depends on: the sources, the compiler, the
+processor, the settings of both. So an edit anywhere starts a new folder, and checkouts with the same sources share one. Numba's
+own cache is not used, since it asks of one source file alone whether it has changed. Where nothing can be kept, each process
+compiles what it needs, and says so once.
 """
 
 from __future__ import annotations
@@ -14,22 +16,30 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
 
 from kernels.cpu import threads
 
@@ -43,47 +53,112 @@ if hasattr(os, "register_at_fork"):  # a child that is forked while another thre
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-@lru_cache(maxsize=1)
-def cache_folder() -> Path:
-    machine = f"{llvm.get_host_cpu_name()} {numba.__version__} {os.environ.get('SCRATCHGEN_SIMD', '')}"
-    digest = hashlib.sha256(machine.encode())
+# ---------------------------------------------------------------------------------------------------------------------
+# On disk
+# ---------------------------------------------------------------------------------------------------------------------
+
+CONFIG = "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "CPU_NAME", "CPU_FEATURES", "BOUNDSCHECK", "DEBUGINFO_DEFAULT"
+SEAL = hashlib.sha256().digest_size
+
+
+def _depends_on() -> str:
+    """The SHA-256 of all that machine code depends on."""
+    python = sys.implementation.cache_tag, sys.abiflags, numba.__version__, llvmlite.__version__, np.__version__
+    machine = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    settings = os.environ.get("SCRATCHGEN_SIMD", ""), *[getattr(numba.config, name, None) for name in CONFIG]
+    digest = hashlib.sha256(repr((python, machine, settings)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    if "NUMBA_CACHE_DIR" in os.environ:
-        root = Path(os.environ["NUMBA_CACHE_DIR"])
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchgen"
-    return root / f"kernels-{digest.hexdigest()[:16]}"
+        digest.update(hashlib.sha256(source.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+depends_on = lru_cache(maxsize=1)(_depends_on)  # as it was when the first kernel was called
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept. Raises OSError where the user has no such folder."""
+    root = os.environ.get("NUMBA_CACHE_DIR", "")
+    if not root:
+        try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchgen"
+        except (RuntimeError, KeyError):
+            raise OSError("there is no home directory; XDG_CACHE_HOME or NUMBA_CACHE_DIR can name a folder") from None
+    return Path(root) / f"kernels-{depends_on()[:16]}"
+
+
+def _read(name: str) -> bytes | None:
+    """What is kept under a name; None where that is nothing, or not what was written."""
+    try:
+        kept = (cache_folder() / name).read_bytes()
+    except OSError:
+        return None
+    return kept[SEAL:] if hashlib.sha256(kept[SEAL:]).digest() == kept[:SEAL] else None
+
+
+def _write(name: str, code: bytes) -> None:
+    """Keep it, whole or not at all: other processes may be reading, or writing the same. Raises OSError."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{name}.{uuid.uuid4().hex}"
+    try:
+        unfinished.write_bytes(hashlib.sha256(code).digest() + code)
+        unfinished.replace(folder / name)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said of it
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Progress:
     """One line on stderr while kernels compile: rewritten on a terminal, written once, at the start, in a log."""
 
     def __init__(self) -> None:
-        self.count, self.seconds, self.shown = 0, 0.0, False
+        self.count, self.seconds, self.shown, self.lost = 0, 0.0, False, ""
 
     def start(self) -> None:
         self.count += 1
         self.since = time.perf_counter()
-        if sys.stderr.isatty():
+        if self._terminal():
             self._say()
         elif not self.shown:
-            print("compiling kernels, once: up to a minute", file=sys.stderr, flush=True)
+            self._print("compiling kernels, once: up to a minute\n")
         self.shown = True
 
     def end(self) -> None:
         self.seconds += time.perf_counter() - self.since
-        if sys.stderr.isatty():
+        if self._terminal():
             self._say()
+
+    def cannot_keep(self, why: str) -> None:
+        """One line on why kernels have to be compiled again in each process."""
+        if not self.lost:
+            self.lost = why
+            before = "\n" if self._terminal() else ""
+            self._print(f"{before}compiled kernels cannot be kept, so each process compiles its own: {self.lost}\n")
 
     def _say(self) -> None:
         text = f"compiling {self.count} kernel{'s' * (self.count > 1)}, once: {self.seconds:.0f} s"
-        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+        self._print(f"\r{text}")
 
     def finish(self) -> None:
         """A line of its own, and the next text below it."""
-        if self.shown and sys.stderr.isatty():
-            print(file=sys.stderr)
+        if self.shown and self._terminal():
+            self._print("\n")
+
+    @staticmethod
+    def _terminal() -> bool:
+        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+    @staticmethod
+    def _print(text: str) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):  # nobody reads it
+                print(text, end="", file=sys.stderr, flush=True)
 
 
 progress = _Progress()
@@ -93,6 +168,36 @@ atexit.register(progress.finish)
 def compile_seconds() -> tuple[int, float]:
     """How many kernels this process has compiled, and for how long; 0 where all came from disk."""
     return progress.count, progress.seconds
+
+
+def kept() -> str:
+    """Where compiled kernels are kept, or why they are not, for people to read."""
+    try:
+        return f"not kept: {progress.lost}" if progress.lost else f"kept in {cache_folder()}"
+    except OSError as error:
+        return f"not kept: {error}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Code:
+    """What Numba takes for the cache of one function: the machine code, as bytes, that it is to load or has compiled."""
+
+    def __init__(self, code: bytes | None = None) -> None:
+        self.code = code
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        if self.code is None:
+            return None
+        context.refresh()
+        return CompileResult._rebuild(context, *pickle.loads(self.code))
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if not result.library.has_dynamic_globals:  # addresses, which mean nothing to another process
+            self.code = dumps(result._reduce())
 
 
 class Kernel(dict):
@@ -107,7 +212,7 @@ class Kernel(dict):
         self, function: Callable, signature: Callable, callback: bool = False, unchecked: bool = False, **options: Any
     ) -> None:
         self.function, self.signature, self.callback, self.unchecked = function, signature, callback, unchecked
-        self.kept: list[Any] = []  # the address of a callback is valid while the object lives
+        self.loaded: list[Any] = []  # the address of a callback is valid while the object lives
         self.options = {**PLAIN, **options}
 
     def __missing__(self, letter: str) -> Any:
@@ -120,71 +225,117 @@ class Kernel(dict):
             return self[letter]
 
     def _ready(self, letter: str) -> Any:
-        """Compiled by the child if it never was, then read from disk."""
-        done = cache_folder() / f"{self.function.__module__}.{self.function.__name__}.{letter}"
-        if not done.exists():
-            progress.start()
-            try:
-                if _child.compile(self.function.__module__, self.function.__name__, letter):
-                    done.touch()
-                else:  # nowhere to keep it, or no child to be had: compiled again in each process
-                    return self._keep(self.compile(letter, cache=False))
-            finally:
-                progress.end()
-        return self._keep(self.compile(letter))
-
-    def compile(self, letter: str, cache: bool = True) -> Any:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
+        """Loaded: from the disk, or else as the child compiles it, or, if there is no child to be had, compiled here."""
+        name = f"{self.function.__module__}.{self.function.__name__}.{letter}"
+        code = _read(name)
+        if code is not None:
+            with suppress(Exception):  # whatever it was that wrote a file with a right seal
+                return self._loaded(letter, code)
+        progress.start()
         try:
-            make = numba.cfunc if self.callback else numba.njit
-            with threads.linked() if self.options.get("parallel") else nullcontext():
-                return make(self.signature(TYPES[letter]), cache=cache, **self.options)(self.function)
+            code = _child.compile(self.function.__module__, self.function.__name__, letter)
+            if code is None:
+                progress.cannot_keep("no other process can be had that compiles these sources")
+            else:
+                try:
+                    _write(name, code)
+                except OSError as error:
+                    progress.cannot_keep(str(error))
+            return self._loaded(letter, code)
         finally:
-            numba.config.CACHE_DIR = before
+            progress.end()
 
-    def _keep(self, compiled: Any) -> Any:
-        self.kept.append(compiled)
+    def compile(self, letter: str) -> bytes | None:
+        """The machine code, as bytes; None where it cannot be another process's."""
+        cache = _Code()
+        self._made(letter, cache)
+        return cache.code
+
+    def _made(self, letter: str, cache: _Code) -> Any:
+        """Numba's function, with its code taken from the cache if it is there, else compiled, and put there."""
+        signature = self.signature(TYPES[letter])
+        with threads.linked() if self.options.get("parallel") else nullcontext():
+            if self.callback:
+                made = CFunc(self.function, normalize_signature(signature), {}, self.options)
+                made._cache = cache
+                made.compile()
+            else:
+                made = numba.njit(**self.options)(self.function)
+                made._cache = cache
+                made.compile(signature)
+                made.disable_compile()
+        return made
+
+    def _loaded(self, letter: str, code: bytes | None) -> Any:
+        made = self._made(letter, _Code(code))
+        self.loaded.append(made)
         if self.callback:
-            return compiled.address
-        return compiled.get_overload(compiled.signatures[0]) if self.unchecked else compiled
+            return made.address
+        return made.get_overload(made.signatures[0]) if self.unchecked else made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The child
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Child:
-    """A process that compiles what it is told to, one kernel a line, and keeps it on disk."""
+    """A process that compiles what it is asked for, one kernel at a time."""
 
     process: subprocess.Popen | None = None
+    owner = 0  # the process that started it; one forked from that has its own
 
-    def compile(self, module: str, name: str, letter: str) -> bool:
-        """False where that cannot be done: no folder to write to, no interpreter to start."""
+    def compile(self, module: str, name: str, letter: str) -> bytes | None:
+        """The machine code; None where it cannot be had: no process can be started, or its sources are not this one's."""
+        if not sys.executable or os.name != "posix":
+            return None
         try:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            (cache_folder() / "writable").touch()
             if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
                 self._start()
-            self.process.stdin.write(f"{module} {name} {letter}\n")
-            self.process.stdin.flush()
-            return self.process.stdout.readline() == "done\n"
-        except OSError:
-            return False
+            self.pipe.send((module, name, letter))
+            sources, code = self.pipe.recv()
+        except (OSError, EOFError):
+            return None
+        return code if sources == depends_on() else None
 
     def _start(self) -> None:
+        """With a pipe of its own: what else runs when Python starts may write to stdout or stderr."""
         self.owner = os.getpid()
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "kernels.cpu.build"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        self.pipe, theirs = Pipe()
+        path = [str(Path(__file__).parents[2]), *sys.path]
+        program = f"import sys; sys.path[:] = {path!r}; from kernels.cpu.build import serve; serve({theirs.fileno()})"
+        nothing = subprocess.DEVNULL
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], stdin=nothing, stdout=nothing, stderr=nothing, pass_fds=[theirs.fileno()]
+            )
 
     def close(self) -> None:
         if self.process is not None and self.owner == os.getpid():
-            self.process.communicate()
+            self.process.kill()  # it has nothing to put in order
+            self.process.wait()
 
 
 _child = _Child()
 atexit.register(_child.close)
+
+
+def serve(pipe: int) -> None:
+    """The child's part: what its sources are, and the code of each kernel that is asked for, until nobody is there to ask."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    with suppress(EOFError, OSError), Connection(pipe) as parent:
+        while True:
+            module, name, letter = parent.recv()
+            try:
+                code = getattr(import_module(module), name).compile(letter)
+            except Exception:  # it is the parent's to say, which compiles the kernel itself
+                code = None
+            parent.send((_depends_on(), code))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Declaring kernels
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def kernel(signature: Callable, **options: Any) -> Callable[[Callable], Kernel]:
@@ -214,11 +365,3 @@ def result(element: Any, ndim: int, layout: str = "A") -> Any:
 
 INT, VOID = numba.intp, numba.void
 TABLE = numba.types.Array(numba.intp, 1, "C", readonly=True)
-
-
-if __name__ == "__main__":  # the child; Ctrl-C is its parent's to answer, and ends its input
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for line in sys.stdin:
-        module, name, letter = line.split()
-        getattr(import_module(module), name).compile(letter)
-        print("done", flush=True)
