@@ -5,6 +5,9 @@
 those before it.
 """
 
+from scratchgen import startup  # first of all: it answers Ctrl-C while the rest is loaded
+
+# isort: split
 from scratchgen import calculus, data, functional, metrics, models, nn, ops, optim, text
 from scratchgen.calculus import checkpoint, gradcheck, hessian, hvp, jacobian, jvp, vjp
 from scratchgen.ops import *

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scratchgen import startup
+
 
 class UsageError(ValueError):
     """The command cannot be meant so; the message is one sentence."""
@@ -280,7 +282,7 @@ def _number(kind: type, least: float, says: str, most: float = sys.float_info.ma
 
 _natural = _number(int, 0, "a whole number of at least 0")
 _positive = _number(int, 1, "a whole number of at least 1")
-_many = _number(int, 1, "a whole number of at least 1 and at most 100000", 100_000)  # what one file of them can hold
+_many = _number(int, 1, "a whole number of at least 1 and at most 10000", 10_000)  # what one file of them can hold
 
 
 def _path(text: str) -> str:
@@ -412,6 +414,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0; 2 for a mistake of the user; 1 where training went astray; 130 for Ctrl-C."""
     _open_streams()
     try:
+        startup.end()
         return _run(argv)
     except BrokenPipeError:  # whoever read our output has read enough
         return 141

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = [
     {"kernels"},
-    {"scratchgen.replay"},
+    {"scratchgen.replay", "scratchgen.startup"},
     {"scratchgen.random", "scratchgen.device", "scratchgen.hooks", "scratchgen.switch"},
     {"scratchgen.tensor"},
     {"scratchgen.ops"},

@@ -138,7 +138,8 @@ def _gpt(run: Run, scores: dict[str, float]) -> str:
         (f"temperature {t:g}", tasks.continue_text(run.model, tokenizer, prompt, 360, seed=3, temperature=t)[0])
         for t in (0.5, 0.8, 1.0)
     ]
-    grown = [(f"step {step:,}", path.read_text(encoding="utf-8")[:150]) for step, path in _spread(run, ".txt")]
+    kept = [(step, path.read_text(encoding="utf-8", errors="replace")) for step, path in _spread(run, ".txt")]
+    grown = [(f"step {step:,}", text[:150]) for step, text in kept]
     vocabulary = tokenizer.vocab_size
     return _section(
         run,

@@ -173,10 +173,9 @@ def continue_text(
     else:
         ids = tokenizer.encode(prompt)
     rng = np.random.default_rng(seed)
-    rows = model.generate(
-        np.repeat(ids[None], n, axis=0), length, temperature=temperature, top_k=top_k, top_p=top_p, generator=rng
-    )
-    return [tokenizer.decode(row[hidden:]) for row in rows]
+    rules = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": rng}
+    batches = (np.repeat(ids[None], min(256, n - i), axis=0) for i in range(0, n, 256))  # as many as memory holds
+    return [tokenizer.decode(row[hidden:]) for rows in batches for row in model.generate(rows, length, **rules)]
 
 
 def _spread(n: int, at_most: int | None) -> np.ndarray:
