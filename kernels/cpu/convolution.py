@@ -35,7 +35,7 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu import winograd
+from kernels.cpu import depthwise, winograd
 from kernels.cpu.convolution_loops import (
     Offsets,
     Tools,
@@ -244,6 +244,20 @@ def _plain(g: Geometry) -> bool:
     return g.kernel == (1, 1) and g.stride == (1, 1) and g.padding == (0, 0) and g.size == g.counts
 
 
+def _by_channel(g: Geometry, groups: int) -> bool:
+    """Whether each output plane comes from one of several input planes, alone."""
+    return groups > 1 and g.channels == 1
+
+
+def _images(x: Array) -> Array:
+    """A line is an image of height 1."""
+    return x.reshape(*x.shape[:2], *_two(x.shape[2:]))
+
+
+def _depthwise_plan(g: Geometry, item: int, forward: bool) -> depthwise.Plan:
+    return depthwise.plan(g.size, g.counts, g.kernel, g.stride, g.padding, g.dilation, g.outputs, item, forward)
+
+
 def _winograd_pays(g: Geometry, groups: int, images: int) -> bool:
     """Whether 2.25 or 1.78 times fewer products outweigh the transforms: with many channels and tiles, which lie within y."""
     s, r = g.stride[0], g.kernel[0] // g.stride[0]
@@ -431,6 +445,9 @@ def conv(
     g, taps = _geometry(w.shape[1], x.shape[2:], w.shape[0] // groups, counts, w.shape[2:], **how), math.prod(w.shape[2:])
     y = _result((x.shape[0], w.shape[0], *counts), x.dtype)
     threads = _threads(y, w)
+    if _by_channel(g, groups):
+        depthwise.correlate(_images(x), w, _images(y), _depthwise_plan(g, x.itemsize, True), groups, threads)
+        return y
     if _plain(g):
         return _products(x, w, y, groups, steps(g.outputs, g.channels), steps(g.channels, 1), None, threads)
     if 2 * g.outputs <= lanes(x.itemsize) and g.outputs * taps <= FOLDED and _turns(g):
@@ -458,6 +475,9 @@ def conv_input_grad(
     dy, w, threads = np.ascontiguousarray(dy), np.ascontiguousarray(w), _threads(dy, w)
     g = _geometry(w.shape[1], size, w.shape[0] // groups, dy.shape[2:], w.shape[2:], **how)
     dx = _result((dy.shape[0], w.shape[1] * groups, *size), dy.dtype)
+    if _by_channel(g, groups):
+        depthwise.correlate(_images(dy), w, _images(dx), _depthwise_plan(g, dy.itemsize, False), groups, threads)
+        return dx
     columns, plain = g.channels * math.prod(g.kernel), _plain(g)
     if plain or columns <= FOLDED:
         return _products(dy, w, dx, groups, steps(columns, 1), steps(g.outputs, columns), None if plain else g, threads)
@@ -484,6 +504,9 @@ def conv_weight_grad(
     g = _geometry(x.shape[1] // groups, x.shape[2:], dy.shape[1] // groups, dy.shape[2:], size, **how)
     dw = _result((dy.shape[1], g.channels, *size), x.dtype)
     threads = _threads(dy, dw)
+    if _by_channel(g, groups):
+        depthwise.weight_grad(_images(x), _images(dy), dw, _depthwise_plan(g, x.itemsize, True), threads)
+        return dw
     if _winograd_pays(g, groups, len(x)):
         return _winograd_weight(x, dy, dw, g, threads)
     k, taps, straight = tools(x.dtype.char), math.prod(g.kernel), _plain(g)
