@@ -12,6 +12,7 @@ from scratchgen import calculus, data, functional, metrics, models, nn, ops, opt
 from scratchgen.calculus import checkpoint, gradcheck, hessian, hvp, jacobian, jvp, vjp
 from scratchgen.ops import *
 from scratchgen.random import get_rng_state, manual_seed, set_rng_state
+from scratchgen.serialization import load, save
 from scratchgen.tensor import (
     Function,
     Tensor,
@@ -32,5 +33,5 @@ __all__ = [
     *"calculus data functional metrics models nn ops optim text".split(),
     *"gradcheck hessian hvp jacobian jvp vjp get_rng_state manual_seed set_rng_state".split(),
     *"Function Tensor checkpoint detect_anomaly enable_grad from_numpy grad is_grad_enabled no_grad".split(),
-    *"inference_mode set_grad_enabled tensor".split(),
+    *"inference_mode load save set_grad_enabled tensor".split(),
 ]

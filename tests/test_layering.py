@@ -15,7 +15,7 @@ ROOMS = [
     {"scratchgen.replay", "scratchgen.startup"},
     {"scratchgen.random", "scratchgen.device", "scratchgen.hooks", "scratchgen.switch"},
     {"scratchgen.tensor"},
-    {"scratchgen.ops"},
+    {"scratchgen.ops", "scratchgen.serialization"},
     {"scratchgen.functional"},
     {"scratchgen.calculus", "scratchgen.graph"},
     {"scratchgen.nn", "scratchgen.optim"},
@@ -39,7 +39,7 @@ LIBRARIES = {
     "sklearn": {"scratchgen.data"},
     "pooch": {"scratchgen.data"},
     "pydoc_data": {"scratchgen.data"},
-    "safetensors": {"scratchgen.models", "scratchgen.training"},
+    "safetensors": {"scratchgen.serialization", "scratchgen.models", "scratchgen.training"},
     "tqdm": {"scratchgen.training"},
     "argparse": {"scratchgen.__main__"},
 }

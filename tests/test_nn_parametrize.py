@@ -334,7 +334,9 @@ def test_weight_norm_begins_with_the_weight_and_learns_length_and_direction(dim)
     np.testing.assert_allclose(layer.weight.data, before, rtol=1e-13)
     assert g.requires_grad and v.requires_grad and np.array_equal(v.data, before)
     axes = None if dim in (None, -1) else tuple(d for d in range(4) if d != dim)
-    np.testing.assert_allclose(g.data, np.sqrt((before**2).sum(axes, keepdims=axes is not None)), rtol=1e-13)
+    expected = np.sqrt((before**2).sum(axes, keepdims=axes is not None))
+    assert g.shape == expected.shape
+    np.testing.assert_allclose(g.data, expected, rtol=1e-13)
     layer(Tensor(rng(25).normal(size=(1, 2, 3, 3)))).square().sum().backward()
     inner = (v.grad.data * v.data).sum(axes)
     assert abs(inner).max() < 1e-10  # the gradient of v stands on v
@@ -417,6 +419,7 @@ def test_parametrizations_in_a_row():
     other = nn.Linear(3, 3, dtype=np.float64)
     parametrize.register_parametrization(other, "weight", Double())
     spectral_norm(other)  # of a weight that is computed: u and v follow it all the same, and only once for each value
+    theta(other).copy_(rng(31).normal(size=(3, 3)))
     for _ in range(300):
         theta(other).copy_(theta(other).data * (1 + 1e-9))
         w = other.weight

@@ -16,7 +16,6 @@ Nothing is ever unpickled: arrays are safetensors, all else is JSON.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -28,39 +27,13 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen.serialization import ENTRY, pack, unpack, write_whole
+
 CONFIG, METRICS, CHECKPOINT, SAMPLES, CURVES = "config.json", "metrics.jsonl", "checkpoint.safetensors", "samples", "curves.png"
 
 
 class TrainingError(ValueError):
     """A run cannot begin, continue or be read; the message is one sentence that says why."""
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that at any moment the name holds either the old content or the new, never a part.
-
-    A link is followed: the file that it names is written, and the link stays. Where writing fails, nothing is left behind.
-    """
-    raw = content.encode() if isinstance(content, str) else content
-    path = Path(os.path.realpath(path))
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder: a move across file systems is not atomic
-    try:
-        with open(temporary, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    if os.name == "posix":  # the new name must be on disk, too, before anything is built on it
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def is_empty(folder: Path) -> bool:
@@ -150,7 +123,6 @@ def _is_row(row: Any) -> bool:
 # The checksum covers every byte of the file, itself counted as zeros. It stands in the header, inside the JSON of the
 # one metadata entry (one, since safetensors orders several at random, and equal states shall make equal files).
 _SEAL = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
-_ENTRY = "scratchgen"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -158,8 +130,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     from safetensors.numpy import save
 
     arrays: dict[str, np.ndarray] = {}
-    tree = json.dumps({"sha256": "0" * 64, "state": _pack(state, "", arrays)})
-    raw = bytearray(save(arrays, metadata={_ENTRY: tree}))
+    tree = json.dumps({"sha256": "0" * 64, "state": pack(state, "", arrays, "checkpoint")})
+    raw = bytearray(save(arrays, metadata={ENTRY: tree}))
     raw[slice(*_SEAL.search(raw).span(1))] = _digest(raw).encode()
     write_whole(path, raw)
 
@@ -180,7 +152,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: damaged or not a checkpoint of scratchgen (its checksum does not fit its content).")
     with of_this_version(path):
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        return _unpack(json.loads(header["__metadata__"][_ENTRY])["state"], load(raw))
+        return unpack(json.loads(header["__metadata__"][ENTRY])["state"], load(raw))
 
 
 @contextlib.contextmanager
@@ -208,30 +180,3 @@ def _digest(raw: bytes | bytearray) -> str:
     for part in (view[:begin], b"0" * 64, view[end:]):
         sha256.update(part)
     return sha256.hexdigest()
-
-
-def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """JSON that stands for `value`; arrays move to `arrays` under their place in the tree, such as "model/fc.weight"."""
-    if isinstance(value, np.ndarray):
-        arrays[name] = value.copy(order="C")  # safetensors writes the memory as it lies, whatever the strides say
-        return {"array": name}
-    inside = f"{name}/" if name else ""
-    if isinstance(value, dict):  # as pairs: a key may be a number
-        return {"dict": [[key, _pack(item, f"{inside}{key}", arrays)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return {type(value).__name__: [_pack(item, f"{inside}{i}", arrays) for i, item in enumerate(value)]}
-    if value is None or isinstance(value, str | bool) or type(value) in (int, float):
-        return value
-    raise TypeError(f"checkpoint: {name} is a {type(value).__name__}; expected arrays, numbers, texts, lists or dicts")
-
-
-def _unpack(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    ((kind, content),) = tree.items()
-    if kind == "array":
-        return arrays[content]
-    if kind == "dict":
-        return {key: _unpack(item, arrays) for key, item in content}
-    items = [_unpack(item, arrays) for item in content]
-    return tuple(items) if kind == "tuple" else items

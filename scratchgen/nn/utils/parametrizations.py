@@ -62,7 +62,7 @@ class _SpectralNorm(Module):
             return F.normalize(weight, dim=0, eps=self.eps)
         matrix = self._matrix(weight)
         if self.training and (not isinstance(weight, Parameter) or self.times != self._times(weight)):
-            self._follow(weight, matrix.detach())
+            self._follow(weight, matrix)
         u, v = self._u.clone(), self._v.clone()  # as they are now: what a backward sweep will ask for
         product = matrix @ v
         if self.training:
@@ -133,13 +133,13 @@ class _WeightNorm(Module):
         self.dim = dim
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
-        return v * (g / self._norm(v))
+        return v * (g / self.lengths(v))
 
-    def _norm(self, v: Tensor) -> Tensor:
+    def lengths(self, v: Tensor) -> Tensor:
         return norm(v) if self.dim == -1 else norm(v, 2, [d for d in range(v.ndim) if d != self.dim], keepdim=True)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return self._norm(weight), weight
+        return self.lengths(weight), weight
 
 
 def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Module:
@@ -156,10 +156,10 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
     dim = -1 if dim is None else dim
     if not -1 <= dim < weight.ndim:
         raise ValueError(f"weight_norm: expected a dimension of a weight of shape {weight.shape}, or None, got {dim}")
-    lengths = _WeightNorm(dim).right_inverse(weight.detach())[0]
-    if weight.numel() and not bool(lengths.data.all()):
+    function = _WeightNorm(dim)
+    if not function.lengths(weight).data.all():
         raise ValueError(f"weight_norm: expected a direction for each row of {name}, got a row of zeros")
-    return register_parametrization(module, name, _WeightNorm(dim))
+    return register_parametrization(module, name, function)
 
 
 def _weight(caller: str, module: Module, name: str) -> Tensor:
