@@ -146,8 +146,9 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    """x̄ = ȳ for y > 0, else slope · ȳ:  for slope ≥ 0, y has the sign of x"""
-    return np.where(y <= 0, dy * dy.dtype.type(slope), dy)
+    """x̄ = ȳ for y > 0, else slope · ȳ, 0 for slope 0 whatever ȳ:  for slope ≥ 0, y has the sign of x"""
+    lower = dy.dtype.type(0) if slope == 0 else dy * dy.dtype.type(slope)
+    return np.where(y <= 0, lower, dy)
 
 
 def philox(counter: Array, *, seed: int, stream: int = 0) -> Array:

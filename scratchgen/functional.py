@@ -49,7 +49,7 @@ from scratchgen.ops import (
     unfold,
     where,
 )
-from scratchgen.ops.choice import leaky_relu
+from scratchgen.ops.choice import Huber, leaky_relu
 from scratchgen.ops.convolution import Size, nearest, sizes
 from scratchgen.ops.fused import (
     BinaryCrossEntropy,
@@ -242,9 +242,7 @@ def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 
     x, t = _pair("huber_loss", input, target)
     if delta <= 0:
         raise ValueError(f"huber_loss: expected delta above 0, got {delta}")
-    d = x - t
-    q = d.clamp(-delta, delta)  # ½ q² + δ (|d| − |q|) = q (d − ½ q): d² is never formed where it could overflow
-    return _reduced("huber_loss", q * (d - 0.5 * q), reduction)
+    return _reduced("huber_loss", Huber.apply(x - t, delta=delta), reduction)
 
 
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
@@ -254,9 +252,7 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
         raise ValueError(f"smooth_l1_loss: expected beta of at least 0, got {beta}")
     if beta == 0:
         return l1_loss(x, t, reduction)
-    d = x - t
-    q = d.clamp(-beta, beta)
-    return _reduced("smooth_l1_loss", q * (d - 0.5 * q) * (1 / beta), reduction)
+    return _reduced("smooth_l1_loss", Huber.apply(x - t, delta=beta) * (1 / beta), reduction)
 
 
 def binary_cross_entropy_with_logits(

@@ -93,3 +93,97 @@ def test_fill_refuses_what_the_dtype_does_not_hold():
             x.fill_(value)
     assert x.data.tolist() == [1, 2] and x.fill_(255).data.tolist() == [255, 255]
     assert x.fill_(sg.tensor(3)).data.tolist() == [3, 3]
+
+
+# ------------------------------------------------------------------------------------------- zero slopes, infinite cotangents
+
+NAN, INF = np.nan, np.inf
+POINTS = [-INF, -2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0, INF]
+
+
+def slopes_of(f, x, cotangent):
+    x = sg.tensor(np.array(x), requires_grad=True)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return sg.grad(f(x), x, sg.tensor(np.full(x.shape, cotangent)))[0].data
+
+
+# For each function its slopes at POINTS: where the slope is 0 because another branch is taken, or because the function is
+# constant, an infinite or NaN cotangent gives 0 there, not 0 · ∞ = NaN.
+FLAT = {
+    "floor": (sg.floor, [0] * 9),
+    "ceil": (sg.ceil, [0] * 9),
+    "round": (sg.round, [0] * 9),
+    "sign": (sg.sign, [0] * 9),
+    "x⁰": (lambda x: x**0, [0] * 9),
+    "x⁰·⁰": (lambda x: x**0.0, [0] * 9),
+    "xᵇ, b = 0": (lambda x: x ** sg.tensor(np.zeros(9)), [0] * 9),
+    "relu": (F.relu, [0, 0, 0, 0, 0, 1, 1, 1, 1]),
+    "leaky_relu of slope 0": (lambda x: F.leaky_relu(x, 0.0), [0, 0, 0, 0, 0, 1, 1, 1, 1]),
+    "clamp": (lambda x: x.clamp(-1, 1), [0, 0, 1, 1, 1, 1, 1, 0, 0]),
+    "clamp from below": (lambda x: x.clamp(min=0), [0, 0, 0, 1, 1, 1, 1, 1, 1]),
+    "clamp from above": (lambda x: x.clamp(max=0), [1, 1, 1, 1, 1, 0, 0, 0, 0]),
+    "clamp by tensors": (lambda x: x.clamp(sg.tensor(np.full(9, -1.0)), sg.tensor(np.ones(9))), [0, 0, 1, 1, 1, 1, 1, 0, 0]),
+    "hardtanh": (F.hardtanh, [0, 0, 0, 1, 1, 1, 0, 0, 0]),
+    "maximum": (lambda x: sg.maximum(x, sg.tensor(np.zeros(9))), [0, 0, 0, 0.5, 0.5, 1, 1, 1, 1]),
+    "maximum, the other": (lambda x: sg.maximum(sg.tensor(np.zeros(9)), x), [0, 0, 0, 0.5, 0.5, 1, 1, 1, 1]),
+    "minimum": (lambda x: sg.minimum(x, sg.tensor(np.zeros(9))), [1, 1, 1, 0.5, 0.5, 0, 0, 0, 0]),
+    "minimum, the other": (lambda x: sg.minimum(sg.tensor(np.zeros(9)), x), [1, 1, 1, 0.5, 0.5, 0, 0, 0, 0]),
+    "where": (lambda x: sg.where(x > 0, x, 7.0), [0, 0, 0, 0, 0, 1, 1, 1, 1]),
+    "masked_fill": (lambda x: x.masked_fill(x < 1, 7.0), [0, 0, 0, 0, 0, 0, 1, 1, 1]),
+    "huber_loss": (lambda x: F.huber_loss(x, 0.0, "none"), [-1, -1, -1, None, None, 0.5, 1, 1, 1]),
+    "huber_loss, δ = ½": (lambda x: F.huber_loss(x, 0.0, "none", 0.5), [-0.5, -0.5, -0.5, None, None, 0.5, 0.5, 0.5, 0.5]),
+    "smooth_l1_loss": (lambda x: F.smooth_l1_loss(x, 0.0, "none"), [-1, -1, -1, None, None, 0.5, 1, 1, 1]),
+    "smooth_l1_loss, β = 2": (lambda x: F.smooth_l1_loss(x, 0.0, "none", 2.0), [-1, -1, -0.5, None, None, 0.25, 0.5, 1, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("cotangent", [1.0, 0.0, INF, -INF, NAN])
+def test_a_branch_not_taken_gets_nothing(backend, name, cotangent):
+    """None: the slope is 0 by the equation, ȳ d with d = 0, and 0 · ∞ is NaN, as in PyTorch."""
+    f, slopes = FLAT[name]
+    expected = np.array([cotangent * (s or 0.0) if s or s is None else 0.0 for s in slopes])
+    if cotangent == 0:
+        expected[:] = 0
+    np.testing.assert_array_equal(slopes_of(f, POINTS, cotangent), expected)
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: x.clamp(min=0), lambda x: sg.maximum(x, sg.tensor(np.zeros(3))), F.relu, lambda x: x.clamp(0, 5),
+    lambda x: sg.where(x > 0, x, 0.0), lambda x: sg.floor(x.clamp(0, 0.5)),
+])  # fmt: skip
+def test_the_root_of_what_is_cut_off_at_zero(backend, f):
+    """√max(x, 0): the root's slope is infinite at 0 and reaches nobody below."""
+    y = slopes_of(lambda x: f(x).sqrt(), [-1.0, -3.0, 4.0], 1.0)
+    assert y[:2].tolist() == [0, 0] and y[2] in (0.25, 0)
+
+
+def test_second_derivatives_of_what_is_cut_off():
+    """∂² of ½ max(x, 0)² is [x > 0], through each way of cutting off, also where the first derivative is 0."""
+    x = sg.tensor(np.array([-1.0, 2.0]), requires_grad=True)
+    for f in (lambda x: x.clamp(min=0), lambda x: sg.maximum(x, sg.tensor(np.zeros(2))), F.relu):
+        (slope,) = sg.grad((f(x).square() * 0.5).sum(), x, create_graph=True)
+        assert slope.data.tolist() == [0, 2] and sg.grad(slope.sum(), x)[0].data.tolist() == [0, 1]
+    (slope,) = sg.grad(F.huber_loss(x, 0.0, "sum", 1.5), x, create_graph=True)
+    assert slope.data.tolist() == [-1, 1.5] and sg.grad(slope.sum(), x)[0].data.tolist() == [1, 0]
+    (slope,) = sg.grad(sg.floor(x).sum(), x, create_graph=True)
+    assert slope.data.tolist() == [0, 0] and not slope.requires_grad
+
+
+def test_nan_reaches_both_operands_of_a_maximum():
+    for f in (sg.maximum, sg.minimum):
+        a, b = (sg.tensor(np.array(v), requires_grad=True) for v in ([NAN, 1.0], [2.0, NAN]))
+        y = f(a, b)
+        assert np.isnan(y.data).all() and all((g.data == 1).all() for g in sg.grad(y, [a, b], sg.ones(2, dtype=np.float64)))
+    bound = sg.tensor(np.array([NAN, 0.0]), requires_grad=True)
+    x = sg.tensor(np.array([1.0, NAN]), requires_grad=True)
+    for y in (x.clamp(min=bound), x.clamp(max=bound)):
+        assert np.isnan(y.data).all() and all((g.data == 0).all() for g in sg.grad(y, [x, bound], sg.ones(2, dtype=np.float64)))
+    assert sg.tensor([3, 9]).clamp(max=sg.tensor([5, 5])).dtype == np.int64
+
+
+def test_nothing_reaches_the_elements_of_a_norm_of_zero():
+    for f in (lambda x: sg.norm(x), lambda x: sg.std(x)):
+        for cotangent in (INF, NAN, 1.0):
+            x = sg.tensor(np.zeros(3), requires_grad=True)
+            assert sg.grad(f(x), x, sg.tensor(np.array(cotangent)))[0].data.tolist() == [0, 0, 0]

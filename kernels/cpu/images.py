@@ -56,7 +56,7 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    """x̄ = ȳ for y > 0, else slope · ȳ:  for slope ≥ 0, y has the sign of x"""
+    """x̄ = ȳ for y > 0, else slope · ȳ, 0 for slope 0 whatever ȳ:  for slope ≥ 0, y has the sign of x"""
     if not covers(y, dy) or dy.shape != y.shape:
         return reference.leaky_relu_backward(dy, y, slope)
     return _rectified(y, dy, slope)

@@ -21,7 +21,8 @@ def leaky_relu_each(x, y, slope):
 def leaky_relu_each_backward(dy, y, dx, slope):
     i = cuda.grid(1)
     if i < y.size:
-        dx[i] = dy[i] * slope if y[i] <= float32(0.0) else dy[i]
+        lower = float32(0.0) if slope == float32(0.0) else dy[i] * slope
+        dx[i] = lower if y[i] <= float32(0.0) else dy[i]
 
 
 def leaky_relu(x: Array, slope: float) -> Array:
@@ -35,7 +36,7 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    """x̄ = ȳ for y > 0, else slope · ȳ:  for slope ≥ 0, y has the sign of x"""
+    """x̄ = ȳ for y > 0, else slope · ȳ, 0 for slope 0 whatever ȳ:  for slope ≥ 0, y has the sign of x"""
     check("leaky_relu_backward", dy, y)
     if not is_float32(dy, y) or dy.shape != y.shape or not y.size:
         return reference.leaky_relu_backward(dy, y, slope)

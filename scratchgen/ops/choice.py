@@ -89,28 +89,51 @@ class LeakyReluGrad(Function):
         return LeakyReluGrad.apply(ddx, y=self.y, slope=self.slope)
 
 
+class Kept(Function):
+    """y = x where c, else 0, whatever x is there          x̄ = ȳ where c, else 0: the same op"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, c: Any) -> Any:
+        self.c = c
+        return np.where(c, x, x.dtype.type(0))
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return Kept.apply(dy, c=self.c)
+
+
+def none_of(dy: Tensor) -> Tensor:
+    """Zeros of ȳ's shape, whatever ȳ is: the gradient of what is constant."""
+    return Kept.apply(dy, c=devices.number(False, np.dtype(bool), dy.data))
+
+
 class Maximum(Function):
-    """y = max(a, b)      ā = ȳ ([a > b] + ½ [a = b]),  b̄ = ȳ − ā"""
+    """y = max(a, b)      ā = ȳ ([a > b] + ½ [a = b]),  b̄ = ȳ ([b > a] + ½ [a = b]);  both ȳ where one is NaN"""
 
     def forward(self, a: Any, b: Any) -> Any:
         return np.maximum(a, b)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         a, b = (x.data for x in self.inputs)
-        share = ((a > b) + 0.5 * (a == b)).astype(dy.dtype)
-        return dy * constant(share), dy * constant(1 - share)
+        return _shared(dy, a < b, a > b, a == b)
 
 
 class Minimum(Function):
-    """y = min(a, b)      ā = ȳ ([a < b] + ½ [a = b]),  b̄ = ȳ − ā"""
+    """y = min(a, b)      ā = ȳ ([a < b] + ½ [a = b]),  b̄ = ȳ ([b < a] + ½ [a = b]);  both ȳ where one is NaN"""
 
     def forward(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         a, b = (x.data for x in self.inputs)
-        share = ((a < b) + 0.5 * (a == b)).astype(dy.dtype)
-        return dy * constant(share), dy * constant(1 - share)
+        return _shared(dy, a > b, a < b, a == b)
+
+
+def _shared(dy: Tensor, not_a: Any, not_b: Any, tie: Any) -> tuple[Tensor, ...]:
+    """ȳ for the one of two that was taken, in halves at a tie."""
+    if not devices.on_host(tie) or tie.any():
+        dy = dy * constant(1 - 0.5 * tie.astype(dy.dtype))
+    return Kept.apply(dy, c=~not_a), Kept.apply(dy, c=~not_b)
 
 
 class Clamp(Function):
@@ -128,7 +151,23 @@ class Clamp(Function):
             inside &= x >= self.lo
         if self.hi is not None:
             inside &= x <= self.hi
-        return dy * constant(inside.astype(dy.dtype))
+        return Kept.apply(dy, c=inside)
+
+
+class Huber(Function):
+    """y = ½ d² for |d| ≤ δ, else δ (|d| − ½ δ)          d̄ = ȳ q,  q = d held between −δ and δ
+
+    In the form q (d − ½ q): d² is never formed where it could overflow.
+    """
+
+    def forward(self, d: Any, *, delta: float) -> Any:
+        self.delta = delta
+        q = np.clip(d, -delta, delta)
+        return q * (d - 0.5 * q)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        (d,) = self.inputs
+        return dy * clamp(d, -self.delta, self.delta)
 
 
 class Where(Function):
@@ -147,7 +186,7 @@ class Where(Function):
 
 
 class Step(Function):
-    """A function that is constant between jumps: its gradient is 0. Booleans are left alone."""
+    """A function that is constant between jumps: its gradient is 0, whatever ȳ. Booleans are left alone."""
 
     keeps_inputs = False
 
@@ -155,7 +194,7 @@ class Step(Function):
         return x if x.dtype.kind == "b" else function(x)
 
     def backward(self, dy: Tensor) -> Tensor:
-        return dy * 0
+        return none_of(dy)
 
 
 def abs(input: Any) -> Tensor:
@@ -202,11 +241,17 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
         return Clamp.apply(x, lo=lo, hi=hi)
     if min is not None:
         x, lo = operands("clamp", x, min)
-        x = where(x < lo, lo, x)
+        x = where(x < lo, lo, _where_comparable(lo, x))
     if max is not None:
         x, hi = operands("clamp", x, max)
-        x = where(x > hi, hi, x)
+        x = where(x > hi, hi, _where_comparable(hi, x))
     return x
+
+
+def _where_comparable(bound: Tensor, x: Tensor) -> Tensor:
+    """x, but NaN, without a gradient, where either is NaN."""
+    strange = np.isnan(bound.data) | np.isnan(x.data)
+    return where(constant(strange), math.nan, x) if not devices.on_host(strange) or strange.any() else x
 
 
 def _bound(dtype: np.dtype, value: Number | None) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen.ops.choice import where
+from scratchgen import device as devices
+from scratchgen.ops.choice import Kept, none_of, where
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -154,7 +155,7 @@ class Neg(Function):
 class Pow(Function):
     """y = aᵇ             ā = ȳ b aᵇ⁻¹,  b̄ = ȳ aᵇ log a
 
-    0⁰ = 1 with ā = 0; at a = 0 with b ≥ 0 the gradient with respect to b is 0, its limit.
+    a⁰ = 1 with ā = 0, whatever a and ȳ; at a = 0 with b ≥ 0 the gradient with respect to b is 0, its limit.
     """
 
     keeps_outputs = True
@@ -169,13 +170,16 @@ class Pow(Function):
         if self.needs_input_grad[0]:
             lower = where((a == 0).logical_and(b == 0), 1.0, b - 1)  # 0 · 0⁻¹ is 0 here
             da = dy * b * a**lower
+            flat = (b.data == 0) & ~(np.isfinite(dy.data) & np.isfinite(a.data))
+            if not devices.on_host(flat) or flat.any():
+                da = Kept.apply(da, c=~flat)
         if self.needs_input_grad[1]:
             db = dy * y * log(where((a == 0).logical_and(b >= 0), 1.0, a))
         return da, db
 
 
 class Power(Function):
-    """y = xᵖ for a number p          x̄ = ȳ p xᵖ⁻¹;  0 for p = 0"""
+    """y = xᵖ for a number p          x̄ = ȳ p xᵖ⁻¹;  0 for p = 0, whatever ȳ"""
 
     def forward(self, x: Any, *, p: Number) -> Any:
         self.p = p
@@ -183,7 +187,7 @@ class Power(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
-        return dy * 0.0 if self.p == 0 else dy * (x ** (self.p - 1) * float(self.p))
+        return none_of(dy) if self.p == 0 else dy * (x ** (self.p - 1) * float(self.p))
 
 
 def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchgen.ops.choice import Step, maximum, minimum, where
+from scratchgen.ops.choice import Kept, Step, maximum, minimum, where
 from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
 from scratchgen.tensor import Function, Tensor, constant
 
@@ -216,7 +216,7 @@ class LogSumExp(Function):
 
 
 class Norm(Function):
-    """y = √Σ_j x_j²          x̄_j = ȳ x_j / y;  0 where y = 0
+    """y = √Σ_j x_j²          x̄_j = ȳ x_j / y;  0 where y = 0, whatever ȳ
 
     In the form m √Σ (x_j/m)², m = max |x_j|, which neither overflows nor underflows.
     """
@@ -236,8 +236,9 @@ class Norm(Function):
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
         y = _spread(self.outputs[0], x.shape, self.dims)
-        y = where(constant(y.data == 0), 1.0, y)
-        return x * (_spread(dy, x.shape, self.dims) / y)
+        zero = y.data == 0
+        y = where(constant(zero), 1.0, y)
+        return x * (Kept.apply(_spread(dy, x.shape, self.dims), c=~zero) / y)
 
 
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
