@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = tuple(f"test_{name}" for name in "catalog engine gradcheck laws models nn optim reference tensors".split())
+TESTS = tuple(f"test_{name}" for name in "catalog edges engine gradcheck laws models nn optim reference tensors".split())
 FIRST = 1.5  # seconds of processor time for a mutant in the first round; what survives gets ten times that in the second
 
 # What computes gradients, by file. Functions of these names only; None: all of them.

@@ -187,3 +187,66 @@ def test_nothing_reaches_the_elements_of_a_norm_of_zero():
         for cotangent in (INF, NAN, 1.0):
             x = sg.tensor(np.zeros(3), requires_grad=True)
             assert sg.grad(f(x), x, sg.tensor(np.array(cotangent)))[0].data.tolist() == [0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------- neighbours alone
+
+
+def reached(f, shape, at, value):
+    """The elements of f(x) that a strange element of x makes strange, and the gradients that a strange cotangent reaches."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    plain = f(sg.tensor(x)).data
+    x[at] = value
+    with np.errstate(invalid="ignore"):
+        y = f(sg.tensor(x)).data
+    assert np.isfinite(plain).all() and np.array_equal(y[np.isfinite(y)], plain[np.isfinite(y)])
+    return np.argwhere(~np.isfinite(y))[:, 2:].tolist()
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_strange_pixel_reaches_its_neighbours_alone(backend, value):
+    shape, at = (1, 2, 6, 6), (0, 1, 2, 3)
+
+    def box(rows, columns):
+        return [[i, j] for i in rows for j in columns]
+
+    def resize(*size, **options):
+        return lambda x: F.interpolate(x, size, mode="bilinear", **options)
+
+    # twice as many: outputs 3 … 6 of 12 lie less than 1 from place 2, (i + ½)/2 − ½; outputs 5 … 8 from place 3
+    assert reached(resize(12, 12), shape, at, value) == box(range(3, 7), range(5, 9))
+    # half as many: between places 2 and 3 lies output 1 alone
+    assert reached(resize(3, 3), shape, at, value) == [[1, 1]]
+    # corners aligned, 11 for 6: output 4 is place 2 itself, 3 and 5 lie beside it; outputs on a place read that place alone
+    assert reached(resize(11, 11, align_corners=True), shape, at, value) == box(range(3, 6), range(5, 8))
+    assert reached(resize(6, 1), shape, (0, 1, 2, 0), value) == []  # the middle, 2 ½, reads places 2 and 3
+    # cells of ⌊6i/4⌋ … ⌈6(i + 1)/4⌉: 0–1, 1–2, 3–4, 4–5
+    assert reached(lambda x: F.adaptive_avg_pool2d(x, 4), shape, at, value) == [[1, 2]]
+    assert reached(lambda x: F.adaptive_avg_pool2d(x, (3, 4)), shape, (0, 1, 2, 4), value) == [[1, 2], [1, 3]]
+    assert reached(lambda x: F.adaptive_avg_pool2d(x, (8, 6)), shape, at, value) == [[i, 3] for i in (2, 3)]
+
+
+def test_a_strange_cotangent_reaches_the_neighbours_alone(backend):
+    for f, size, at, neighbours in (
+        (lambda x: F.interpolate(x, (12, 12), mode="bilinear"), 12, (3, 6), [[1, 2], [1, 3], [2, 2], [2, 3]]),
+        (lambda x: F.interpolate(x, (11, 11), mode="bilinear", align_corners=True), 11, (4, 6), [[2, 3]]),
+        (lambda x: F.adaptive_avg_pool2d(x, 4), 4, (0, 1), [[0, 1], [0, 2], [1, 1], [1, 2]]),
+    ):
+        x = sg.tensor(np.ones((1, 1, 6, 6)), requires_grad=True)
+        dy = np.ones((1, 1, size, size))
+        dy[(0, 0, *at)] = NAN
+        (g,) = sg.grad(f(x), x, sg.tensor(dy))
+        assert np.argwhere(np.isnan(g.data[0, 0])).tolist() == neighbours
+
+
+def test_long_sequences_are_resampled_without_a_matrix():
+    """Ten seconds of sound at 48 kHz and at 44.1 kHz: a dense matrix would take 1.7 TB."""
+    n, m = 441_000, 480_000
+    x = sg.tensor(np.linspace(0, 1, n).reshape(1, 1, n), requires_grad=True)
+    y = F.interpolate(x, m, mode="linear")
+    expected = ((np.arange(m) + 0.5) * (n / m) - 0.5).clip(0, n - 1) / (n - 1)
+    np.testing.assert_allclose(y.data[0, 0], expected, atol=1e-12)
+    (g,) = sg.grad(y.sum(), x)
+    assert g.data.sum() == pytest.approx(m, rel=1e-12) and g.data.min() > 0.5
+    z = F.adaptive_avg_pool2d(x.reshape(1, 1, n), (1, 1000 - 7))
+    assert z.shape == (1, 1, 993) and z.data[0, 0, 496] == pytest.approx(0.5, rel=1e-9)
