@@ -79,6 +79,13 @@ BY_CHANNEL = [
     (1, 2, (4, 4), 2, (1, 1), (2, 2), (0, 0), (1, 1), 2),
     (1, 5, (7, 70), 5, (4, 9), (2, 2), (2, 4), (2, 1), 5),
 ]
+WINDOWS = [
+    (2, 3, (28, 30), 20, (3, 5), (1, 1), (1, 1), (1, 1), 1),  # lines of one vector and a part
+    (2, 3, (9, 75), 33, (5, 3), (1, 1), (1, 1), (1, 1), 1),
+    (2, 3, (32, 34), 40, (3, 5), (1, 1), (1, 1), (1, 1), 1),  # rows that the cache maps alike
+    (2, 6, (9, 11), 40, (3, 3), (1, 1), (2, 2), (1, 2), 2),
+    (5, 1, (37,), 48, (5,), (2,), (2,), (1,), 1),
+]
 FEW = [GEOMETRIES[i] for i in (1, 3, 8, 9, 16, 20, 22, 27, 36, 39)]
 
 
@@ -129,7 +136,7 @@ def check(geometry, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_geometries(choose, dtype, threads):
     choose(threads)
-    for geometry in GEOMETRIES + BY_CHANNEL:
+    for geometry in GEOMETRIES + BY_CHANNEL + WINDOWS:
         check(geometry, dtype)
 
 
@@ -264,7 +271,7 @@ def test_what_is_not_known_goes_to_the_reference():
 
 def test_infinities_and_nan_stay_where_they_are(choose):
     choose(1)
-    for geometry in (GEOMETRIES[10], GEOMETRIES[3], GEOMETRIES[9], GEOMETRIES[0], *BY_CHANNEL[:4]):
+    for geometry in (GEOMETRIES[10], GEOMETRIES[3], GEOMETRIES[9], GEOMETRIES[0], *BY_CHANNEL[:4], *WINDOWS[:4]):
         x, w, dy, how = example(geometry, np.float64)
         x[0, 0, 2, 3], x[-1, 0, 1, 1], dy[0, 1, 1, 1], dy[-1, 0, 0, 0] = np.inf, np.nan, -np.inf, np.nan
         with np.errstate(invalid="ignore"):
@@ -287,7 +294,7 @@ GUARDED = """
     import ctypes, mmap, sys
     import numpy as np
     sys.path[:0] = [{root!r}, {tests!r}]
-    from kernels.cpu import convolution, depthwise
+    from kernels.cpu import convolution, depthwise, windows
     import test_kernels_conv as t
 
     libc, page, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
@@ -321,11 +328,11 @@ GUARDED = """
         return [convolution.Held(piece.ctypes.data, piece) for piece in pieces]
 
     convolution._workspace = workspace
-    depthwise.zeros = lambda shape, letter: place(np.zeros(shape, letter), at_end)
+    depthwise.zeros = windows.zeros = lambda shape, letter: place(np.zeros(shape, letter), at_end)
     convolution.WINOGRAD_CHANNELS, convolution.WINOGRAD_TILES = 1.2, 1
     for at_end in (True, False):
         convolution._result = lambda shape, dtype: guarded(int(np.prod(shape)), dtype, at_end).reshape(shape)
-        for number, geometry in enumerate(t.GEOMETRIES + t.BY_CHANNEL):
+        for number, geometry in enumerate(t.GEOMETRIES + t.BY_CHANNEL + t.WINDOWS):
             convolution.count_threads = lambda: 1 + number % 2
             for dtype in (np.float32, np.float64):
                 x, w, dy, how = t.example(geometry, dtype)

@@ -35,7 +35,7 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu import depthwise, winograd
+from kernels.cpu import depthwise, windows, winograd
 from kernels.cpu.convolution_loops import (
     Offsets,
     Tools,
@@ -58,7 +58,7 @@ BLOCK_ROWS = 192  # pixels that a block of images has at least, so that a panel 
 WINOGRAD_CHANNELS = 24  # measured: 16 channels draw, 24 gain a quarter, 32 on 7 × 7 lose it again, 64 gain up to 1.8 times
 WINOGRAD_TILES = 48  # measured: with 32 to 64 tiles in all, the transforms of the weights take what the products save
 CHUNK, DEPTH = 192, 128  # rows and steps of a weight gradient's products
-FOLDED = 64  # with no more columns than this, an input gradient is folded from W^T y
+FOLDED = 64  # with no more columns than this, an input gradient is folded from W^T y, and y is made of windows written out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,6 +247,14 @@ def _plain(g: Geometry) -> bool:
 def _by_channel(g: Geometry, groups: int) -> bool:
     """Whether each output plane comes from one of several input planes, alone."""
     return groups > 1 and g.channels == 1
+
+
+def _few(g: Geometry, item: int) -> bool:
+    """Whether a window has at most FOLDED numbers and at least a vector of outputs: then windows are written out.
+
+    Measured: with a stride of 4, where each line of the canvas is picked apart, that takes as long as the products.
+    """
+    return g.channels * math.prod(g.kernel) <= FOLDED and g.outputs >= lanes(item) and g.stride[1] <= 2
 
 
 def _images(x: Array) -> Array:
@@ -455,6 +463,8 @@ def conv(
         return _products(x, w, y, groups, rows, steps(g.channels, taps), _turned(g), threads)
     if _winograd_pays(g, groups, len(x)):
         return _winograd(x, w, y, g, True, threads)
+    if _few(g, x.itemsize):
+        return windows.conv(_images(x), w, _images(y), windows.plan(*g, x.itemsize), groups, threads).reshape(y.shape)
     return _correlation(x, w, y, groups, forward_plan, g, True, threads)
 
 

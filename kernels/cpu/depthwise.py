@@ -213,7 +213,7 @@ def strip_sums(table, count, x, pitch, dy, dy_pitch, sums, rows, n):
 
 
 @helper
-def _fill(pack, x, canvas, top, left, wide):
+def fill(pack, x, canvas, top, left, wide):
     """canvas[h % s, w % s, h // s + top, w // s + left] = x[h, w], s: the canvas's first two lengths"""
     step_h, step_w, _, pitch = canvas.shape
     size, (height, width) = x.itemsize, x.shape
@@ -251,7 +251,7 @@ def correlate_planes(tile, pack, x, w, y, canvases, parts, phases, table, top, l
         pitch = canvas.shape[4]
         for u in range(t * len(x) // nt, (t + 1) * len(x) // nt):
             for m in range(x.shape[1]):
-                _fill(pack, x[u, m], canvas[m], top, left, wide)
+                fill(pack, x[u, m], canvas[m], top, left, wide)
             for k in range(y.shape[1]):
                 weights = address(w) + size * (u % channels * y.shape[1] + k) * w.shape[1]
                 for f in range(len(phases)):
@@ -295,7 +295,7 @@ def weight_planes(tile, pack, x, dy, dw, canvases, sums, totals, table, top, lef
             totals[t, :] = 0
             sums[t, :] = 0
             for n in range(len(x)):
-                _fill(pack, x[n, c], canvas, top, left, wide)
+                fill(pack, x[n, c], canvas, top, left, wide)
                 for k in range(dy.shape[2]):
                     grad = dy[n, c, k]
                     rows, strips = grad.shape[0], (grad.shape[0] + HEIGHT - 1) // HEIGHT
@@ -339,7 +339,7 @@ class Line(NamedTuple):
     length: int
 
 
-def _line(source: int, made: int, k: int, s: int, p: int, d: int, forward: bool) -> Line:
+def line(source: int, made: int, k: int, s: int, p: int, d: int, forward: bool) -> Line:
     """Forward: y_i = Σ_t x_{s i + d t − p}.  Backward: x_j = Σ_t y_i over s i + d t − p = j."""
     if forward:
         parts = [(0, 1, made, [(t, (d * t - p) % s, (d * t - p) // s) for t in range(k)])]
@@ -373,7 +373,7 @@ def plan(
     """For a kernel of whole planes: forward from x to y, backward from `multiple` planes of y to x."""
     wide = lanes(item)
     ends = (size, counts) if forward else (counts, size)
-    down, across = (_line(*numbers, forward) for numbers in zip(*ends, kernel, stride, padding, dilation, strict=True))
+    down, across = (line(*numbers, forward) for numbers in zip(*ends, kernel, stride, padding, dilation, strict=True))
     pitch = -(-across.length // wide) * wide + wide  # a vector that begins at the last element stays in the line
     rows = down.length
     plane, planes = rows * pitch, 1 if forward else multiple
