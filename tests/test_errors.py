@@ -22,8 +22,10 @@ from kernels import settings
 from scratchgen import __main__ as command
 from scratchgen import random
 from scratchgen.__main__ import main
+from scratchgen.data import DataError
 from scratchgen.training import TrainingError, demo, folder, loop, open_run, pictures, report, tasks, train
 from scratchgen.training.folder import load_checkpoint, read_metrics, save_checkpoint, write_whole
+from tests.strategies import DEEP
 
 ROOT = Path(__file__).parent.parent
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 20
@@ -155,6 +157,52 @@ def test_a_checkpoint_of_another_version_gets_a_sentence(runs, tmp_path, capsys)
                 assert f"{tmp_path}/checkpoint.safetensors: written by another version" in said, what
             with contextlib.suppress(TrainingError):  # whatever continuing does not need may be missing
                 train(name, tmp_path, {"steps": 5}, resume=True, progress=False, say=quiet)
+
+
+def places(tree, path=()):
+    """The way to everything inside a tree."""
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, value in inside:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def replaced(tree, path, value):
+    """The tree with another value at that place, or, where the value is Ellipsis, without the place."""
+    inside = dict(tree) if isinstance(tree, dict) else dict(enumerate(tree))
+    inside[path[0]] = value if len(path) == 1 else replaced(inside[path[0]], path[1:], value)
+    inside = {key: value for key, value in inside.items() if value is not ...}
+    return inside if isinstance(tree, dict) else type(tree)(inside.values())
+
+
+@pytest.mark.parametrize("name", ["vae", "gpt"])
+def test_a_checkpoint_with_anything_anywhere(name, runs, tmp_path):
+    """Each of the crafted checkpoints is taken as it is, or refused in a sentence, by what samples and by what continues."""
+    odd = [..., None, -1, 0, 3.5, "x", [], {}, True, np.zeros(2), float("nan"), (1, 2), {"a": 1}]
+    tree = load_checkpoint(runs / name / "checkpoint.safetensors")
+    everywhere, rng, refused = list(places(tree)), np.random.default_rng() if DEEP else np.random.default_rng(4), 0
+    for _ in range(1000 if DEEP else 25):
+        path, value = everywhere[rng.integers(len(everywhere))], odd[rng.integers(len(odd))]
+        (tmp_path / "config.json").write_bytes((runs / name / "config.json").read_bytes())
+        for take in (open_run, lambda place: train(name, place, {"steps": 5}, resume=True, progress=False, say=quiet)):
+            save_checkpoint(tmp_path / "checkpoint.safetensors", replaced(tree, path, value))
+            try:
+                take(tmp_path)
+            except (TrainingError, DataError, MemoryError):
+                refused += 1
+            except Exception as error:
+                raise AssertionError(f"{value!r} at {path}: {type(error).__name__}: {error}") from error
+    assert refused > 10
+
+
+@pytest.mark.parametrize("step", [-1, [1, 2], -0.5])
+def test_an_optimiser_refuses_a_step_that_none_took(step):
+    from scratchgen import nn, optim
+
+    optimizer = optim.Adam([nn.Parameter(np.ones(2, np.float32))])
+    state = optimizer.state_dict() | {"state": {0: {"step": step, "exp_avg": np.zeros(2), "exp_avg_sq": np.zeros(2)}}}
+    with pytest.raises(ValueError, match="step of parameter 0 to be a number of at least 0"):
+        optimizer.load_state_dict(state)
 
 
 def test_crafted_headers_with_a_right_seal(tmp_path):

@@ -157,6 +157,8 @@ class Optimizer:
         """One value of a parameter's state: the count of steps, or a copy of an array like the parameter."""
         array = value if devices.is_array(value) else np.asarray(value)
         if key == "step":
+            if array.shape or array < 0:
+                raise ValueError(f"{name}: expected step of parameter {number} to be a number of at least 0, got {array}")
             return int(array)
         if array.shape != p.shape:
             raise ValueError(f"{name}: expected {key} of parameter {number} to have shape {p.shape}, got {array.shape}")
