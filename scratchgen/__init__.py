@@ -8,7 +8,7 @@ those before it.
 from scratchgen import startup  # first of all: it answers Ctrl-C while the rest is loaded
 
 # isort: split
-from scratchgen import calculus, data, functional, metrics, models, nn, ops, optim, text
+from scratchgen import _kernels, calculus, data, functional, metrics, models, nn, ops, optim, text
 from scratchgen.calculus import checkpoint, gradcheck, hessian, hvp, jacobian, jvp, vjp
 from scratchgen.ops import *
 from scratchgen.random import get_rng_state, manual_seed, set_rng_state

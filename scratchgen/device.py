@@ -111,7 +111,7 @@ def library() -> Any:
 @functools.cache
 def obstacle() -> str | None:
     """Why no GPU can be used, if none can."""
-    install = "pip install 'scratchgen[cuda]'"
+    install = "in the checkout of scratchgen: pip install '.[cuda]'"
     try:
         import cupy
     except ImportError as error:

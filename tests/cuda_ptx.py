@@ -56,7 +56,7 @@ def obstacle():
     except ImportError as error:
         return f"numba.cuda cannot be imported: {error}"
     if ptxas() is None:
-        return "no ptxas: pip install 'scratchgen[cuda-check]'"
+        return "no ptxas: pip install '.[cuda-check]'"
     try:
         ptx(cuda.jit(lambda: None), (), 80)
     except Exception as error:

@@ -14,7 +14,7 @@ from kernels import reference
 from scratchgen import device
 from tests import standin
 
-pytest.importorskip("greenlet", reason="the emulator needs greenlet: pip install 'scratchgen[cuda-check]'")
+pytest.importorskip("greenlet", reason="the emulator needs greenlet: pip install '.[cuda-check]'")
 
 from benchmarks import __main__, cuda
 from kernels.cuda import build

@@ -453,7 +453,7 @@ class Place:
 def emulation(monkeypatch, orders):
     """The stand-in's arrays and the emulator, each launch in the next of `orders`; what a door allocates begins as NaN."""
     if emulator is None:
-        pytest.skip("the emulator needs greenlet: pip install 'scratchgen[cuda-check]'")
+        pytest.skip("the emulator needs greenlet: pip install '.[cuda-check]'")
     launches = itertools.count(1)
 
     def run(kernel, blocks, arguments):

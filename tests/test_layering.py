@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     {"kernels"},
     {"scratchgen.replay", "scratchgen.startup"},
+    {"scratchgen._kernels"},
     {"scratchgen.random", "scratchgen.device", "scratchgen.hooks", "scratchgen.switch"},
     {"scratchgen.tensor"},
     {"scratchgen.ops", "scratchgen.serialization"},
