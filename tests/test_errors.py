@@ -203,6 +203,9 @@ def test_an_optimiser_refuses_a_step_that_none_took(step):
     state = optimizer.state_dict() | {"state": {0: {"step": step, "exp_avg": np.zeros(2), "exp_avg_sq": np.zeros(2)}}}
     with pytest.raises(ValueError, match="step of parameter 0 to be a number of at least 0"):
         optimizer.load_state_dict(state)
+    (group,) = optimizer.state_dict()["param_groups"]
+    with pytest.raises(ValueError, match="expected amsgrad to be true or false"):
+        optimizer.load_state_dict({"state": {}, "param_groups": [group | {"amsgrad": np.zeros(2)}]})
 
 
 def test_crafted_headers_with_a_right_seal(tmp_path):

@@ -146,6 +146,9 @@ class Optimizer:
                     raise ValueError(f"{name}: expected {key} {value}, got the state of an optimiser with {saved[key]}")
             kept = {*group, *_NOTES} - {"params"}
             options = {key: _option(value) for key, value in saved.items() if key in kept}
+            for key, value in options.items():
+                if isinstance(group.get(key), bool) and not isinstance(value, bool):
+                    raise ValueError(f"{name}: expected {key} to be true or false, got {value!r}")
             groups.append({**group, **options})
             self.check(groups[-1])
         for group, loaded in zip(self.param_groups, groups, strict=True):
