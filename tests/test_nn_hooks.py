@@ -78,11 +78,12 @@ def test_hooks_of_one_of_several_results():
     a, b = Two.apply(x)
     a.register_hook(lambda g: g * 10)
     b.register_hook(seen.append)
+    a.retain_grad()
     b.retain_grad()
     a.sum().backward(retain_graph=True)
     assert x.grad.tolist() == [20.0] and seen == [] and b.grad is None  # nothing used b: there is no gradient to show
     (a + b).sum().backward()
-    assert x.grad.tolist() == [43.0] and len(seen) == 1 and b.grad.tolist() == [1.0]
+    assert x.grad.tolist() == [43.0] and len(seen) == 1 and b.grad.tolist() == [1.0] and a.grad.tolist() == [20.0]
 
 
 def test_a_gradient_that_a_hook_keeps_stays_what_it_was():

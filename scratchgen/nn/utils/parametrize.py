@@ -78,7 +78,7 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
     if not isinstance(tensor, Parameter) and (persistent is None or tensor is None):
         owner = type(module).__name__
         raise ValueError(f"register_parametrization: expected a parameter or buffer of {owner}, got {tensor_name!r}")
-    before = tensor.detach().clone()
+    before = tensor.data.copy()
     functions = ParametrizationList(parametrization, tensor)
     try:
         _check(functions(), before, parametrization)
@@ -93,7 +93,7 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
     return module
 
 
-def _check(found: Any, tensor: Tensor, parametrization: Module) -> None:
+def _check(found: Any, tensor: Any, parametrization: Module) -> None:
     if not isinstance(found, Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
         given = f"{found.shape} and {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         name = type(parametrization).__name__
