@@ -69,6 +69,18 @@ def test_the_kernels_tests_pass_where_freed_memory_is_overwritten():
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+def whole(x):
+    """The name of an array that an expression takes an element or a part of, or its own."""
+    return whole(x.value) if isinstance(x, ast.Subscript) else ast.unparse(x)
+
+
+def named(target, value):
+    """The pairs of a name and an expression in an assignment."""
+    both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+    for name, x in zip(target.elts, value.elts, strict=False) if both else [(target, value)]:
+        yield ast.unparse(name), x
+
+
 def test_addresses_are_taken_only_where_the_array_is_held():
     """The rule at the head of `kernels/cpu/memory.py`, read off the sources."""
     wrong, taken = [], 0
@@ -78,13 +90,13 @@ def test_addresses_are_taken_only_where_the_array_is_held():
                 continue
             nodes = list(ast.walk(function))
             given = {x.arg for x in nodes if isinstance(x, ast.arg)}
-            for x in nodes:  # an array made of an address owns nothing: whoever gave the address holds what lies there
-                if isinstance(x, ast.Assign) and isinstance(x.value, ast.Call) and isinstance(x.targets[0], ast.Name):
-                    made_by = ast.unparse(x.value.func)
-                    given |= {x.targets[0].id} if made_by in ("view", "numba.carray") else set()
+            for name, value in (pair for x in nodes if isinstance(x, ast.Assign) for pair in named(x.targets[0], x.value)):
+                made_by = ast.unparse(value.func) if isinstance(value, ast.Call) else whole(value)
+                if made_by in {"view", "numba.carray", *given}:  # made of an address, or a part: held as these
+                    given.add(name)
             calls = [x for x in nodes if isinstance(x, ast.Call) and ast.unparse(x.func) == "address"]
             taken += len(calls)
-            names = [ast.unparse(x.args[0]) for x in calls]
+            names = [whole(x.args[0]) for x in calls]
             wrong += [f"{path.name}: {function.name} takes address({name})" for name in names if name not in given]
             if any(isinstance(x, ast.Attribute) and x.attr == "ctypes" for x in nodes):
                 wrong += [f"{path.name}: {function.name} takes .ctypes"] * (function.name not in HOLDERS)

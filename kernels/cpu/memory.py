@@ -2,7 +2,7 @@
 
 An address does not keep the array that it points into: Python, NumPy and Numba free an array after its last use by name. So
 
-    compiled code takes the address of its arguments alone, `address(x)`: the caller holds x until the call returns.
+    compiled code takes the address of its arguments and their parts alone, `address(x)`: the caller holds x until it returns.
     An array that compiled code makes itself is handed to a function for which it is an argument.
     Python hands arrays to compiled code. Where that code wants addresses, Python holds each beside its array (`Held`).
 
