@@ -114,7 +114,12 @@ FAULTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
         "_Checker.check",
         [("zip(leaves, analytic", "zip(leaves[:1], analytic[:1]"), (", again, ", ", again[:1], ")],
     ),
-    ("differences against themselves", "calculus.py", "_Checker._elements", [("float(g[at])", "numeric")]),
+    (
+        "differences against themselves",
+        "calculus.py",
+        "_Checker._elements",
+        [("analytic, numeric, largest", "numeric, numeric, largest")],
+    ),
     ("parameters forgotten", "calculus.py", "gradcheck", [("hasattr(f, 'named_parameters')", "False")]),
     (
         "cotangent not a variable of the second order",
@@ -130,7 +135,7 @@ FAULTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
         [("self.rng.standard_normal(y.shape)", "np.ones(y.shape) * 2")],
     ),
     ("what the sweep refuses is let pass", "calculus.py", "gradcheck", [("report.refusal = str(error)", "pass")]),
-    ("relative to the largest gradient alone", "calculus.py", "_Checker._judge", [("0.001 * largest", "largest")]),
+    ("relative to the largest gradient alone", "calculus.py", "_Checker._floor", [("0.001 * largest", "largest")]),
 ]
 
 

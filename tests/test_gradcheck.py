@@ -420,10 +420,84 @@ def test_nan_in_the_gradient_is_wrong():
     assert not report and math.isinf(report.error) and all(math.isinf(found.error) for found in report.failures)
 
 
+EDGES = {
+    "log": lambda x: x.log(),
+    "sqrt": lambda x: x.sqrt(),
+    "1/x": lambda x: 1 / x,
+    "x^0.3": lambda x: x**0.3,
+    "artanh": lambda x: ((2 - x) / x).log(),
+}
+
+
+@pytest.mark.parametrize("distance", [3e-3, 2e-4, 1e-5, 1e-8])
+@pytest.mark.parametrize("name", EDGES)
+def test_a_right_gradient_near_the_edge_of_its_domain(name, distance):
+    """The usual step would leave the domain, or bend too much; a wrong gradient is one there as well."""
+    f, x = EDGES[name], np.array([distance, 1.0])
+    assert verdict(f, x)
+    for factor in (1.0003, 0.0, -1.0):
+        assert not verdict(lambda x, k=factor: f(x) * k + (f(x) * (1 - k)).detach(), x, order=1)
+
+
+class Tiny(Function):
+    """y = 10⁻⁹ c x, whose gradient is off by a factor."""
+
+    def forward(self, x, *, c, factor):
+        self.slope = 1e-9 * c * factor
+        return x * (1e-9 * c)
+
+    def backward(self, dy):
+        return dy * self.slope
+
+
+@pytest.mark.parametrize("c", [1.0, 30.0, -0.5])
+def test_a_slope_of_a_billionth_of_the_largest_that_is_doubled(c):
+    x, y = normal(3), normal(2)
+    for factor in (2.0, 0.0, -1.0, 1.1):
+        for f in (
+            lambda a, b, k=factor: a.sum() + Tiny.apply(b, c=c, factor=k).sum(),
+            lambda a, b, k=factor: sg.cat([a * 3, Tiny.apply(b, c=c, factor=k)]),
+        ):
+            report = verdict(f, x, y)
+            assert not report and "input 1" in report.failures[0].what
+    assert verdict(lambda a, b: a.sum() + Tiny.apply(b, c=c, factor=1.0).sum(), x, y)
+    assert verdict(lambda a, b: a.exp().sum() * 1e3 + (b * 1e-9).sin().sum(), x, y)
+
+
+def test_rounding_is_no_hidden_slope():
+    """A slope below what differences can see is let pass, as is one that is 0 beside large values."""
+    assert verdict(lambda a, b: a.exp().sum() * 1e6 + (b * 1e-12).sum(), normal(3), normal(2))
+    assert verdict(lambda a, b: (a * 1e8).sum() + (b - b).sum(), normal(3), normal(2))
+
+
+def test_a_path_cut_where_f_is_a_staircase_stays_wrong():
+    """Over the shortest steps what is computed in float32 does not change, and a gradient of 0 must not agree with that."""
+    report = verdict(lambda x: (x.detach() * x.detach()).to(np.float32).to(np.float64) + x * 0, np.array([0.7, -0.4]), order=1)
+    assert not report
+
+
+def test_functions_that_ask_for_gradients_themselves():
+    """R1 and the gradient penalty: ‖∂D/∂x‖², and (‖∂D/∂x‖ − 1)², as functions of x and of the weights."""
+
+    def r1(x, w):
+        (g,) = sg.grad((x * w).tanh().sum(), x, create_graph=True)
+        return g.square().sum()
+
+    def penalty(w):
+        x = sg.tensor(np.array([0.1, 0.4]), requires_grad=True)
+        (g,) = sg.grad((x * w).tanh().sum(), x, create_graph=True)
+        return (sg.norm(g) - 1).square()
+
+    x, w = np.array([0.3, 0.5]), np.array([0.2, 0.7])
+    assert verdict(r1, x, w) and verdict(penalty, w)
+    with sg.no_grad():
+        assert verdict(r1, x, w)
+    assert not verdict(lambda x: sg.grad((x**3).sum(), x)[0].detach() * x, x)  # the gradient as a constant
+
+
 def test_differences_that_are_not_finite_are_wrong():
-    """A step that leaves the domain: log of a negative number."""
-    with np.errstate(all="ignore"):
-        report = verdict(lambda x: x.log(), np.array([1e-4]), order=1)
+    """A function that is there at one point alone."""
+    report = verdict(lambda x: sg.where(x == 0.5, x, math.nan), np.array([0.5]), order=1)
     assert not report and math.isinf(report.error)
 
 
@@ -517,7 +591,7 @@ def test_the_name_is_that_of_the_function():
 
 
 def kinked(x):
-    return x.abs()
+    return F.relu(x)
 
 
 class Silu(Function):
@@ -628,7 +702,7 @@ class Plus(Function):
 
 
 ADVICE = [  # f, inputs, words of its advice, in this order
-    (kinked, [np.array([1e-9, 1.0])], ["on a kink or a jump; check beside it"]),
+    (kinked, [np.array([0.0, 1.0])], ["on a kink or a jump; check beside it"]),
     (lambda x: ops.floor(x) + x, [np.array([2.0, 0.5])], ["on a kink or a jump; check beside it"]),
     (Coarse.apply, [np.array([1.5])], ["is a part of f computed in float32?"]),
     (
