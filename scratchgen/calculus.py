@@ -619,8 +619,8 @@ def gradcheck(
         element by element with  ∂⟨v, f(x)⟩/∂x_i,      and along a random direction u by  ⟨v, J u⟩ = ⟨Jᵀ v, u⟩,
 
     both by central differences of fourth order, of shorter steps near the edge of f's domain. f may itself ask for
-    gradients (`grad` with `create_graph`), as gradient penalties do. For `order` 2 the same is done to x ↦ Jᵀ v as a function of x and v.
-    At most `elements` of each input are compared one by one; the direction covers all of them.
+    gradients (`grad` with `create_graph`), as gradient penalties do. For `order` 2 the same is done to x ↦ Jᵀ v as a
+    function of x and v. At most `elements` of each input are compared one by one; the direction covers all of them.
 
     `curve` names a PNG for the error of the worst element over the step (see `Report.draw`).
 
