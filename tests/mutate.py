@@ -192,7 +192,7 @@ def targets(root: Path) -> list[Target]:
         for name, node in functions(tree):
             owner, _, last = name.rpartition(".")
             gradient = last in ("backward", "composed") or (last == "forward" and owner in used)
-            if path == "kernels/reference.py":
+            if path in ("kernels/reference.py", "kernels/reference_activations.py"):
                 full = True
             elif room == "tensor":
                 if name not in ENGINE:

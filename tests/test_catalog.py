@@ -930,6 +930,21 @@ AT_INFINITY = {  # value, slope and curvature at −∞ and at ∞
 }
 
 
+@pytest.mark.parametrize(
+    "function, x, expected",
+    [
+        (lambda x: F.elu(x, 0.5), [-1.0, 0.0, 1.0], [0.5 * np.exp(-1), 0.5, 0.0]),
+        (lambda x: F.celu(x, 2.0), [-1.0, 0.0, 1.0], [0.5 * np.exp(-0.5), 0.5, 0.0]),
+        (lambda x: F.softplus(x, 2.0, 1.0), [0.5, 0.6], [0.3932238664829637, 0.0]),  # 2 σ(1) σ(−1)
+    ],
+)
+def test_the_second_derivative_at_a_kink_is_that_of_the_side_of_the_first(function, x, expected):
+    x = Tensor(np.array(x), requires_grad=True)
+    (slope,) = grad(function(x).sum(), x, create_graph=True)
+    (bend,) = grad(slope.sum(), x)
+    np.testing.assert_allclose(bend.data, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("storey", ["reference", "cpu"])
 @pytest.mark.parametrize("name", AT_INFINITY)
 def test_activations_at_infinity(name, storey):

@@ -519,6 +519,8 @@ def conv_weight_grad(
         return dw
     if _winograd_pays(g, groups, len(x)):
         return _winograd_weight(x, dy, dw, g, threads)
+    if _few(g, x.itemsize) and windows.pays(dw.shape[0], math.prod(dw.shape[1:])):
+        return windows.weight_grad(_images(x), _images(dy), dw, windows.plan(*g, x.itemsize), groups, threads)
     k, taps, straight = tools(x.dtype.char), math.prod(g.kernel), _plain(g)
     wide = lanes(k.item)
     turned = not straight and _turns(g) and 2 * g.outputs * -(-g.channels // wide) <= g.channels * -(-g.outputs // wide)
