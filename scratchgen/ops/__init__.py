@@ -71,17 +71,19 @@ def _attach() -> None:
 
         Itself where nothing changes, unless a `copy` is asked for. `non_blocking` is taken as in PyTorch, and changes nothing.
         """
-        flags = [arg for arg in args if isinstance(arg, bool)]
-        for arg in args[: len(args) - len(flags)]:
-            if isinstance(arg, Tensor):
-                dtype, device = arg.dtype, arg.device
-            elif devices.is_name(arg):
+        flags: list[bool] = []  # non_blocking and copy, by position
+        for arg in args:
+            if devices.is_name(arg):
                 device = arg
+            elif isinstance(arg, Tensor):
+                dtype, device = arg.dtype, arg.device
+            elif isinstance(arg, bool):
+                flags.append(arg)
             else:
                 dtype = arg
         moved = self if device is None else move(self, device)
         moved = moved if dtype is None else cast(moved, dtype)
-        return shape.clone(moved) if moved is self and (copy or flags[1:] == [True]) else moved
+        return shape.clone(moved) if moved is self and (copy or True in flags[1:]) else moved
 
     operators = {
         "__neg__": neg,

@@ -111,7 +111,7 @@ class RoundedQuotient(Function):
         return y
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
-        return dy * 0, dy * 0
+        return none_of(dy), none_of(dy)
 
 
 class Remainder(Function):
@@ -132,7 +132,7 @@ class Lerp(Function):
 
     def forward(self, a: Any, b: Any, w: Any) -> Any:
         gap = b - a
-        return np.where(np.abs(w) < 0.5, a + w * gap, b - (1 - w) * gap)
+        return np.where(w < 0.5, a + w * gap, b - (1 - w) * gap)
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         a, b, w = self.inputs

@@ -58,7 +58,7 @@ def _drawn(name: str, x: Tensor, draws: np.ndarray) -> Tensor:
         raise TypeError(f"{name}: expected a floating dtype, got {x.dtype}")
     if is_grad_enabled() and x.requires_grad:
         raise RuntimeError(f"{name}: expected a tensor that requires no gradient: wrap it in `with no_grad():`")
-    return x.copy_(draws.astype(x.dtype))
+    return x.copy_(draws)
 
 
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: np.random.Generator | None = None) -> Tensor:

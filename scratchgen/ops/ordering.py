@@ -80,7 +80,7 @@ def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
     if x.numel() and int(x.data.min()) < 0:
         raise ValueError(f"bincount: expected whole numbers of at least 0, got {int(x.data.min())}")
     if weights is None:
-        return constant(np.bincount(x.data.astype(np.int64), minlength=minlength))
+        return constant(np.bincount(x.data, minlength=minlength))
     w = floating("bincount", weights)
     if w.shape != x.shape:
         raise ValueError(f"bincount: expected one weight for each of {x.shape} numbers, got {w.shape}")

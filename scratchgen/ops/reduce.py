@@ -163,7 +163,7 @@ class Cumprod(Function):
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
         n = x.shape[-1]
-        before = Cumprod.apply(x[..., :-1].pad((1, 0), value=1)) if n else x
+        before = Cumprod.apply(x[..., :-1].pad((1, 0), value=1))
         s, m, step = dy, x[..., 1:].pad((0, 1)), 1
         while step < n:
             s = s + m * s[..., step:].pad((0, step))

@@ -296,14 +296,18 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
 def movedim(input: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """One dimension moved to another position, or several, each to its own, the others in order."""
     x = as_tensor(input)
-    given = [(v,) if isinstance(v, int | np.integer) else tuple(v) for v in (source, destination)]
-    a, b = ([d for v in vs for d in dims_of("movedim", x, v)] for vs in given)
-    if len(given[0]) != len(given[1]) or len(set(a)) != len(a) or len(set(b)) != len(b):
-        raise ValueError(f"movedim: expected as many positions as dimensions, each once, got {source} and {destination}")
+    if type(source) is int and type(destination) is int:
+        a, b = dims_of("movedim", x, source), dims_of("movedim", x, destination)
+    else:
+        a, b = (tuple([d for v in np.atleast_1d(vs) for d in dims_of("movedim", x, int(v))]) for vs in (source, destination))
+        if not len(a) == len(b) == len(set(a)) == len(set(b)):
+            raise ValueError(f"movedim: expected as many positions as dimensions, each once, got {source} and {destination}")
+    if a == b:
+        return x
     dims = [d for d in range(x.ndim) if d not in a]
     for to, d in sorted(zip(b, a, strict=True)):
         dims.insert(to, d)
-    return x if a == b else Permute.apply(x, dims=tuple(dims))
+    return Permute.apply(x, dims=tuple(dims))
 
 
 def squeeze(input: Any, dim: int | Sequence[int] | None = None) -> Tensor:
@@ -720,5 +724,5 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     if indexing not in ("ij", "xy"):
         raise ValueError(f"meshgrid: expected indexing 'ij' or 'xy', got {indexing!r}")
     shape = tuple([x.numel() for x in xs])
-    grids = [x.reshape((-1,) + (1,) * (len(xs) - 1 - k)).expand(shape) for k, x in enumerate(xs)]
+    grids = [x.reshape((x.numel(),) + (1,) * (len(xs) - 1 - k)).expand(shape) for k, x in enumerate(xs)]
     return tuple([g.transpose(0, 1) for g in grids] if indexing == "xy" and len(xs) > 1 else grids)
