@@ -72,6 +72,7 @@ __all__ = [
     "softplus_backward",
     "storey",
     "sum_of_squares",
+    "sum_over",
     "tanh_backward",
     "use",
 ]
@@ -93,12 +94,13 @@ CPU = {
     "elementwise": ("gelu", "gelu_backward", "binary_cross_entropy", "binary_cross_entropy_backward", "dropout"),
     "groups": ("group_norm", "group_norm_backward"),
     "optimizer": ("adam", "adamw", "sum_of_squares", "scale"),
+    "reductions": ("sum_over",),
 }
 ROOM = {door: room for room, doors in CPU.items() for door in doors}
 BASE = ("erf", "attention_dropout")
 # The rooms of `cuda/`, named alike; its other doors are the reference's, on device arrays.
 DEVICE = {**ROOM, **dict.fromkeys(BASE, "elementwise")}
-del DEVICE["einsum"], DEVICE["column_sums"]  # the library's own
+del DEVICE["einsum"], DEVICE["column_sums"], DEVICE["sum_over"]  # the library's own
 
 storey = "reference"
 _why = "the default"

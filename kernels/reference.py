@@ -248,6 +248,13 @@ def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
         return dloss * (1 / (1 + np.exp(-x)) - t)
 
 
+def sum_over(x: Array, axes: tuple[int, ...], divisor: float = 1) -> Array:
+    """y = Σ x / divisor over the axes, which y lacks; added up, and divided, in float64"""
+    wide = np.result_type(x.dtype, np.float64)
+    with np.errstate(over="ignore"):  # float16 ends at 65,504
+        return (np.sum(x, axis=axes, dtype=wide) / divisor).astype(x.dtype)[...]  # an array, also of no dimensions
+
+
 def column_sums(x: Array) -> Array:
     """y = Σ_rows x, added in float64.     (N, n) → (n)"""
     return x.sum(0, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype)
@@ -256,13 +263,9 @@ def column_sums(x: Array) -> Array:
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
     n = max(x.shape[-1], 1)
-    mean = x.sum(axis=-1, keepdims=True)
-    mean /= n
+    mean = sum_over(x, (-1,), n)[:, None]
     y = x - mean
-    var = np.einsum("ij,ij->i", y, y)[:, None]
-    var /= n
-    var += eps
-    rstd = 1 / np.sqrt(var)
+    rstd = 1 / np.sqrt(sum_over(y * y, (-1,), n)[:, None] + x.dtype.type(eps))
     y *= rstd
     y *= weight
     y += bias
@@ -274,13 +277,11 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
     n = max(x.shape[-1], 1)
     xhat = x - mean
     xhat *= rstd
-    dweight = np.einsum("ij,ij->j", dy, xhat)
-    dbias = dy.sum(axis=0)
+    dweight, dbias = sum_over(dy * xhat, (0,)), sum_over(dy, (0,))
     dx = dy * weight  # g
-    along = np.einsum("ij,ij->i", dx, xhat)[:, None]  # Σ g ⊙ x̂
-    across = dx.sum(axis=-1, keepdims=True)  # Σ g
-    xhat *= along / n
-    dx -= across / n
+    along, across = sum_over(dx * xhat, (-1,), n)[:, None], sum_over(dx, (-1,), n)[:, None]
+    xhat *= along
+    dx -= across
     dx -= xhat
     dx *= rstd
     return dx, dweight, dbias
@@ -288,23 +289,24 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 
 def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
     """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
-    rstd = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))
+    rstd = 1 / np.sqrt(sum_over(x * x, (-1,), max(x.shape[-1], 1))[:, None] + x.dtype.type(eps))
     return x * rstd * weight, rstd
 
 
 def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
     """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
     xhat, g = x * rstd, dy * weight
-    return rstd * (g - xhat * np.mean(g * xhat, axis=-1, keepdims=True)), np.sum(dy * xhat, axis=0)
+    along = sum_over(g * xhat, (-1,), max(x.shape[-1], 1))[:, None]
+    return rstd * (g - xhat * along), sum_over(dy * xhat, (0,))
 
 
 def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
     axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
     n = max(x.size // max(x.shape[1], 1), 1)
-    mean = x.sum(axis=axes) / n
+    mean = sum_over(x, axes, n)
     centred = x - mean.reshape(across)
-    rstd = 1 / np.sqrt(np.sum(centred * centred, axis=axes) / n + x.dtype.type(eps))
+    rstd = 1 / np.sqrt(sum_over(centred * centred, axes, n) + x.dtype.type(eps))
     return centred * (rstd * weight).reshape(across) + bias.reshape(across), mean, rstd
 
 
@@ -312,7 +314,7 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
     """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
     axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
     xhat = (x - mean.reshape(across)) * rstd.reshape(across)
-    dweight, dbias = np.sum(dy * xhat, axis=axes), np.sum(dy, axis=axes)
+    dweight, dbias = sum_over(dy * xhat, axes), sum_over(dy, axes)
     n = max(x.size // max(x.shape[1], 1), 1)
     dx = dy - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
     return dx * (rstd * weight).reshape(across), dweight, dbias

@@ -274,6 +274,13 @@ def activations_cases(letter, normal):
             yield "log_softmax_backward", (normal(*shape), reference.log_softmax(normal(*shape), axis), axis), {}
 
 
+def reductions_cases(letter, normal):
+    for x in (normal(40, 3, 70), normal(1, 5000, 3), normal(3, 130, 15), normal(70, 9, 8), normal(6, 6, 6), normal(5, 1, 9000)):
+        for y, axes in itertools.product(layouts(x), ((0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2), ())):
+            yield "sum_over", (y, axes, 7), {}
+        yield "sum_over", (np.broadcast_to(x[:1], (9, *x.shape[1:])), (0, 2)), {}
+
+
 def groups_cases(letter, normal):
     for shape, groups in (((1, 1), 1), ((3, 4), 2), ((2, 6, 5), 3), ((2, 6, 5), 6), ((3, 8, 17, 40), 2), ((2, 4, 700), 1)):
         image, dy, w, b = normal(*shape), normal(*shape), normal(shape[1]), normal(shape[1])
@@ -324,6 +331,7 @@ CASES = {
     "elementwise": elementwise_cases,
     "activations": activations_cases,
     "groups": groups_cases,
+    "reductions": reductions_cases,
     "optimizer": optimizer_cases,
     "images": images_cases,
 }

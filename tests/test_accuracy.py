@@ -194,3 +194,106 @@ def test_finite_masks_that_forbid_everything(backend, t, s, shape):
     assert units(out, np.broadcast_to(np.float64(v).mean(1, keepdims=True), out.shape), 1.0) <= 4
     _, _, dv, _ = backend("attention_backward", dout, q, k, v, out, statistics, mask=mask)
     assert units(dv, np.broadcast_to(np.float64(dout).sum(1, keepdims=True) / s, dv.shape), 4.0) <= 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sums of many numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "C": lambda x: x,
+    "F": np.asfortranarray,
+    "strided": lambda x: np.repeat(x, 2, 0)[::2],
+    "reversed": lambda x: np.ascontiguousarray(x[::-1])[::-1],
+    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
+}
+MANY = [300, 70_001, pytest.param(10**7, marks=pytest.mark.deep)]
+
+
+def many(n, width=3, offset=0.0):
+    return f32(np.random.default_rng(n).random((n, width))) + f32(offset)
+
+
+@pytest.mark.parametrize("n", MANY)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e30])
+def test_sums_along_any_dimension(engine, n, layout, offset):
+    x = LAYOUTS[layout](many(n, offset=offset))
+    t, wide = sg.tensor(x), np.float64(x)
+    t._data = x  # a tensor of this layout
+    for dim in (0, (0, 1), 1):
+        size, terms = np.abs(wide).sum(dim), wide.size / np.size(wide.sum(dim))
+        assert units(t.sum(dim).data, wide.sum(dim), size) <= 2
+        assert units(t.mean(dim).data, wide.mean(dim), size / terms) <= 1
+    assert units(t.cumsum(0).data, np.cumsum(wide, 0), np.cumsum(np.abs(wide), 0)) <= 1
+    if offset != -1e30:  # the squares of whose differences float32 has no numbers for
+        deviation = wide.std(0, ddof=1)
+        bound = 4 + 4 * np.abs(wide).max() / max(deviation.max(), 1e-3)  # the mean, rounded, moves each difference
+        assert units(t.std(0).data, deviation, np.maximum(deviation, 1e-3)) <= bound
+        assert units(t.norm(dim=0).data, np.sqrt((wide**2).sum(0))) <= 3
+    top = wide.max(0)
+    assert units(t.logsumexp(0).data, np.log(np.exp(wide - top).sum(0)) + top, max(16, abs(offset))) <= 2
+
+
+@pytest.mark.parametrize("n", MANY)
+def test_gradients_that_are_sums(engine, n):
+    """Of what was broadcast, of biases, of the parameters of norms: all Σ over the n rows."""
+    x, g = many(n), many(n + 1)[:n]
+    wide, size = np.float64(g).sum(0), np.float64(g).sum(0)
+    bias, weight = (sg.tensor(f32(v), requires_grad=True) for v in ([1, 2, 3], [1, 1, 1]))
+    (found,) = sg.grad((sg.tensor(x) + bias) * sg.tensor(g), bias, sg.tensor(np.ones_like(g)))
+    assert units(found.data, wide, size) <= 2
+    (found,) = sg.grad(F.linear(sg.tensor(x), sg.tensor(np.eye(3, dtype="f")), bias), bias, sg.tensor(g))
+    assert units(found.data, wide, size) <= 2
+    centred = np.float64(x) - np.float64(x).mean(1, keepdims=True)
+    xhat = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    found = sg.grad(F.layer_norm(sg.tensor(x), 3, weight, bias), [weight, bias], sg.tensor(g))
+    assert units(found[0].data, (g * xhat).sum(0), np.abs(g * xhat).sum(0)) <= 16
+    assert units(found[1].data, wide, size) <= 2
+    centred = np.float64(x) - np.float64(x).mean(0)
+    xhat = centred / np.sqrt((centred**2).mean(0) + 1e-5)
+    found = sg.grad(F.batch_norm(sg.tensor(x), None, None, weight, bias, True), [weight, bias], sg.tensor(g))
+    assert units(found[0].data, (g * xhat).sum(0), np.abs(g * xhat).sum(0)) <= 16
+    assert units(found[1].data, wide, size) <= 2
+    rho = 1 / np.sqrt((np.float64(x) ** 2).mean(1, keepdims=True) + 1e-5)
+    (found,) = sg.grad(F.rms_norm(sg.tensor(x), 3, weight, 1e-5), weight, sg.tensor(g))
+    assert units(found.data, (g * x * rho).sum(0), (g * x * rho).sum(0)) <= 8
+
+
+@pytest.mark.parametrize("value", [0.1, 70.0, -70.0, 1e10, -3e30])
+def test_equal_numbers_are_their_own_mean(engine, value):
+    for n in (1, 3, 41, 777, 70_001):
+        t = sg.tensor(np.full((n, 2), value, np.float32))
+        for x, dim in ((t, 0), (t.mT, 1), (t, (0, 1))):
+            assert (x.mean(dim).data == np.float32(value)).all(), n
+        if n > 1:
+            assert not t.std(0).data.any() and not t.var(0).data.any()
+    assert sg.tensor(np.ones(80_000, np.float16)).mean().item() == 1
+
+
+def test_twenty_million_ones():
+    t = sg.tensor(np.ones(1, "f"))
+    for ones in (np.broadcast_to(t.data, (20_000_000, 2)), np.broadcast_to(np.ones((20_000, 1, 1), "f"), (20_000, 1000, 2))):
+        t._data = ones
+        np.testing.assert_array_equal(t.sum(tuple(range(ones.ndim - 1))).data, [2e7, 2e7])
+
+
+@pytest.mark.parametrize("value", [0.1, 1e10, -1e15])
+def test_norms_of_equal_numbers_are_zero(backend, value):
+    x, ones, zeros = np.full((3, 4, 35), value, np.float32), np.ones(4, np.float32), np.zeros(4, np.float32)
+    assert not backend("batch_norm", x, ones, zeros)[0].any()
+    assert not backend("group_norm", x, ones, zeros, 2)[0].any()
+    assert not backend("layer_norm", x[0], np.ones(35, np.float32), np.zeros(35, np.float32))[0].any()
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1.0, 1e30])
+def test_gradients_of_norms_of_any_size(engine, size):
+    x = f32(f32([[3, -4, 0], [1, 2, 2]]) * f32(size))
+    wide = np.float64(x)
+    norms = np.sqrt((wide**2).sum(1, keepdims=True))
+    t = sg.tensor(x, requires_grad=True)
+    assert units(sg.grad(t.norm(dim=1).sum(), t)[0].data, wide / norms, 1.0) <= 2
+    centred = wide - wide.mean(1, keepdims=True)
+    wanted = centred / np.sqrt((centred**2).sum(1, keepdims=True)) / math.sqrt(2)
+    bound = 4 if size > 1e-37 else 2**-126 / size * 8  # below the least normal number, x − μ has few digits
+    assert units(sg.grad(t.std(1).sum(), t)[0].data, wanted, 1.0) <= bound

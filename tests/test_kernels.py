@@ -20,9 +20,10 @@ from kernels import reference
 
 DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")  # the other types and widths take minutes to compile
 ROOT = Path(__file__).resolve().parent.parent
+ALL = ("matmul", "attention", "rows", "elementwise", "activations", "groups", "reductions", "optimizer", "images")
 RUNS = {  # element type, width of the vectors (0: the machine's), rooms
-    "float32": ("f", 0, ("matmul", "attention", "rows", "elementwise", "activations", "groups", "optimizer", "images")),
-    "float64": ("d", 0, ("matmul", "attention", "rows", "elementwise", "activations", "groups", "optimizer", "images")),
+    "float32": ("f", 0, ALL),
+    "float64": ("d", 0, ALL),
     "float32 in 256 bits": ("f", 256, ("matmul", "attention")),
     "float64 in 128 bits": ("d", 128, ("matmul",)),
 }

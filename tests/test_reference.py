@@ -158,6 +158,18 @@ def test_binary_cross_entropy():
     close(reference.binary_cross_entropy_backward(np.ones(4), far, t), [0, 0, -1, 1])
 
 
+def test_sums_over_dimensions():
+    x = draw(3, 4, 5)
+    for axes in ((), (0,), (2,), (0, 2), (0, 1, 2)):
+        kept = np.moveaxis(x, axes, range(-len(axes), 0)).reshape([n for d, n in enumerate(x.shape) if d not in axes] + [-1])
+        wanted = np.array([math.fsum(terms) / 7 for terms in kept.reshape(-1, kept.shape[-1])]).reshape(kept.shape[:-1])
+        close(reference.sum_over(x, axes, 7), wanted)
+        assert reference.sum_over(x.astype("f"), axes).dtype == np.float32
+    with np.errstate(all="raise"):
+        assert reference.sum_over(np.full(80_000, 1, np.float16), (0,)) == np.inf
+        assert reference.sum_over(np.full(80_000, 1, np.float16), (0,), 80_000) == 1
+
+
 def test_column_sums():
     x = draw(5, 3)
     close(reference.column_sums(x), [math.fsum(column) for column in x.T])

@@ -18,6 +18,7 @@ from kernels.cpu.functions import EXACT, exp_nonpositive, log, maximum
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
+D = numba.float64  # what is added up over many elements: equal numbers are then their own mean, however large and many
 SMALL = 1 << 14  # elements that one thread is done with before a second one has woken up
 
 
@@ -268,17 +269,16 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 @sums
 def _norm(x, weight, bias, y, mean, rstd, eps, centred, i0, i1):
     T = x.dtype.type
-    n = T(x.shape[1])
     for i in range(i0, i1):
         row, out = x[i], y[i]
-        m, square = T(0), T(0)
+        total, square = 0.0, 0.0
         if centred:
             for j in range(np.uintp(row.size)):
-                m += row[j]
-            m /= n
+                total += D(row[j])
+        m = T(total / row.size)
         for j in range(np.uintp(row.size)):
-            square += (row[j] - m) * (row[j] - m)
-        r = T(1) / np.sqrt(square / n + eps)
+            square += D((row[j] - m) * (row[j] - m))
+        r = T(1 / np.sqrt(square / row.size + eps))
         mean[i], rstd[i] = m, r
         for j in range(np.uintp(row.size)):
             out[j] = (row[j] - m) * r * weight[j] + bias[j]
@@ -301,20 +301,17 @@ def norm_rows(x, weight, bias, y, mean, rstd, eps, centred, nt):
 @sums
 def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i1):
     T = x.dtype.type
-    n = T(x.shape[1])
-    for j in range(np.uintp(dweight.size)):
-        dweight[j] = T(0)
-        dbias[j] = T(0)
+    dweight[:] = 0.0
+    dbias[:] = 0.0
     for i in range(i0, i1):
         row, grad, out = x[i], dy[i], dx[i]
         m, r = mean[i], rstd[i]
-        across, along = T(0), T(0)
+        total, product = 0.0, 0.0
         for j in range(np.uintp(row.size)):
             g = grad[j] * weight[j]
-            across += g
-            along += g * ((row[j] - m) * r)
-        across = across / n if centred else T(0)
-        along /= n
+            total += D(g)
+            product += D(g * ((row[j] - m) * r))
+        across, along = T(total / row.size) if centred else T(0), T(product / row.size)
         for j in range(np.uintp(row.size)):
             xhat = (row[j] - m) * r
             out[j] = r * (grad[j] * weight[j] - across - xhat * along)
@@ -322,8 +319,8 @@ def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i
             _norm_sums(dy[i - 3 : i + 1], x[i - 3 : i + 1], mean[i - 3 :], rstd[i - 3 :], dweight, dbias)
     for i in range(i1 - (i1 - i0) % 4, i1):
         for j in range(np.uintp(dweight.size)):
-            dweight[j] += dy[i, j] * ((x[i, j] - mean[i]) * rstd[i])
-            dbias[j] += dy[i, j]
+            dweight[j] += D(dy[i, j] * ((x[i, j] - mean[i]) * rstd[i]))
+            dbias[j] += D(dy[i, j])
 
 
 @sums
@@ -333,13 +330,13 @@ def _norm_sums(dy, x, mean, rstd, dweight, dbias):
     p, q, u, v = x[0], x[1], x[2], x[3]
     for j in range(np.uintp(dweight.size)):
         first = a[j] * ((p[j] - mean[0]) * rstd[0]) + b[j] * ((q[j] - mean[1]) * rstd[1])
-        dweight[j] += first + (c[j] * ((u[j] - mean[2]) * rstd[2]) + d[j] * ((v[j] - mean[3]) * rstd[3]))
-        dbias[j] += (a[j] + b[j]) + (c[j] + d[j])
+        dweight[j] += D(first + (c[j] * ((u[j] - mean[2]) * rstd[2]) + d[j] * ((v[j] - mean[3]) * rstd[3])))
+        dbias[j] += D((a[j] + b[j]) + (c[j] + d[j]))
 
 
 def _norm_backward_signature(T: Any) -> Any:
     return VOID(
-        flat(T, 2), flat(T, 2), flat(T), flat(T), flat(T), result(T, 2, "C"), result(T, 2, "C"), result(T, 2, "C"), INT, INT
+        flat(T, 2), flat(T, 2), flat(T), flat(T), flat(T), result(T, 2, "C"), result(D, 2, "C"), result(D, 2, "C"), INT, INT
     )
 
 
@@ -374,11 +371,12 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
         return reference.layer_norm_backward(dy, x, weight, mean, rstd)
     letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
     dx = np.empty(x.shape, letter)
-    parts = np.empty((2, nt, n), letter)
+    parts = np.empty((2, nt, n))
     norm_rows_backward[letter](
         plain(dy), plain(x), plain(weight), plain(mean).reshape(-1), plain(rstd).reshape(-1), dx, parts[0], parts[1], 1, nt
     )
-    return dx, parts[0, 0], parts[1, 0]
+    dweight, dbias = parts[:, 0].astype(letter)
+    return dx, dweight, dbias
 
 
 def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
@@ -397,29 +395,29 @@ def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[
         return reference.rms_norm_backward(dy, x, weight, rstd)
     letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
     dx, mean = np.empty(x.shape, letter), np.zeros(len(x), letter)
-    parts = np.empty((2, nt, n), letter)
+    parts = np.empty((2, nt, n))
     norm_rows_backward[letter](
         plain(dy), plain(x), plain(weight), mean, plain(rstd).reshape(-1), dx, parts[0], parts[1], 0, nt
     )  # fmt: skip
-    return dx, parts[0, 0]
+    return dx, parts[0, 0].astype(letter)
 
 
 @sums
 def _batch_norm(x, weight, bias, y, mean, rstd, eps, c0, c1):
     T = x.dtype.type
-    n = T(x.shape[0] * x.shape[2])
+    n = x.shape[0] * x.shape[2]
     for c in range(c0, c1):
-        m, square = T(0), T(0)
+        total, square = 0.0, 0.0
         for i in range(len(x)):
             row = x[i, c]
             for j in range(np.uintp(row.size)):
-                m += row[j]
-        m /= n
+                total += D(row[j])
+        m = T(total / n)
         for i in range(len(x)):
             row = x[i, c]
             for j in range(np.uintp(row.size)):
-                square += (row[j] - m) * (row[j] - m)
-        r = T(1) / np.sqrt(square / n + eps)
+                square += D((row[j] - m) * (row[j] - m))
+        r = T(1 / np.sqrt(square / n + eps))
         mean[c], rstd[c] = m, r
         scale, shift = r * weight[c], bias[c]
         for i in range(len(x)):
@@ -445,17 +443,17 @@ def batch_norm_channels(x, weight, bias, y, mean, rstd, eps, nt):
 @sums
 def _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1):
     T = x.dtype.type
-    n = T(x.shape[0] * x.shape[2])
+    n = x.shape[0] * x.shape[2]
     for c in range(c0, c1):
         m, r = mean[c], rstd[c]
-        across, along = T(0), T(0)
+        total, product = 0.0, 0.0
         for i in range(len(x)):
             row, grad = x[i, c], dy[i, c]
             for j in range(np.uintp(row.size)):
-                across += grad[j]
-                along += grad[j] * ((row[j] - m) * r)
-        dbias[c], dweight[c] = across, along
-        across, along = across / n, along / n
+                total += D(grad[j])
+                product += D(grad[j] * ((row[j] - m) * r))
+        dbias[c], dweight[c] = total, product
+        across, along = T(total / n), T(product / n)
         scale = r * weight[c]
         for i in range(len(x)):
             row, grad, out = x[i, c], dy[i, c], dx[i, c]

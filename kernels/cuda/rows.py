@@ -194,6 +194,10 @@ def normalised_rows(x, weight, bias, y, mean, rstd, eps, centred):
         for j in range(cuda.threadIdx.x, n, THREADS):
             mu += x[i, j]
         mu = block_sum(mu, room) * share
+        moved = float32(0.0)
+        for j in range(cuda.threadIdx.x, n, THREADS):
+            moved += x[i, j] - mu
+        mu += block_sum(moved, room) * share  # of equal numbers, exactly their own
     var = float32(0.0)
     for j in range(cuda.threadIdx.x, n, THREADS):
         d = x[i, j] - mu
@@ -326,6 +330,10 @@ def channel_norm(x, weight, bias, y, mean, rstd, eps):
     for e in range(cuda.threadIdx.x, count, THREADS):
         mu += x[e // places, c, e % places]
     mu = block_sum(mu, room) * share
+    moved = float32(0.0)
+    for e in range(cuda.threadIdx.x, count, THREADS):
+        moved += x[e // places, c, e % places] - mu
+    mu += block_sum(moved, room) * share  # of equal numbers, exactly their own
     var = float32(0.0)
     for e in range(cuda.threadIdx.x, count, THREADS):
         d = x[e // places, c, e % places] - mu

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import kernels
 from scratchgen.ops.choice import Kept, Step, maximum, minimum, where
 from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
 from scratchgen.tensor import Function, Tensor, constant
@@ -68,13 +69,22 @@ def _spread(dy: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor
     return dy.reshape(_kept(shape, dims))
 
 
+SHORT = 64  # terms that may be added one after the other in their own type
+
+
 class Sum(Function):
-    """y = Σ_j x_j            x̄_j = ȳ"""
+    """y = Σ_j x_j            x̄_j = ȳ
+
+    NumPy adds up by pairs along what is contiguous, but one by one along all other dimensions: these are the kernel's.
+    """
 
     keeps_inputs = False
 
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
         self.shape, self.dims = x.shape, dims
+        if x.dtype.kind in "fc" and (x.dtype == np.float16 or not _by_pairs(x, dims)):
+            y = kernels.sum_over(x, dims)
+            return y.reshape(_kept(x.shape, dims)) if keepdim else y
         if len(dims) == 1 and 1 < x.shape[dims[0]] <= 4 and x.dtype.kind == "f":  # NumPy is slow along short dimensions
             parts = [x[(slice(None),) * dims[0] + (i,)] for i in range(x.shape[dims[0]])]
             y = builtins.sum(parts[1:], parts[0])
@@ -89,15 +99,26 @@ class Sum(Function):
 
 
 class Mean(Sum):
-    """y = (1/n) Σ_j x_j      x̄_j = ȳ / n"""
+    """y = (1/n) Σ_j x_j      x̄_j = ȳ / n
+
+    The sum is divided before it is rounded, so that equal numbers are their own mean.
+    """
 
     def forward(self, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
-        n = math.prod([x.shape[d] for d in dims])
-        self.share = 1 / n if n else math.nan
-        return Sum.forward(self, x, dims=dims, keepdim=keepdim) * self.share
+        self.shape, self.dims = x.shape, dims
+        self.n = math.prod([x.shape[d] for d in dims]) or math.nan
+        y = kernels.sum_over(x, dims, self.n)
+        return y.reshape(_kept(x.shape, dims)) if keepdim else y
 
     def backward(self, dy: Tensor) -> Tensor:
-        return Sum.backward(self, dy * self.share)
+        return Sum.backward(self, dy / self.n)
+
+
+def _by_pairs(x: Any, dims: tuple[int, ...]) -> bool:
+    """Are the terms few, or next to each other in memory, so that NumPy's sum is as exact as any?"""
+    if x.size <= SHORT or math.prod([x.shape[d] for d in dims]) <= SHORT:
+        return True
+    return bool(dims) and x.flags.c_contiguous and dims[0] == x.ndim - len(dims)
 
 
 class Spread(Function):
@@ -144,7 +165,10 @@ class Cumsum(Function):
 
     def forward(self, x: Any, *, dim: int) -> Any:
         self.dim = dim
-        return np.cumsum(x, axis=dim)
+        if x.dtype.kind not in "fc":
+            return np.cumsum(x, axis=dim)
+        with np.errstate(over="ignore"):  # float16 ends at 65,504
+            return np.cumsum(x, axis=dim, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype, copy=False)
 
     def backward(self, dy: Tensor) -> Tensor:
         return Cumsum.apply(dy.flip(self.dim), dim=self.dim).flip(self.dim)
@@ -203,7 +227,7 @@ class LogSumExp(Function):
             return np.full_like(x, -np.inf, shape=left)
         m = np.max(x.real, axis=dims, keepdims=True)
         self.m = m = np.where(np.isinf(m), 0, m).astype(x.dtype, copy=False)
-        total = np.sum(np.exp(x - m), axis=dims, keepdims=True)
+        total = _total(np.exp(x - m), dims)
         empty = total == 0
         y = np.where(empty, -np.inf, np.log(np.where(empty, 1, total)) + m)
         return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
@@ -213,6 +237,9 @@ class LogSumExp(Function):
         e = (x - constant(self.m)).exp()  # softmax does not change with m, which may therefore be a constant
         total = sum(e, self.dims, keepdim=True)
         return _spread(dy, x.shape, self.dims) * (e / where(constant(total.data == 0), 1.0, total))
+
+
+SMALL = 2.0**-60
 
 
 class Norm(Function):
@@ -230,15 +257,27 @@ class Norm(Function):
             return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
         m = np.max(np.abs(x), axis=dims, keepdims=True)
         m = np.where((m == 0) | np.isinf(m), 1, m).astype(x.dtype)
-        y = np.sqrt(np.sum(np.square(x / m), axis=dims, keepdims=True)) * m
+        y = np.sqrt(_total(np.square(x / m), dims)) * m
+        self.m = m
         return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
-        y = _spread(self.outputs[0], x.shape, self.dims)
+        if not x.numel():
+            return x * 0
+        if self.m.min() < SMALL:  # ȳ / y could be too large: x / y = (x/m) / ‖x/m‖, whatever the constant m
+            x = x / constant(self.m)
+            y = Norm.apply(x, dims=self.dims, keepdim=True)
+        else:
+            y = _spread(self.outputs[0], x.shape, self.dims)
         zero = y.data == 0
         y = where(constant(zero), 1.0, y)
         return x * (Kept.apply(_spread(dy, x.shape, self.dims), c=~zero) / y)
+
+
+def _total(x: Any, dims: tuple[int, ...]) -> Any:
+    """Σ x, with its dimensions kept"""
+    return kernels.sum_over(x, dims).reshape(_kept(x.shape, dims))
 
 
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
@@ -284,7 +323,7 @@ def var(
         dim, unbiased = None, dim
     degrees = _degrees(x, dim, unbiased, correction)
     centred = x - mean(x, dim, keepdim=True)
-    return sum(centred * centred, dim, keepdim) * degrees
+    return sum(centred * centred, dim, keepdim) / degrees
 
 
 def std(
@@ -300,17 +339,17 @@ def std(
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     degrees = _degrees(x, dim, unbiased, correction)
-    return norm(x - mean(x, dim, keepdim=True), dim=dim, keepdim=keepdim) * math.sqrt(degrees)
+    return norm(x - mean(x, dim, keepdim=True), dim=dim, keepdim=keepdim) / math.sqrt(degrees)
 
 
 def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number | None) -> float:
-    """1 / degrees of freedom."""
+    """The degrees of freedom, NaN where there are none."""
     if unbiased is not None:
         correction = int(unbiased)
     elif correction is None:
         correction = 1
     n = _count(x, dim, "var") - correction
-    return 1 / n if n > 0 else math.nan
+    return n if n > 0 else math.nan
 
 
 def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
