@@ -266,19 +266,32 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+LENGTH = 512  # elements that are added in their own type, by many partial sums; the sums of blocks are added in float64
+
+
+@sums
+def _squares(x, m):
+    """Σ (x − m)²"""
+    total = 0.0
+    for i in range(0, x.size, LENGTH):
+        part, block = x.dtype.type(0), x[i : i + LENGTH]
+        for j in range(np.uintp(block.size)):
+            part += (block[j] - m) * (block[j] - m)
+        total += part
+    return total
+
+
 @sums
 def _norm(x, weight, bias, y, mean, rstd, eps, centred, i0, i1):
     T = x.dtype.type
     for i in range(i0, i1):
         row, out = x[i], y[i]
-        total, square = 0.0, 0.0
+        total = 0.0
         if centred:
             for j in range(np.uintp(row.size)):
                 total += D(row[j])
         m = T(total / row.size)
-        for j in range(np.uintp(row.size)):
-            square += D((row[j] - m) * (row[j] - m))
-        r = T(1 / np.sqrt(square / row.size + eps))
+        r = T(1 / np.sqrt(_squares(row, m) / row.size + eps))
         mean[i], rstd[i] = m, r
         for j in range(np.uintp(row.size)):
             out[j] = (row[j] - m) * r * weight[j] + bias[j]
@@ -414,9 +427,7 @@ def _batch_norm(x, weight, bias, y, mean, rstd, eps, c0, c1):
                 total += D(row[j])
         m = T(total / n)
         for i in range(len(x)):
-            row = x[i, c]
-            for j in range(np.uintp(row.size)):
-                square += D((row[j] - m) * (row[j] - m))
+            square += _squares(x[i, c], m)
         r = T(1 / np.sqrt(square / n + eps))
         mean[c], rstd[c] = m, r
         scale, shift = r * weight[c], bias[c]
