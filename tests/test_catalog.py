@@ -945,6 +945,12 @@ def test_the_second_derivative_at_a_kink_is_that_of_the_side_of_the_first(functi
     np.testing.assert_allclose(bend.data, expected, rtol=1e-12)
 
 
+def test_the_weight_of_a_norm_of_nothing_has_a_gradient_of_zeros():
+    w = Tensor(np.ones(3), requires_grad=True)
+    for y in (F.rms_norm(Tensor(np.zeros((0, 3))), 3, w), F.group_norm(Tensor(np.zeros((0, 3, 2))), 3, w)):
+        np.testing.assert_array_equal(grad(y.sum(), w)[0].data, np.zeros(3))
+
+
 @pytest.mark.parametrize("storey", ["reference", "cpu"])
 @pytest.mark.parametrize("name", AT_INFINITY)
 def test_activations_at_infinity(name, storey):

@@ -251,6 +251,7 @@ def test_elements_far_out():
         close(y, [0, 0, 0, 800, 1e4, np.inf])
     for slope in (reference.silu_backward(ones, x), reference.mish_backward(ones, x), reference.softplus_backward(ones, x)):
         close(slope, [0, 0, 0, 1, 1, 1])
+    close(reference.softplus(np.array([0.5]), beta=2.0, threshold=1.0), [math.log1p(math.e) / 2])  # the threshold itself
     close(reference.elu(x), [-1, -1, -1, 800, 1e4, np.inf])
     close(reference.elu_backward(ones, x), [0, 0, 0, 1, 1, 1])
     x = x[1:-1]
