@@ -41,8 +41,6 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
-from kernels.cpu import threads
-
 TYPES = {"f": numba.float32, "d": numba.float64}
 LETTERS = {np.dtype(letter): letter for letter in TYPES}  # other types, the other byte order too, are the reference's
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
@@ -220,7 +218,8 @@ class Kernel(dict):
             if letter not in self:
                 # In a thread of its own: the compiler leaves cycles with its frames behind, and these would keep the
                 # callers' frames, and all arrays in them, alive until the garbage collector comes by.
-                with ThreadPoolExecutor(1) as aside:
+                linked = import_module("kernels.cpu.pool").linked if self.options.get("parallel") else nullcontext
+                with linked(), ThreadPoolExecutor(1) as aside:
                     self[letter] = aside.submit(self._ready, letter).result()
             return self[letter]
 
@@ -254,16 +253,15 @@ class Kernel(dict):
     def _made(self, letter: str, cache: _Code) -> Any:
         """Numba's function, with its code taken from the cache if it is there, else compiled, and put there."""
         signature = self.signature(TYPES[letter])
-        with threads.linked() if self.options.get("parallel") else nullcontext():
-            if self.callback:
-                made = CFunc(self.function, normalize_signature(signature), {}, self.options)
-                made._cache = cache
-                made.compile()
-            else:
-                made = numba.njit(**self.options)(self.function)
-                made._cache = cache
-                made.compile(signature)
-                made.disable_compile()
+        if self.callback:
+            made = CFunc(self.function, normalize_signature(signature), {}, self.options)
+            made._cache = cache
+            made.compile()
+        else:
+            made = numba.njit(**self.options)(self.function)
+            made._cache = cache
+            made.compile(signature)
+            made.disable_compile()
         return made
 
     def _loaded(self, letter: str, code: bytes | None) -> Any:
