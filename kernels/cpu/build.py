@@ -44,6 +44,10 @@ from numba.core.sigutils import normalize_signature
 TYPES = {"f": numba.float32, "d": numba.float64}
 LETTERS = {np.dtype(letter): letter for letter in TYPES}  # other types, the other byte order too, are the reference's
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
+# Only what says `prange` is shared out. Numba would also share out array expressions, and their sums by the number of the
+# thread, which threads of `pool.py` do not have: so `prange` never adds up across its parts either (`_Code` sees to it).
+IMPLICIT = ("comprehension", "fusion", "reduction", "inplace_binop", "setitem", "numpy", "stencil")
+PRANGE = {"prange": True, **dict.fromkeys(IMPLICIT, False)}
 SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
 
 _lock = threading.RLock()
@@ -196,6 +200,8 @@ class _Code:
     def save_overload(self, signature: Any, result: Any) -> None:
         if not result.library.has_dynamic_globals:  # addresses, which mean nothing to another process
             self.code = dumps(result._reduce())
+            if b"get_thread_id" in self.code:
+                raise TypeError(f"{signature}: expected a prange whose parts write to different elements, got one that adds up")
 
 
 class Kernel(dict):
@@ -212,6 +218,8 @@ class Kernel(dict):
         self.function, self.signature, self.callback, self.unchecked = function, signature, callback, unchecked
         self.loaded: list[Any] = []  # the address of a callback is valid while the object lives
         self.options = {**PLAIN, **options}
+        if options.get("parallel"):
+            self.options["parallel"] = PRANGE
 
     def __missing__(self, letter: str) -> Any:
         with _lock:
