@@ -94,7 +94,7 @@ def _operand(path: str) -> str:
 
 
 def sample(args: argparse.Namespace) -> int:
-    from scratchgen.training import folder, open_run, pictures, runs, tasks
+    from scratchgen.training import folder, open_run, pictures, runs
 
     run = open_run(args.run, device=_device(args.device))
     if args.label is not None:
@@ -113,9 +113,7 @@ def sample(args: argparse.Namespace) -> int:
 
     if text:
         options = {key: value for key in ("temperature", "top_k", "top_p") if (value := getattr(args, key)) is not None}
-        texts = tasks.continue_text(
-            run.model, run.tokenizer, args.prompt, args.length or 500, n=args.n or 1, seed=args.seed, **options
-        )
+        texts = runs.texts(run, args.prompt, args.length or 500, n=args.n or 1, seed=args.seed, **options)
         content = f"\n{'─' * 40}\n".join(texts) + "\n"
         if out is None:
             _say(content, end="")
@@ -135,12 +133,14 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from scratchgen.training import folder, open_run, scores
+    from scratchgen.training import folder, moved, open_run, scores
 
     run = open_run(args.run, device=_device(args.device))
-    found = scores(run)
+    if args.data is not None:
+        run = moved(run, args.data)
+    found = scores(run, say=lambda text: _tell(f"scratchgen: {text}"))
     content = {"recipe": run.recipe.name, "data": run.recipe.data, "step": run.step, "scores": found}
-    text = json.dumps(content, indent=2)
+    text = json.dumps(content, indent=2, allow_nan=False)
     if args.json:
         _say(text)
     else:
@@ -339,7 +339,8 @@ def _parser() -> argparse.ArgumentParser:
                 "train gan", "train gpt --data notes.txt --steps 5000 --out runs/notes", "train gpt --resume",
                 "train vae --set latent=2 --set lr=5e-4")  # fmt: skip
     p.add_argument("recipe", metavar="RECIPE", help="a name that `scratchgen recipes` lists")
-    p.add_argument("--data", type=_path, metavar="D", help="a name that `scratchgen data` lists, or a path (the recipe's own)")
+    p.add_argument("--data", type=_path, metavar="D", help="a name that `scratchgen data` lists, or a path (the recipe's own); "
+                   "with --resume, where the run's data are now")  # fmt: skip
     p.add_argument("--steps", type=_positive, metavar="N", help="length of the run; with --resume, a larger one extends it")
     p.add_argument("--seed", type=_natural, metavar="S", help="of everything random")
     on_device(p)
@@ -387,8 +388,10 @@ def _parser() -> argparse.ArgumentParser:
         "score a trained model on held-out data: a table, and RUN/eval.json",
         "eval runs/vae",
         "eval runs/gpt --json",
+        "eval runs/notes --data moved/notes.txt",
     )
     p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
+    p.add_argument("--data", type=_path, metavar="D", help="where its data are now, if they have moved")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     on_device(p)
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 __all__ = ["DataError", "Images", "Source", "Text", "batches", "catalogue", "load", "mixture", "mixture_modes",
-           "windows"]
+           "reads", "windows"]
 
 
 class DataError(ValueError):
@@ -460,6 +460,16 @@ def _refused(error: Exception) -> bool:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror}).")
+
+
+def reads(name_or_path: str | os.PathLike[str], file: Path) -> bool:
+    """Would `load` take what is written to `file` for a part of this data set? Raises DataError as `load` does."""
+    folder, file = _expanded(name_or_path), file.resolve()
+    if str(name_or_path) in _ABOUT or not folder.is_dir():
+        return False
+    homes = ((folder / below).resolve() for below in _tree(folder)[0])
+    return any(file.is_relative_to(home) and not any(part.startswith(".") for part in file.relative_to(home).parts)
+               for home in homes)
 
 
 def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.ndarray:

@@ -11,11 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["CharTokenizer", "TokenError", "Tokenizer", "probabilities", "sample"]
+__all__ = ["CharTokenizer", "LogitsError", "TokenError", "Tokenizer", "probabilities", "sample"]
 
 
 class TokenError(ValueError):
     """A text or a token that the tokenizer does not know; the message names it and its position."""
+
+
+class LogitsError(ValueError):
+    """Logits that are no distribution, as of a model that has diverged: NaN, +∞, or a row without a possible token."""
 
 
 class Tokenizer(ABC):
@@ -142,7 +146,8 @@ def probabilities(logits: np.ndarray, *, temperature: float = 1.0, top_k: int | 
 
     logits z: (…, V), −inf for a token that cannot be;  p: float64 (…, V), each row summing to 1.
 
-    Raises ValueError: NaN or +inf, a row with no possible token, τ < 0, top_k < 1, top_p outside (0, 1].
+    Raises LogitsError, a ValueError: NaN or +inf, a row with no possible token.
+    Raises ValueError: τ < 0, top_k < 1, top_p outside (0, 1].
     Source: Fan, Lewis & Dauphin 2018 (top-k); Holtzman et al. 2020, eq. 2-3 (top-p).
     """
     return _softmax(_restricted(logits, temperature, top_k, top_p))
@@ -173,10 +178,10 @@ def _restricted(logits: np.ndarray, temperature: float, top_k: int | None, top_p
         raise ValueError(f"logits: expected numbers of shape (…, V) with V ≥ 1, got {z.dtype} {z.shape}.")
     z = z.astype(np.float64)
     if not (z < np.inf).all():                                   # also false for NaN
-        raise ValueError("logits: expected finite numbers or −inf, got NaN or +inf.")
+        raise LogitsError("logits: expected finite numbers or −inf, got NaN or +inf.")
     top = z.max(axis=-1, keepdims=True)
     if np.isneginf(top).any():
-        raise ValueError("logits: expected a possible token in every row, got a row of −inf.")
+        raise LogitsError("logits: expected a possible token in every row, got a row of −inf.")
     if not 0 <= temperature < np.inf:
         raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature!r}.")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1):

@@ -220,9 +220,18 @@ def test_train_again_and_further(here, capsys):
 
 
 def test_a_diverging_run_says_so(here, capsys):
-    assert main(["train", "vae", "--out", "wild", "--steps", "30", "--set", "lr=1e30", *settings("vae")]) == 1
+    wild = ["train", "vae", "--steps", "300", *settings("vae"), "--set", "warmup=100"]
+    assert main([*wild, "--out", "wild", "--set", "lr=30"]) == 1
     err = capsys.readouterr().err
-    assert re.match(r"scratchgen: step \d+: .* the run stops", err) and err.count("\n") == 1
+    assert re.match(r"scratchgen: step \d+: .* is .*, so the run stops; the checkpoint of step \d+ is kept; "
+                    r"try --set lr=0.001 instead of 30, in another folder \(--out\)\.\n$", err)  # fmt: skip
+    assert main(["sample", "wild"]) == main(["eval", "wild"]) == 0, "what is kept has not diverged"
+    capsys.readouterr()
+    assert main([*wild, "--out", "wilder", "--set", "lr=1e30"]) == 2, "known after the rehearsal"
+    err = capsys.readouterr().err
+    assert re.match(r"scratchgen: recipe 'vae': .* after the first step, so the run cannot begin; "
+                    r"try --set lr=0.001 instead of 1e\+30, in another folder \(--out\)\.\n$", err)  # fmt: skip
+    assert not (here / "wilder").exists()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -8,10 +8,11 @@ recipes → tasks (data as batches) → loop (state, checkpoints) → runs → r
 of models: it calls `training_step`, `evaluate` and `generate`.
 """
 
+from scratchgen.training.divergence import Diverged
 from scratchgen.training.folder import TrainingError
-from scratchgen.training.loop import Diverged, Outcome, train
+from scratchgen.training.loop import Outcome, train
 from scratchgen.training.recipes import RECIPES, Recipe, adjust, recipe, settings
-from scratchgen.training.runs import Run, open_run, scores
+from scratchgen.training.runs import Run, moved, open_run, scores
 
 __all__ = [
     "RECIPES",
@@ -21,6 +22,7 @@ __all__ = [
     "Run",
     "TrainingError",
     "adjust",
+    "moved",
     "open_run",
     "recipe",
     "scores",

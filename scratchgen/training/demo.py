@@ -47,7 +47,7 @@ def run(
             return outcome
         trained = open_run(folder / name)
         found = scores(trained)
-        write_whole(trained.folder / "eval.json", json.dumps(found, indent=2) + "\n")
+        write_whole(trained.folder / "eval.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
         shown.append((trained, found))
     report.page(folder / "index.html", shown)
     say(f"done in {time.perf_counter() - began:.0f} s; open {folder / 'index.html'} in a browser.")

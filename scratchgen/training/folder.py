@@ -92,7 +92,7 @@ class MetricsLog:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    return json.dumps(row, allow_nan=False) + "\n"  # JSON has no NaN: readers other than Python's would refuse the line
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

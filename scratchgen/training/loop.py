@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import operator
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 import scratchgen
-from scratchgen import optim, random
-from scratchgen.training import pictures, recipes, tasks
+from scratchgen import data, optim, random
+from scratchgen.training import divergence, pictures, recipes, tasks
+from scratchgen.training.divergence import Diverged
 from scratchgen.training.folder import (
     CHECKPOINT,
     CONFIG,
@@ -43,10 +44,6 @@ from scratchgen.training.folder import (
     write_whole,
 )
 from scratchgen.training.recipes import Recipe
-
-
-class Diverged(TrainingError):
-    """A loss or a weight became NaN or infinite; the checkpoint from before is kept."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +68,36 @@ def train(
 ) -> Outcome:
     """Train the recipe `name`, with the settings in `changes`, in a folder of its own; or continue what is there.
 
-    To resume, the settings must be those the run was begun with, but for `steps`, which may grow. Where nothing was
-    begun yet, resuming begins. A run may go on on another `device` than it was begun on. `progress`: a bar on stderr; None:
-    if that is a terminal. `say` receives lines of text.
-    SIGINT and SIGTERM let the step under way finish and be saved; the second one stops at once.
+    To resume, the settings must be those the run was begun with, but for `steps`, which may grow, and for the place of the
+    `data`, which may be another where the data have the same checksum. Where nothing was begun yet, resuming begins. A run
+    may go on on another `device` than it was begun on. `progress`: a bar on stderr; None: if that is a terminal. `say`
+    receives lines of text.
+    SIGINT and SIGTERM let the step under way finish and be saved; the second one stops at once. A picture that cannot be
+    drawn or written is remarked on once, and the run goes on.
 
     Raises TrainingError, DataError or OSError, before anything is written, for what cannot begin or continue; Diverged.
     """
     folder = Path(folder)
     recipe, resumed = _plan(name, folder, dict(changes or {}), resume)
-    task = tasks.load(recipe)
-    random.manual_seed(recipe.seed)
-    state = State(recipe, task, device)
-    batches = task.batches(0)
-    next(batches)  # data too small for a batch are refused here
+    tree, checksums = None, {}
     if resumed and (folder / CHECKPOINT).exists():
         tree = load_checkpoint(folder / CHECKPOINT)
         with of_this_version(folder / CHECKPOINT):
-            state.restore(tree, folder)
+            checksums = tasks.checksums(tree)
+            if _but_for(tree["recipe"]) != _but_for(dataclasses.asdict(recipe)):
+                raise TrainingError(f"{folder}: {CONFIG} and {CHECKPOINT} belong to different runs.")
+    if data.reads(recipe.data, folder):
+        raise TrainingError(
+            f"{folder}: lies inside the data, {recipe.data}, which would take the samples of the run for data; choose a folder "
+            f"elsewhere (--out)."
+        )
+    task = tasks.load_again(recipe, folder, checksums) if tree else tasks.load(recipe)
+    _rehearse(recipe, task, device)
+    random.manual_seed(recipe.seed)
+    state = State(recipe, task, device)
+    if tree:
+        with of_this_version(folder / CHECKPOINT):
+            state.restore(tree)
         if state.step > recipe.steps:
             raise TrainingError(f"{folder}: already at step {state.step}, so it cannot end at step {recipe.steps}.")
         if state.step == recipe.steps:
@@ -126,14 +135,19 @@ def _plan(name: str, folder: Path, changes: dict[str, Any], resume: bool) -> tup
         raise TrainingError(f"{folder}: holds a run of the recipe {saved.name!r}, not of {name!r}.")
     recipe = recipes.adjust(saved, changes)
     before, after = recipes.settings(saved), recipes.settings(recipe)
-    changed = [key for key in after if key != "steps" and after[key] != before[key]]
+    changed = [key for key in _but_for(after) if after[key] != before[key]]
     if changed:
         key = changed[0]
         raise TrainingError(
             f"{folder}: was begun with {key} = {before[key]}, so it cannot go on with {key} = {after[key]}; "
-            f"only steps can change."
+            f"only steps can change, and where the data are."
         )
     return recipe, True
+
+
+def _but_for(settings: dict[str, Any], may_change: tuple[str, ...] = ("steps", "data")) -> dict[str, Any]:
+    """The settings that a run keeps for good. Of the data the place may change; their checksum is compared apart."""
+    return {key: value for key, value in settings.items() if key not in may_change}
 
 
 def read_config(folder: Path) -> Recipe:
@@ -176,8 +190,7 @@ class State:
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = factor * rate
-        # what overflows shows in the losses, which the loop looks at
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # what overflows shows in the losses, which the loop looks at
             losses = self.model.training_step(batch, self.optimizers)
             if self.ema:
                 self.ema.update()
@@ -191,7 +204,8 @@ class State:
         random.manual_seed(self.recipe.seed)
         self.model.eval()
         try:
-            with self.ema.swapped() if self.ema else contextlib.nullcontext():
+            # what overflows shows in the scores and samples, which are looked at
+            with np.errstate(all="ignore"), self.ema.swapped() if self.ema else contextlib.nullcontext():
                 yield self.model
         finally:
             self.model.train()
@@ -205,6 +219,7 @@ class State:
             "recipe": dataclasses.asdict(self.recipe),
             "given": self.task.given,
             "data": self.task.fingerprint,
+            "held_out": self.task.held_out_fingerprint,
             "tokenizer": tokenizer and tokenizer.to_dict(),
             "random": random.get_rng_state(),
             "model": {name: np.array(tensor.cpu().numpy()) for name, tensor in self.model.state_dict().items()},
@@ -212,12 +227,8 @@ class State:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
 
-    def restore(self, tree: dict[str, Any], folder: Path) -> None:
-        """Continue from what `to_tree` returned. Raises TrainingError where it belongs to another run or other data."""
-        if {**tree["recipe"], "steps": 0} != {**dataclasses.asdict(self.recipe), "steps": 0}:
-            raise TrainingError(f"{folder}: {CONFIG} and {CHECKPOINT} belong to different runs.")
-        if tree["data"] != self.task.fingerprint:
-            raise TrainingError(f"{folder}: the data in {self.recipe.data} are not those the run was begun with.")
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Continue from what `to_tree` returned for the same recipe and data."""
         self.model.load_state_dict(tree["model"])
         if self.ema:
             self.ema.load_state_dict(tree["ema"])
@@ -237,6 +248,34 @@ def averaged(model: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _rehearse(recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: str) -> None:
+    """The first step and a held-out batch of a model that is then forgotten.
+
+    What the optimisers, a layer or the memory refuse, and what has diverged after a single step, is found out here, before
+    anything is written. The run itself begins with the same seed as if there had been no rehearsal.
+
+    Raises TrainingError, or DataError for data too small for a batch.
+    """
+    batch = next(task.batches(0))
+    random.manual_seed(recipe.seed)
+    try:
+        state = State(recipe, task, device)
+        divergence.check(state.advance(batch))
+        divergence.check_weights(state.model)
+        with state.apart() as model:
+            divergence.check(model.evaluate(task.held_out(1)), of="held-out ")
+    except Diverged as error:
+        raise TrainingError(
+            f"recipe {recipe.name!r}: {error} after the first step, so the run cannot begin; {divergence.advice(recipe)}."
+        ) from error
+    except TrainingError:
+        raise
+    except ValueError as error:
+        raise TrainingError(
+            f"recipe {recipe.name!r}, in batches of {recipe.batch_size}: {str(error).rstrip('.')}."
+        ) from error
+
+
 def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received: list[int]) -> None:
     recipe, task = state.recipe, state.task
     began = time.perf_counter() - (log.rows[-1]["seconds"] if log.rows else 0)
@@ -247,21 +286,25 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
     for batch in task.batches(state.step):
         losses = state.advance(batch)
         step, last = state.step, state.step == recipe.steps
-        for term, value in losses.items():
-            if not math.isfinite(value):
-                raise Diverged(f"step {step}: {term} is {value}, so the run stops; the checkpoint of step {saved} is kept.")
         logged, shown = last or step % recipe.log_every == 0, last or step % recipe.sample_every == 0
-        if logged or shown:
-            row = {"step": step, "seconds": 0.0, **losses}
-            if shown:
-                with state.apart() as model:
-                    task.show(model, folder / SAMPLES / f"{step:06d}", recipe.seed)
-                    row |= {f"test_{key}": value for key, value in model.evaluate(task.held_out(recipe.eval_batches)).items()}
-            row["seconds"] = round(time.perf_counter() - began, 3)
-            log.write(row)
-        if shown or received:
-            write_whole(folder / CURVES, pictures.curves(recipe.family, log.rows))
-        if last or received or step % recipe.save_every == 0:
+        due = last or bool(received) or step % recipe.save_every == 0
+        try:
+            divergence.check(losses)
+            if shown or due:
+                divergence.check_weights(state.model)
+            if logged or shown:
+                row = {"step": step, "seconds": 0.0, **losses}
+                if shown:
+                    row |= _show(state, folder, bar)
+                row["seconds"] = round(time.perf_counter() - began, 3)
+                log.write(row)
+        except Diverged as error:
+            raise Diverged(
+                f"step {step}: {error}, so the run stops; the checkpoint of step {saved} is kept; {divergence.advice(recipe)}."
+            ) from error
+        if shown or due:
+            bar.draw(folder / CURVES, lambda: pictures.curves(recipe.family, log.rows))
+        if due:
             _save(state, folder, log)
             saved = step
         bar.show(step, losses, always=shown)
@@ -269,17 +312,21 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
             return
 
 
+def _show(state: State, folder: Path, bar: _Progress) -> dict[str, float]:
+    """Write samples of the model as it is, and return its scores on held-out data. Raises Diverged."""
+    recipe, task = state.recipe, state.task
+    with state.apart() as model:
+        sample = task.sample(model, recipe.seed)
+        found = model.evaluate(task.held_out(recipe.eval_batches))
+    divergence.check(found, of="held-out ")
+    bar.draw(folder / SAMPLES / f"{state.step:06d}{task.suffix}", lambda: task.file(sample))
+    return {f"test_{key}": value for key, value in found.items()}
+
+
 def _save(state: State, folder: Path, log: MetricsLog) -> None:
     """Commit the step: when its checkpoint is there, all else that belongs to it is."""
-    tree = state.to_tree()
-    for name, array in tree["model"].items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Diverged(
-                f"step {state.step}: the weight {name} is no longer finite, so the run stops; "
-                f"the checkpoint from before is kept."
-            )
     log.sync()
-    save_checkpoint(folder / CHECKPOINT, tree)
+    save_checkpoint(folder / CHECKPOINT, state.to_tree())
 
 
 @contextlib.contextmanager
@@ -306,7 +353,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 class _Progress:
-    """A bar where somebody watches; else a line now and then."""
+    """A bar where somebody watches; else a line now and then. And the pictures on the way."""
 
     def __init__(self, recipe: Recipe, step: int, bar: bool | None, say: Callable[[str], Any]):
         from tqdm import tqdm
@@ -319,6 +366,22 @@ class _Progress:
                 total=recipe.steps, initial=step, desc=recipe.name, unit="step", dynamic_ncols=True, mininterval=0.2
             )
         self.began = self.spoke = time.perf_counter()
+        self.remarked = False
+
+    def draw(self, path: Path, content: Callable[[], bytes]) -> None:
+        """Write a picture, or say once that pictures cannot be written: a run is worth more than what shows it.
+
+        Whatever goes wrong counts, since a plotting library depends on much that is not ours: a backend that the environment
+        names, fonts, LaTeX. An end by a signal is no such error.
+        """
+        try:
+            write_whole(path, content())
+        except Exception as error:
+            if not self.remarked:
+                why = textwrap.shorten(str(error) or type(error).__name__, 200)
+                remark = f"{path} cannot be drawn ({why}); the run goes on, and says so only once."
+                self.bar.write(remark, file=sys.stderr) if self.bar is not None else self.say(remark)
+            self.remarked = True
 
     def show(self, step: int, losses: dict[str, float], *, always: bool) -> None:
         if self.bar is not None:

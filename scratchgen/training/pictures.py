@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 
 def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a line; where there are more than can be seen, means of neighbours."""
-    found = [(row["step"], line.sign * row[line.key]) for row in rows if line.key in row]
+    found = [(row["step"], line.sign * row[line.key]) for row in rows if math.isfinite(row.get(line.key, math.nan))]
     if not found:
         return np.zeros(0), np.zeros(0)
     width = -(-len(found) // at_most)
@@ -85,11 +86,20 @@ def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tup
 
 
 def curves(family: str, rows: list[dict[str, Any]]) -> bytes:
-    """The panels of a family, drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file."""
+    """The panels of a family, drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file.
+
+    In Matplotlib's own style, whatever the user's settings are: equal runs leave equal files, and no LaTeX is needed.
+    """
+    from matplotlib import rc_context, rcParamsDefault
+
+    with rc_context({key: value for key, value in rcParamsDefault.items() if key != "backend"}):
+        return _curves(PANELS[family], rows)
+
+
+def _curves(panels: tuple[Panel, ...], rows: list[dict[str, Any]]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = PANELS[family]
     figure = Figure(figsize=(5.2 * len(panels), 3.4), dpi=110)
     canvas = FigureCanvasAgg(figure)
     margins = {"left": 0.32 / len(panels) ** 0.5 / 2.6, "right": 0.985, "bottom": 0.14, "top": 0.9, "wspace": 0.2}

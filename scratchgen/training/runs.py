@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 
 from scratchgen import random
 from scratchgen.text import Tokenizer
-from scratchgen.training import recipes, tasks
-from scratchgen.training.folder import CHECKPOINT, METRICS, TrainingError, load_checkpoint, of_this_version, read_metrics
+from scratchgen.training import divergence, recipes, tasks
+from scratchgen.training.divergence import Diverged
+from scratchgen.training.folder import CHECKPOINT, METRICS, load_checkpoint, of_this_version, read_metrics
 from scratchgen.training.loop import averaged
 from scratchgen.training.recipes import Recipe
 
@@ -28,6 +30,7 @@ class Run:
     step: int
     model: Any
     tokenizer: Tokenizer | None
+    checksums: dict[str, str]  # of its data
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -50,22 +53,47 @@ def open_run(folder: str | Path, device: str = "cpu") -> Run:
         if tree["ema"]:
             averaged(model).load_state_dict(tree["ema"], strict=False)  # parameters only: buffers have no average
         tokenizer = Tokenizer.from_dict(tree["tokenizer"]) if tree["tokenizer"] else None
-    return Run(folder, recipe, step, model.eval(), tokenizer)
+        checksums = tasks.checksums(tree)
+    return Run(folder, recipe, step, model.eval(), tokenizer, checksums)
+
+
+def moved(run: Run, data: str) -> Run:
+    """The run, its data in another place: a name or path that `data.load` takes. They are compared when they are read."""
+    return dataclasses.replace(run, recipe=recipes.adjust(run.recipe, {"data": data}))
 
 
 def pictures(run: Run, n: int, seed: int) -> np.ndarray:
-    """n pictures from a model of images.     → (n, C, H, W) in [0, 1]"""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([run.model.generate(min(256, n - i), generator=rng) for i in range(0, n, 256)])
+    """n pictures from a model of images.     → (n, C, H, W) in [0, 1]     Raises Diverged."""
+    with _told(run):
+        return tasks.make_pictures(run.model, n, np.random.default_rng(seed))
 
 
-def scores(run: Run, seed: int = 0) -> dict[str, float]:
-    """The family's metrics on held-out data. Raises DataError where the data are gone."""
-    task = tasks.load(run.recipe)
-    if task.given != getattr(run.model.config, recipes.FAMILIES[run.recipe.family].given):
-        raise TrainingError(f"{run.folder}: the data in {run.recipe.data} are not those the run was begun with.")
-    with _unseen(seed):
-        return task.scores(run.model, seed)
+def texts(run: Run, prompt: str | None, length: int, **rules: Any) -> list[str]:
+    """Texts from a model of text, by the `rules` of `tasks.continue_text`. Raises TokenError, Diverged."""
+    with _told(run):
+        return tasks.continue_text(run.model, run.tokenizer, prompt, length, **rules)
+
+
+def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: None) -> dict[str, float]:
+    """The family's metrics on held-out data; `say` receives a line about what there are too few data for.
+
+    Raises DataError or TrainingError where the data are gone or are not those the run was begun with; Diverged.
+    """
+    task = tasks.load_again(run.recipe, run.folder, run.checksums)
+    with _unseen(seed), _told(run), np.errstate(all="ignore"):  # what overflows shows in the scores, which are looked at
+        return task.scores(run.model, seed, say)
+
+
+@contextlib.contextmanager
+def _told(run: Run) -> Iterator[None]:
+    """Say of a model that has diverged, by its weights or by what is made of it in here, which run it is and what to try."""
+    try:
+        divergence.check_weights(run.model)
+        yield
+    except Diverged as error:
+        raise Diverged(
+            f"{run.folder}: the model has diverged by step {run.step}, since {error}; {divergence.advice(run.recipe)}."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scratchgen import data, metrics
-from scratchgen.text import CharTokenizer, Tokenizer
-from scratchgen.training import pictures
-from scratchgen.training.folder import TrainingError, write_whole
+from scratchgen.text import CharTokenizer, LogitsError, Tokenizer
+from scratchgen.training import divergence, pictures
+from scratchgen.training.divergence import Diverged
+from scratchgen.training.folder import TrainingError
 from scratchgen.training.recipes import FAMILIES, RECIPES, Recipe
 
 Batch = tuple[np.ndarray, Any]
+
+NEIGHBOURS = 3  # the k of `metrics.precision_recall`, which needs more than k pictures of each kind
 
 
 class ImageTask:
     """Pictures to learn from, and pictures held out."""
 
     tokenizer = None
+    suffix = ".png"  # of a file of samples
 
     def __init__(self, recipe: Recipe, train: data.Images, test: data.Images):
         if train.shape != test.shape:
@@ -38,7 +42,12 @@ class ImageTask:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A checksum of what is learned from: a run goes on with the same data or not at all."""
-        return _sha256(np.array(self.train.shape), self.train.x, *([] if self.train.y is None else [self.train.y]))
+        return _images_sha256(self.train)
+
+    @functools.cached_property
+    def held_out_fingerprint(self) -> str:
+        """A checksum of what is held out: scores of the same run are of the same pictures or not at all."""
+        return _images_sha256(self.test)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …: a pure function of the recipe's seed and the step."""
@@ -51,26 +60,37 @@ class ImageTask:
         for i in range(0, len(rows), B):
             yield self.test.x[rows[i : i + B]], None if y is None else y[rows[i : i + B]]
 
-    def show(self, model: Any, stem: Path, seed: int) -> None:
-        """64 samples from always the same codes as a picture `stem`.png."""
-        x = model.generate(64, generator=np.random.default_rng(seed))
-        write_whole(stem.with_suffix(".png"), pictures.png(pictures.grid(x, 8)))
+    def sample(self, model: Any, seed: int) -> np.ndarray:
+        """64 pictures, from always the same codes. Raises Diverged."""
+        return make_pictures(model, 64, np.random.default_rng(seed))
 
-    def scores(self, model: Any, seed: int) -> dict[str, float]:
+    def file(self, sample: np.ndarray) -> bytes:
+        """The file that shows them."""
+        return pictures.png(pictures.grid(sample, 8))
+
+    def scores(self, model: Any, seed: int, say: Callable[[str], Any]) -> dict[str, float]:
         """The family's own scores, and how near as many samples as held-out pictures (at most 2,000) come to these.
 
         Distances are between pixels, or, of larger pictures, between the 64 principal components of the held-out ones.
         The same scores of real training pictures, under "…_real", say what could be expected of a perfect model.
+        With too few pictures there are no such distances, which `say` is told. Raises Diverged.
         """
         found = model.evaluate(self.held_out())
+        divergence.check(found)
         n = min(len(self.test), len(self.train), 2000)
+        if n <= NEIGHBOURS:
+            say(
+                f"no distances between samples and real pictures: these need {NEIGHBOURS + 1} pictures to learn from and as "
+                f"many held out, and there are {len(self.train)} and {len(self.test)}."
+            )
+            return found
         rng = np.random.default_rng(seed)
         project = _principal_components(self.test.x.reshape(len(self.test), -1).astype(np.float64), 64)
         test = project(self.test.x[rng.permutation(len(self.test))[:n]])
         real = project(self.train.x[rng.permutation(len(self.train))[:n]])
-        fake = project(np.concatenate([model.generate(min(200, n - i), generator=rng) for i in range(0, n, 200)]))
+        fake = project(make_pictures(model, n, rng, at_once=200))
         for name, x in (("", fake), ("_real", real)):
-            near = metrics.precision_recall(test, x)
+            near = metrics.precision_recall(test, x, k=NEIGHBOURS)
             found |= {
                 f"frechet_distance{name}": metrics.frechet_distance(test, x),
                 f"precision{name}": near.precision,
@@ -85,11 +105,18 @@ class ImageTask:
 class TextTask:
     """Text to learn from, and text held out, as tokens."""
 
+    suffix = ".txt"  # of a file of samples
+
     def __init__(self, recipe: Recipe, train: data.Text, test: data.Text):
         self.recipe, self.train, self.test = recipe, train, test
         # a character that only the held-out part has is still a character of the language
         self.tokenizer: Tokenizer = CharTokenizer.train(train.text + test.text)
         self.tokens, self.test_tokens = self.tokenizer.encode(train.text), self.tokenizer.encode(test.text)
+        if len(test) < 2:
+            raise TrainingError(
+                f"{recipe.data}: expected at least 2 characters held out, one to be foretold from the other, got {len(test)} "
+                f"of {len(train) + len(test)}."
+            )
         self.given = self.tokenizer.vocab_size
         self.about = f"{len(self.tokens):,} tokens, {self.given} different"
 
@@ -97,6 +124,11 @@ class TextTask:
     def fingerprint(self) -> str:
         """A checksum of what is learned from: a run goes on with the same data or not at all."""
         return _sha256(self.tokens, np.frombuffer(str(self.tokenizer.to_dict()).encode("utf-8", "surrogatepass"), np.uint8))
+
+    @functools.cached_property
+    def held_out_fingerprint(self) -> str:
+        """A checksum of what is held out: scores of the same run are of the same text or not at all."""
+        return _sha256(self.test_tokens)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The batches of steps start, start + 1, …: a pure function of the recipe's seed and the step."""
@@ -112,8 +144,6 @@ class TextTask:
         """
         t = self.test_tokens
         T = min(self.recipe.model["block_size"], len(t) - 1)
-        if T < 1:
-            raise TrainingError(f"{self.recipe.data}: expected at least 2 characters held out, got {len(t)}.")
         windows = (len(t) - 1) // T
         B = min(self.recipe.batch_size, windows)
         x = t[: windows * T].reshape(windows, T)
@@ -122,14 +152,21 @@ class TextTask:
         for i in range(0, len(rows) - B + 1, B):
             yield x[rows[i : i + B]], y[rows[i : i + B]]
 
-    def show(self, model: Any, stem: Path, seed: int) -> None:
-        """A sample of text as `stem`.txt."""
-        text = continue_text(model, self.tokenizer, None, 256, seed=seed, temperature=0.8)[0]
-        write_whole(stem.with_suffix(".txt"), text.encode("utf-8", "replace"))
+    def sample(self, model: Any, seed: int) -> str:
+        """A sample of text. Raises Diverged."""
+        return continue_text(model, self.tokenizer, None, 256, seed=seed, temperature=0.8)[0]
 
-    def scores(self, model: Any, seed: int) -> dict[str, float]:
-        """The family's own scores, and bits for each byte of the held-out text, comparable across tokenizers."""
+    def file(self, sample: str) -> bytes:
+        """The file that shows the sample."""
+        return sample.encode("utf-8", "replace")
+
+    def scores(self, model: Any, seed: int, say: Callable[[str], Any]) -> dict[str, float]:
+        """The family's own scores, and bits for each byte of the held-out text, comparable across tokenizers.
+
+        Raises Diverged.
+        """
         found = model.evaluate(self.held_out())
+        divergence.check(found)
         targets = np.concatenate([y.reshape(-1) for _, y in self.held_out()])
         n_bytes = len(self.tokenizer.decode(targets).encode("utf-8", "surrogatepass"))
         return {**found, "bits_per_byte": metrics.bits_per_byte(found["nll"] * len(targets), n_bytes)}
@@ -150,6 +187,42 @@ def load(recipe: Recipe) -> ImageTask | TextTask:
     return (ImageTask if wanted is data.Images else TextTask)(recipe, train, test)
 
 
+def checksums(tree: dict[str, Any]) -> dict[str, str]:
+    """Those of the data of a run, from its checkpoint; older ones have none of the held-out part."""
+    found = {"learned from": tree["data"]} | ({"held out": tree["held_out"]} if "held_out" in tree else {})
+    if not all(isinstance(checksum, str) for checksum in found.values()):
+        raise TypeError(f"expected checksums of the data, got {found}")
+    return found
+
+
+def load_again(recipe: Recipe, folder: Path, checksums: Mapping[str, str]) -> ImageTask | TextTask:
+    """The data of the run in `folder`, from the place that its recipe tells, compared with its checksums.
+
+    Raises what `load` does, and TrainingError where the data are gone or are others than the run was begun with.
+    """
+    if Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
+        raise TrainingError(f"{folder}: its data are no longer at {recipe.data}; tell where they are now (--data).")
+    task = load(recipe)
+    found = {"learned from": task.fingerprint, "held out": task.held_out_fingerprint}
+    for part, kept in checksums.items():
+        if kept != found[part]:
+            raise TrainingError(
+                f"{folder}: the data in {recipe.data} are not those the run was begun with (what is {part} has another "
+                f"checksum); if those have moved, tell where they are now (--data)."
+            )
+    return task
+
+
+def make_pictures(model: Any, n: int, rng: np.random.Generator, *, at_once: int = 256) -> np.ndarray:
+    """n pictures from a model of images, so many at once.     → (n, C, H, W) in [0, 1]
+
+    Raises Diverged.
+    """
+    with np.errstate(all="ignore"):  # what overflows shows in the pictures
+        x = np.concatenate([model.generate(min(at_once, n - i), generator=rng) for i in range(0, n, at_once)])
+    return divergence.check_samples(x)
+
+
 def continue_text(
     model: Any,
     tokenizer: Tokenizer,
@@ -164,7 +237,7 @@ def continue_text(
 ) -> list[str]:
     """n texts: the prompt, each time continued by `length` tokens. Without a prompt, what may follow the end of a line.
 
-    Raises TokenError for a character that the tokenizer does not know, and the errors of `text.sample`.
+    Raises TokenError for a character that the tokenizer does not know, Diverged, and the errors of `text.sample`.
     """
     hidden = 0
     if not prompt:
@@ -175,7 +248,11 @@ def continue_text(
     rng = np.random.default_rng(seed)
     rules = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": rng}
     batches = (np.repeat(ids[None], min(256, n - i), axis=0) for i in range(0, n, 256))  # as many as memory holds
-    return [tokenizer.decode(row[hidden:]) for rows in batches for row in model.generate(rows, length, **rules)]
+    try:
+        with np.errstate(all="ignore"):  # what overflows shows in the logits
+            return [tokenizer.decode(row[hidden:]) for rows in batches for row in model.generate(rows, length, **rules)]
+    except LogitsError as error:
+        raise Diverged("what the model foretells is no longer finite") from error
 
 
 def _spread(n: int, at_most: int | None) -> np.ndarray:
@@ -190,6 +267,10 @@ def _principal_components(x: np.ndarray, most: int) -> Any:
     mean = x.mean(axis=0)
     axes = np.linalg.svd(x[:2000] - mean, full_matrices=False)[2][:most]
     return lambda pictures: (pictures.reshape(len(pictures), -1) - mean) @ axes.T
+
+
+def _images_sha256(images: data.Images) -> str:
+    return _sha256(np.array(images.shape), images.x, *([] if images.y is None else [images.y]))
 
 
 def _sha256(*arrays: np.ndarray) -> str:
