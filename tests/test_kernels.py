@@ -42,7 +42,6 @@ def python(*arguments, **environment):
 def cases(letter, bits, rooms):
     environment = {"SCRATCHGEN_SIMD": str(bits)} if bits else {}
     environment |= OVERWRITES
-    environment["OMP_WAIT_POLICY"] = "passive"  # processes share the cores here: waiting threads should give theirs up
     return python("tests/kernel_cases.py", letter, *rooms, SCRATCHGEN_THREADS="2", **environment)
 
 
@@ -66,7 +65,7 @@ def test_every_door_against_the_reference_between_guard_pages(runs, name):
 @pytest.mark.deep
 def test_the_kernels_tests_pass_where_freed_memory_is_overwritten():
     arguments = "-q -W error -p no:cacheprovider -k not(overwritten) tests/test_kernels.py tests/test_kernels_conv.py".split()
-    done = python("-m", "pytest", *arguments, **OVERWRITES, OMP_WAIT_POLICY="passive", SCRATCHGEN_DEEP="")
+    done = python("-m", "pytest", *arguments, **OVERWRITES, SCRATCHGEN_DEEP="")
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -155,7 +154,7 @@ for make, batch in (
 
 def test_the_models_train_on_the_compiled_kernels_as_on_the_reference():
     """Four steps of each, in float32: the same losses, and the same losses again, bit for bit."""
-    first, second = (python("-c", TRAIN, OMP_WAIT_POLICY="passive") for _ in range(2))
+    first, second = (python("-c", TRAIN) for _ in range(2))
     assert first.returncode == 0, first.stderr[-3000:]
     assert first.stdout == second.stdout and len(first.stdout.splitlines()) == 3
 

@@ -41,11 +41,13 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
-from kernels.cpu import threads
-
 TYPES = {"f": numba.float32, "d": numba.float64}
 LETTERS = {np.dtype(letter): letter for letter in TYPES}  # other types, the other byte order too, are the reference's
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
+# Only what says `prange` is shared out. Numba would also share out array expressions, and their sums by the number of the
+# thread, which threads of `pool.py` do not have: so `prange` never adds up across its parts either (`_Code` sees to it).
+IMPLICIT = ("comprehension", "fusion", "reduction", "inplace_binop", "setitem", "numpy", "stencil")
+PRANGE = {"prange": True, **dict.fromkeys(IMPLICIT, False)}
 SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
 
 _lock = threading.RLock()
@@ -198,6 +200,8 @@ class _Code:
     def save_overload(self, signature: Any, result: Any) -> None:
         if not result.library.has_dynamic_globals:  # addresses, which mean nothing to another process
             self.code = dumps(result._reduce())
+            if b"get_thread_id" in self.code:
+                raise TypeError(f"{signature}: expected a prange whose parts write to different elements, got one that adds up")
 
 
 class Kernel(dict):
@@ -214,13 +218,16 @@ class Kernel(dict):
         self.function, self.signature, self.callback, self.unchecked = function, signature, callback, unchecked
         self.loaded: list[Any] = []  # the address of a callback is valid while the object lives
         self.options = {**PLAIN, **options}
+        if options.get("parallel"):
+            self.options["parallel"] = PRANGE
 
     def __missing__(self, letter: str) -> Any:
         with _lock:
             if letter not in self:
                 # In a thread of its own: the compiler leaves cycles with its frames behind, and these would keep the
                 # callers' frames, and all arrays in them, alive until the garbage collector comes by.
-                with ThreadPoolExecutor(1) as aside:
+                linked = import_module("kernels.cpu.pool").linked if self.options.get("parallel") else nullcontext
+                with linked(), ThreadPoolExecutor(1) as aside:
                     self[letter] = aside.submit(self._ready, letter).result()
             return self[letter]
 
@@ -254,16 +261,15 @@ class Kernel(dict):
     def _made(self, letter: str, cache: _Code) -> Any:
         """Numba's function, with its code taken from the cache if it is there, else compiled, and put there."""
         signature = self.signature(TYPES[letter])
-        with threads.linked() if self.options.get("parallel") else nullcontext():
-            if self.callback:
-                made = CFunc(self.function, normalize_signature(signature), {}, self.options)
-                made._cache = cache
-                made.compile()
-            else:
-                made = numba.njit(**self.options)(self.function)
-                made._cache = cache
-                made.compile(signature)
-                made.disable_compile()
+        if self.callback:
+            made = CFunc(self.function, normalize_signature(signature), {}, self.options)
+            made._cache = cache
+            made.compile()
+        else:
+            made = numba.njit(**self.options)(self.function)
+            made._cache = cache
+            made.compile(signature)
+            made.disable_compile()
         return made
 
     def _loaded(self, letter: str, code: bytes | None) -> Any:
