@@ -1,5 +1,5 @@
 # make demo   train a GAN, a VAE and a GPT on real data and show what they make      make test   the whole suite
-# make docs   the docstrings with their equations, as pages                          make lint   ruff
+# make docs   the docstrings with their equations, as pages                          make lint   ruff: rules, format
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,8 +12,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/scratchgen demo
 
-test: .venv/ready
-	$(BIN)/ruff check .
+test: lint
 	$(BIN)/python -m pytest -q
 
 test-deep: .venv/ready
@@ -21,6 +20,7 @@ test-deep: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'

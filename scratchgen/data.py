@@ -8,6 +8,7 @@
 A batch is a pure function of (seed, step), so a run resumed at step k sees what the uninterrupted run saw, and
 skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetched where a local copy exists.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -28,8 +29,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "Images", "Source", "Text", "batches", "catalogue", "load", "mixture", "mixture_modes",
-           "reads", "windows"]
+__all__ = [
+    "DataError",
+    "Images",
+    "Source",
+    "Text",
+    "batches",
+    "catalogue",
+    "load",
+    "mixture",
+    "mixture_modes",
+    "reads",
+    "windows",
+]
 
 
 class DataError(ValueError):
@@ -44,6 +56,7 @@ class Images:
 
     Raises DataError where the arrays are anything else, NaN included.
     """
+
     x: np.ndarray
     y: np.ndarray | None = None
     classes: tuple[str, ...] = ()
@@ -61,8 +74,10 @@ class Images:
         if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
             raise DataError(f"{self.name}: y must be an int64 array of shape {x.shape[:1]}, got {_kind(y)}.")
         if y.min() < 0 or y.max() >= len(self.classes):
-            raise DataError(f"{self.name}: expected labels in [0, {len(self.classes)}), the number of class names, "
-                            f"got values from {y.min()} to {y.max()}.")
+            raise DataError(
+                f"{self.name}: expected labels in [0, {len(self.classes)}), the number of class names, "
+                f"got values from {y.min()} to {y.max()}."
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -80,6 +95,7 @@ class Images:
 @dataclass(frozen=True)
 class Text:
     """One non-empty string."""
+
     text: str
     name: str = "text"
 
@@ -96,9 +112,11 @@ class Text:
 
 # ---------------------------------------------------------------------------------------------------- what there is
 
+
 @dataclass(frozen=True)
 class Source:
     """One row of `catalogue()`; `where` is None for what has to be downloaded first."""
+
     name: str
     what: str
     licence: str
@@ -106,14 +124,13 @@ class Source:
 
 
 _ABOUT = {
-    "digits": ("1 797 handwritten digits, 8×8, grey, 10 classes",
-               "CC BY 4.0, UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak), inside scikit-learn"),
-    "fashion-mnist": ("70 000 pictures of clothes, 28×28, grey, 10 classes",
-                      "MIT, Zalando SE (Xiao, Rasul & Vollgraf 2017)"),
-    "mnist": ("70 000 handwritten digits, 28×28, grey, 10 classes",
-              "CC BY-SA 3.0, LeCun, Cortes & Burges (1998)"),
-    "python-docs": ("about 465 kB of English prose about Python",
-                    "PSF licence, pydoc_data.topics, inside CPython"),
+    "digits": (
+        "1 797 handwritten digits, 8×8, grey, 10 classes",
+        "CC BY 4.0, UCI Optical Recognition of Handwritten Digits (Alpaydin & Kaynak), inside scikit-learn",
+    ),
+    "fashion-mnist": ("70 000 pictures of clothes, 28×28, grey, 10 classes", "MIT, Zalando SE (Xiao, Rasul & Vollgraf 2017)"),
+    "mnist": ("70 000 handwritten digits, 28×28, grey, 10 classes", "CC BY-SA 3.0, LeCun, Cortes & Burges (1998)"),
+    "python-docs": ("about 465 kB of English prose about Python", "PSF licence, pydoc_data.topics, inside CPython"),
 }
 
 # The checksums are those the publishers give for the gzip files at these addresses.
@@ -136,8 +153,7 @@ _MD5 = {
     },
 }
 _CLASSES = {
-    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-                      "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     "mnist": tuple("0123456789"),
 }
 _SYSTEM = {"fashion-mnist": (Path("/usr/share/datasets/fashion-mnist"), "dataset-fashion-mnist")}
@@ -148,6 +164,7 @@ def catalogue() -> list[Source]:
 
     Opens no data and no connection, so it is quick, and safe to call offline.
     """
+
     def where(name: str) -> str | None:
         if name == "digits":
             return "scikit-learn" if importlib.util.find_spec("sklearn") else None
@@ -161,8 +178,10 @@ def catalogue() -> list[Source]:
 
 # ---------------------------------------------------------------------------------------------------------- loading
 
-def load(name_or_path: str | os.PathLike[str], *, split: str = "train", seed: int = 0,
-         size: int | tuple[int, int] | None = None) -> Images | Text:
+
+def load(
+    name_or_path: str | os.PathLike[str], *, split: str = "train", seed: int = 0, size: int | tuple[int, int] | None = None
+) -> Images | Text:
     """One split of a data set, by its name or by the path to your own.
 
     A name of `catalogue()`, or a path to
@@ -204,8 +223,10 @@ def load(name_or_path: str | os.PathLike[str], *, split: str = "train", seed: in
         raise DataError(f"{path}: expected a .txt file, a .npz file or a folder, got a file ending in {path.suffix!r}.")
     else:
         near = "".join(f" (did you mean {guess!r}?)" for guess in difflib.get_close_matches(name, _ABOUT, n=1))
-        raise DataError(f"no data set and no file is called {name!r}{near}; expected one of {', '.join(_ABOUT)}, "
-                        f"or the path of a .txt file, a .npz file or a folder.")
+        raise DataError(
+            f"no data set and no file is called {name!r}{near}; expected one of {', '.join(_ABOUT)}, "
+            f"or the path of a .txt file, a .npz file or a folder."
+        )
     if size is not None and not folder_of_images:
         raise DataError(f"size: only a folder of images can be resized, got size={size!r} for {name!r}.")
     return data
@@ -218,7 +239,7 @@ def _digits(split: str, seed: int) -> Images:
         raise DataError("digits ships inside scikit-learn, which is missing: pip install scikit-learn.") from error
     x, y = load_digits(return_X_y=True)
     rows = _deal(len(x), split, seed, "digits")
-    x = (x.reshape(-1, 1, 8, 8) / 16).astype(np.float32)         # each pixel counts the ink in a 4×4 block: 0..16
+    x = (x.reshape(-1, 1, 8, 8) / 16).astype(np.float32)  # each pixel counts the ink in a 4×4 block: 0..16
     return Images(x[rows], y[rows].astype(np.int64), tuple("0123456789"), "digits")
 
 
@@ -268,15 +289,20 @@ def _find_or_fetch(name: str, file: str) -> Path:
         if cache is None:
             raise FileNotFoundError("no folder to keep it in, since neither XDG_CACHE_HOME nor HOME is set")
         import pooch
-        return Path(pooch.retrieve(f"{_URL[name]}{file}.gz", known_hash=f"md5:{_MD5[name][file]}",
-                                   fname=f"{file}.gz", path=cache / name))
-    except (ImportError, OSError, ValueError) as error:          # no pooch; no network; another checksum
+
+        return Path(
+            pooch.retrieve(
+                f"{_URL[name]}{file}.gz", known_hash=f"md5:{_MD5[name][file]}", fname=f"{file}.gz", path=cache / name
+            )
+        )
+    except (ImportError, OSError, ValueError) as error:  # no pooch; no network; another checksum
         ways = [f"put {file} (or .gz) into $SCRATCHGEN_DATA/{name}/" + (f" or {cache / name}/" if cache else "")]
         if name in _SYSTEM:
             ways.append(f"install the system package {_SYSTEM[name][1]}")
         ways.append("connect to the network with pooch installed, and it is downloaded once")
-        raise DataError(f"{name}: {file} is not here and could not be downloaded ({type(error).__name__}: {error}); "
-                        f"{'; or '.join(ways)}.") from error
+        raise DataError(
+            f"{name}: {file} is not here and could not be downloaded ({type(error).__name__}: {error}); {'; or '.join(ways)}."
+        ) from error
 
 
 def _read_idx(path: Path, *, ndim: int) -> np.ndarray:
@@ -287,8 +313,10 @@ def _read_idx(path: Path, *, ndim: int) -> np.ndarray:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected a whole gzip file, got a damaged one ({error}).") from error
     if raw[:4] != bytes((0, 0, 8, ndim)):
-        raise DataError(f"{path}: expected an IDX file of uint8 in {ndim} dimensions, which begins with the bytes "
-                        f"{bytes((0, 0, 8, ndim)).hex(' ')}, got {raw[:4].hex(' ') or 'nothing'}.")
+        raise DataError(
+            f"{path}: expected an IDX file of uint8 in {ndim} dimensions, which begins with the bytes "
+            f"{bytes((0, 0, 8, ndim)).hex(' ')}, got {raw[:4].hex(' ') or 'nothing'}."
+        )
     head = 4 + 4 * ndim
     shape = tuple(int(n) for n in np.frombuffer(raw[4:head].ljust(4 * ndim, b"\0"), dtype=">u4"))
     expected, given = head + int(np.prod(shape, dtype=object)), len(raw)
@@ -298,8 +326,9 @@ def _read_idx(path: Path, *, ndim: int) -> np.ndarray:
 
 
 # What the parts of a data set are called: to learn from, to test, and to choose by.
-_ROLES = {name: names[0] for names in (("train", "training"), ("test", "testing"), ("valid", "val", "validation"))
-          for name in names}
+_ROLES = {
+    name: names[0] for names in (("train", "training"), ("test", "testing"), ("valid", "val", "validation")) for name in names
+}
 
 
 def _chosen(roles: dict[str, set[str]], where: object) -> dict[str, str]:
@@ -326,22 +355,25 @@ def _load_npz(path: Path, split: str, seed: int) -> Images:
             y_keys = {part: f"y{key[1:]}" for part, key in x_keys.items()}
             x_key, y_key = x_keys[split], y_keys[split]
             if x_key not in archive:
-                raise DataError(f"{path}: expected an array called {x_key!r}, and optionally {y_key!r}, "
-                                f"got {sorted(archive.files) or 'no arrays'}.")
+                raise DataError(
+                    f"{path}: expected an array called {x_key!r}, and optionally {y_key!r}, "
+                    f"got {sorted(archive.files) or 'no arrays'}."
+                )
             x, y = archive[x_key], archive[y_key] if y_key in archive else None
             every_y = [archive[key] for key in sorted(set(y_keys.values())) if key in archive]
     except DataError:
         raise
     except MemoryError as error:
         raise DataError(f"{path}: its arrays are larger than the memory ({error}).") from error
-    except Exception as error:                                   # from zip, the decompressors and NumPy's own headers
+    except Exception as error:  # from zip, the decompressors and NumPy's own headers
         if _refused(error):
             raise _unreadable(path, error) from error
         # NumPy's own words would advise allow_pickle=True, which runs whatever code the file holds.
-        raise DataError(f"{path}: expected an .npz archive of plain numeric arrays, got one that is damaged or holds "
-                        f"Python objects.") from error
+        raise DataError(
+            f"{path}: expected an .npz archive of plain numeric arrays, got one that is damaged or holds Python objects."
+        ) from error
     x = _pixels(x, path)
-    _require_pixels(x, f"{path}: {x_key}")                       # before the rows are dealt out, and numbered anew
+    _require_pixels(x, f"{path}: {x_key}")  # before the rows are dealt out, and numbered anew
     classes = ()
     if y is not None:
         if any(part.dtype.kind not in "iu" for part in every_y) or y.shape != x.shape[:1]:
@@ -357,8 +389,9 @@ def _load_npz(path: Path, split: str, seed: int) -> Images:
     return Images(x, y, classes, path.stem)
 
 
-_SUFFIXES = frozenset(".apng .avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff "
-                      ".webp".split())
+_SUFFIXES = frozenset(
+    ".apng .avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
 
 
 def _load_folder(folder: Path, split: str, seed: int, size: int | tuple[int, int] | None) -> tuple[Images | Text, bool]:
@@ -396,7 +429,7 @@ def _parts(folder: Path, folders: list[Path], files: list[Path]) -> dict[str, st
 
     Raises DataError where that is only half so: two parts for one split, more beside the parts, parts further down.
     """
-    found: dict[tuple[Path, str], dict[str, set[str]]] = {}      # (where, common word) → what for → names
+    found: dict[tuple[Path, str], dict[str, set[str]]] = {}  # (where, common word) → what for → names
     for path in [*folders, *(f for f in files if f.suffix.lower() == ".txt")]:
         words = re.split(r"([._-])", (path.name if path in folders else path.stem).lower())
         for word, others in ((words[-1], words[:-1]), (words[0], words[1:])):
@@ -410,8 +443,10 @@ def _parts(folder: Path, folders: list[Path], files: list[Path]) -> dict[str, st
     (where, _), roles = next(iter(whole.items()))
     names = sorted(name for each in roles.values() for name in each)
     if len(whole) > 1 or where != Path():
-        raise DataError(f"{folder}: expected its parts at the top, and once, got {' and '.join(names)} in {folder / where}; "
-                        f"name the folder that holds just one data set.")
+        raise DataError(
+            f"{folder}: expected its parts at the top, and once, got {' and '.join(names)} in {folder / where}; "
+            f"name the folder that holds just one data set."
+        )
     beside = sorted({f.parts[0] for f in files} - set(names))
     if beside:
         raise DataError(f"{folder}: expected nothing to learn from beside {' and '.join(names)}, got {beside[0]}.")
@@ -468,8 +503,9 @@ def reads(name_or_path: str | os.PathLike[str], file: Path) -> bool:
     if str(name_or_path) in _ABOUT or not folder.is_dir():
         return False
     homes = ((folder / below).resolve() for below in _tree(folder)[0])
-    return any(file.is_relative_to(home) and not any(part.startswith(".") for part in file.relative_to(home).parts)
-               for home in homes)
+    return any(
+        file.is_relative_to(home) and not any(part.startswith(".") for part in file.relative_to(home).parts) for home in homes
+    )
 
 
 def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.ndarray:
@@ -492,17 +528,20 @@ def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.nd
                 picture = _read_image(file, side)
         except DataError:
             raise
-        except Exception as error:                               # a decoder of damaged bytes raises what its code runs into
+        except Exception as error:  # a decoder of damaged bytes raises what its code runs into
             if _refused(error):
                 raise _unreadable(file, error) from error
-            raise DataError(f"{file}: expected an image that Pillow can read, got one that is damaged or no image "
-                            f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}).") from error
+            raise DataError(
+                f"{file}: expected an image that Pillow can read, got one that is damaged or no image "
+                f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')})."
+            ) from error
         if pictures and picture.size != pictures[0].size:
-            raise DataError(f"{file}: expected {_h_by_w(pictures[0])} like {files[0].name}, got {_h_by_w(picture)}; "
-                            f"size= resizes them all.")
+            raise DataError(
+                f"{file}: expected {_h_by_w(pictures[0])} like {files[0].name}, got {_h_by_w(picture)}; size= resizes them all."
+            )
         pictures.append(picture)
     mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
-    x = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])               # (N, H, W) or (N, H, W, 3)
+    x = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])  # (N, H, W) or (N, H, W, 3)
     return _pixels(x if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2)), files[0].parent)
 
 
@@ -511,7 +550,7 @@ def _read_image(file: Path, size: tuple[int, int] | None) -> Any:
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)                # a camera stores the turn beside the pixels
+        picture = ImageOps.exif_transpose(opened)  # a camera stores the turn beside the pixels
     if picture.mode.startswith(("I", "F")):
         raise DataError(f"{file}: expected 8 bits a channel, got Pillow mode {picture.mode!r}.")
     grey = picture.mode in ("1", "L", "LA")
@@ -521,7 +560,7 @@ def _read_image(file: Path, size: tuple[int, int] | None) -> Any:
     picture = picture.convert("L" if grey else "RGB")
     if size is None or picture.size == size:
         return picture
-    return picture.resize(size, Image.Resampling.BOX)            # BOX: the mean of what a pixel covers
+    return picture.resize(size, Image.Resampling.BOX)  # BOX: the mean of what a pixel covers
 
 
 def _h_by_w(picture) -> str:
@@ -530,12 +569,13 @@ def _h_by_w(picture) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")             # -sig: without the byte-order mark, if there is one
+        text = path.read_bytes().decode("utf-8-sig")  # -sig: without the byte-order mark, if there is one
     except OSError as error:
         raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x} "
-                        f"at offset {error.start}.") from error
+        raise DataError(
+            f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x} at offset {error.start}."
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -544,21 +584,22 @@ def _pixels(x: np.ndarray, name: object) -> np.ndarray:
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise DataError(f"{name}: expected pixels as uint8 in 0..255 or as floats in [0, 1], got {_kind(x)}.")
     if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-        raise DataError(f"{name}: expected shape (N, C, H, W), got {x.shape}, whose channels come last; "
-                        f"x.transpose(0, 3, 1, 2) moves them.")
+        raise DataError(
+            f"{name}: expected shape (N, C, H, W), got {x.shape}, whose channels come last; x.transpose(0, 3, 1, 2) moves them."
+        )
     if x.ndim not in (3, 4):
         raise DataError(f"{name}: expected shape (N, C, H, W) or (N, H, W), got {x.shape}.")
     x = x[:, None] if x.ndim == 3 else x
     if x.dtype == np.uint8:
         return x.astype(np.float32) / np.float32(255)
-    with np.errstate(over="ignore", under="ignore"):             # too large for float32 is infinite, and is refused so
+    with np.errstate(over="ignore", under="ignore"):  # too large for float32 is infinite, and is refused so
         return x.astype(np.float32)
 
 
 def _require_pixels(x: np.ndarray, name: object) -> None:
     """Raises DataError, with the number of the first bad image, where a pixel of x (N, …) is not in [0, 1]."""
     with np.errstate(invalid="ignore"):
-        bad = ~((x >= 0) & (x <= 1)).all(axis=tuple(range(1, x.ndim)))      # NaN is neither
+        bad = ~((x >= 0) & (x <= 1)).all(axis=tuple(range(1, x.ndim)))  # NaN is neither
     if bad.any():
         first = int(np.argmax(bad))
         given = f"values from {x[first].min():g} to {x[first].max():g}" if np.isfinite(x[first]).all() else "NaN or infinity"
@@ -568,7 +609,7 @@ def _require_pixels(x: np.ndarray, name: object) -> None:
 def _deal(n: int, split: str, seed: int, name: object) -> np.ndarray:
     """The rows of a split, ascending: a permutation of range(n) from `seed`, its last fifth for the test."""
     order = np.random.default_rng(seed).permutation(n)
-    rows = np.sort(order[n - n // 5:] if split == "test" else order[:n - n // 5])
+    rows = np.sort(order[n - n // 5 :] if split == "test" else order[: n - n // 5])
     if not len(rows):
         raise DataError(f"{name}: expected at least {5 if split == 'test' else 1} images for a {split} split, got {n}.")
     return rows
@@ -578,8 +619,9 @@ def _cut(text: str, split: str, name: object) -> str:
     at = len(text) - len(text) // 10
     part = text[at:] if split == "test" else text[:at]
     if not part:
-        raise DataError(f"{name}: expected at least {10 if split == 'test' else 1} characters for a {split} split, "
-                        f"got {len(text)}.")
+        raise DataError(
+            f"{name}: expected at least {10 if split == 'test' else 1} characters for a {split} split, got {len(text)}."
+        )
     return part
 
 
@@ -594,8 +636,14 @@ def _require_natural(name: str, value: object, least: int) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- batches
 
-def batches(data: Images | np.ndarray, batch_size: int, *, seed: int, start: int = 0,
-            ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+
+def batches(
+    data: Images | np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """An endless run of shuffled batches (x, y), beginning with batch number `start`.
 
         batch k = rows π_e[j·B : (j+1)·B],   e = k div m,  j = k mod m,  m = N div B,
@@ -621,14 +669,20 @@ def batches(data: Images | np.ndarray, batch_size: int, *, seed: int, start: int
             epoch, j = divmod(k, m)
             if j == 0 or k == start:
                 order = np.random.default_rng((seed, epoch)).permutation(len(x))
-            rows = order[j * batch_size:(j + 1) * batch_size]
+            rows = order[j * batch_size : (j + 1) * batch_size]
             yield x[rows], None if y is None else y[rows]
 
     return run()
 
 
-def windows(tokens: np.ndarray, block_size: int, batch_size: int, *, seed: int, step: int,
-            ) -> tuple[np.ndarray, np.ndarray]:
+def windows(
+    tokens: np.ndarray,
+    block_size: int,
+    batch_size: int,
+    *,
+    seed: int,
+    step: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Batch number `step` of random windows of a token sequence, and the same windows one token later.
 
         x_b = t[i_b : i_b + T],   y_b = t[i_b + 1 : i_b + T + 1],   i_b uniform on 0 … n − T − 1, from (seed, step)
@@ -640,19 +694,24 @@ def windows(tokens: np.ndarray, block_size: int, batch_size: int, *, seed: int, 
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise DataError(f"tokens: expected integers of shape (n,), got {_kind(tokens)}.")
-    for name, value, least in (("block_size", block_size, 1), ("batch_size", batch_size, 1),
-                               ("seed", seed, 0), ("step", step, 0)):
+    for name, value, least in (
+        ("block_size", block_size, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("step", step, 0),
+    ):
         _require_natural(name, value, least)
     if len(tokens) <= block_size:
         raise DataError(f"tokens: expected at least block_size + 1 = {block_size + 1} of them, got {len(tokens)}.")
-    if batch_size >= 2**31:                                      # more than any memory holds
+    if batch_size >= 2**31:  # more than any memory holds
         raise DataError(f"batch_size: expected a number below {2**31}, got {batch_size}.")
     first = np.random.default_rng((seed, step)).integers(0, len(tokens) - block_size, size=batch_size)
-    window = tokens[first[:, None] + np.arange(block_size + 1)].astype(np.int64)              # (B, T + 1)
+    window = tokens[first[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
     return window[:, :-1].copy(), window[:, 1:].copy()
 
 
 # ------------------------------------------------------------------------------------------------- toy distributions
+
 
 def mixture_modes(name: str) -> tuple[np.ndarray, float]:
     """Centres μ: float32 (K, 2) and the standard deviation σ of a toy mixture of Gaussians in the plane.

@@ -3,17 +3,29 @@
 Arrays in, numbers out, all in float64. Which features the distances are taken between is the caller's choice
 (pixels, or a network's activations); scores are comparable only with the same features and the same number of samples.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Coverage", "bits_per_byte", "bits_per_dim", "distinct_ngrams", "diversity", "frechet_distance",
-           "frechet_gaussians", "mode_coverage", "perplexity", "precision_recall"]
+__all__ = [
+    "Coverage",
+    "bits_per_byte",
+    "bits_per_dim",
+    "distinct_ngrams",
+    "diversity",
+    "frechet_distance",
+    "frechet_gaussians",
+    "mode_coverage",
+    "perplexity",
+    "precision_recall",
+]
 
 
 # ------------------------------------------------------------------------------------------------------- likelihood
+
 
 def bits_per_dim(nll: np.ndarray | float, dims: int, *, levels: int = 1) -> np.ndarray | float:
     """Negative log-likelihood per example, in bits for each of its dimensions.
@@ -61,6 +73,7 @@ def perplexity(nll: np.ndarray | float) -> float:
 
 
 # ------------------------------------------------------------------------------------------------- Fréchet distance
+
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     r"""Squared Fréchet (2-Wasserstein) distance between the Gaussians fitted to two sets of features.
@@ -115,13 +128,15 @@ def frechet_gaussians(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray,
 def _frechet(shift: np.ndarray, root_a: np.ndarray, root_b: np.ndarray) -> float:
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     d2 = shift @ shift + (root_a * root_a).sum() + (root_b * root_b).sum() - 2 * cross
-    return max(float(d2), 0.0)                                   # for equal sets rounding leaves about ±1e-16 tr Σ
+    return max(float(d2), 0.0)  # for equal sets rounding leaves about ±1e-16 tr Σ
 
 
 # ---------------------------------------------------------------------------------------- nearest-neighbour coverage
 
+
 class Coverage(NamedTuple):
     """What `precision_recall` returns: four numbers, 1 being good (density alone can exceed it)."""
+
     precision: float
     recall: float
     density: float
@@ -146,16 +161,20 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, *, k: int = 3) -> Cover
     _require_natural("k", k, 1)
     real, fake = _feature_pair("real", real, "fake", fake, least=k + 1)
     radius_real, radius_fake = _neighbour_radius(real, k), _neighbour_radius(fake, k)
-    on_real = np.zeros(len(fake), dtype=np.int64)                # in how many balls of the data each sample lies
+    on_real = np.zeros(len(fake), dtype=np.int64)  # in how many balls of the data each sample lies
     recalled = np.zeros(len(real), dtype=bool)
     covered = np.zeros(len(real), dtype=bool)
     for rows, distance in _distances(real, fake):
-        inside = distance <= radius_real[rows, None]             # (rows of real, m)
+        inside = distance <= radius_real[rows, None]  # (rows of real, m)
         on_real += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)
         recalled[rows] = (distance <= radius_fake).any(axis=1)
-    return Coverage(precision=float((on_real > 0).mean()), recall=float(recalled.mean()),
-                    density=float(on_real.mean() / k), coverage=float(covered.mean()))
+    return Coverage(
+        precision=float((on_real > 0).mean()),
+        recall=float(recalled.mean()),
+        density=float(on_real.mean() / k),
+        coverage=float(covered.mean()),
+    )
 
 
 def _neighbour_radius(x: np.ndarray, k: int) -> np.ndarray:
@@ -169,10 +188,11 @@ def _distances(a: np.ndarray, b: np.ndarray, block: int = 1024):
 
     # cdist takes differences; a² + b² − 2ab would be faster and cancels where points are close, which is what is asked.
     for i in range(0, len(a), block):
-        yield slice(i, i + block), cdist(a[i:i + block], b)
+        yield slice(i, i + block), cdist(a[i : i + block], b)
 
 
 # ---------------------------------------------------------------------------------------------------------- variety
+
 
 def diversity(x: np.ndarray) -> float:
     """The mean Euclidean distance between two different members of a set: 0 when all are the same.
@@ -196,8 +216,9 @@ def distinct_ngrams(tokens: np.ndarray, n: int) -> float:
     tokens = np.atleast_2d(np.asarray(tokens))
     _require_natural("n", n, 1)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[0] == 0 or tokens.shape[1] < n:
-        raise ValueError(f"tokens: expected integers (length,) or (batch, length) with length ≥ n = {n}, "
-                         f"got {tokens.dtype} {tokens.shape}.")
+        raise ValueError(
+            f"tokens: expected integers (length,) or (batch, length) with length ≥ n = {n}, got {tokens.dtype} {tokens.shape}."
+        )
     grams = np.lib.stride_tricks.sliding_window_view(tokens, n, axis=1).reshape(-1, n)
     return len(np.unique(grams, axis=0)) / len(grams)
 
@@ -213,12 +234,14 @@ def mode_coverage(points: np.ndarray, centres: np.ndarray, *, radius: float) -> 
     points, centres = _feature_pair("points", points, "centres", centres, least=1)
     if not radius > 0:
         raise ValueError(f"radius: expected a positive number, got {radius!r}.")
-    hits = np.concatenate([np.where(distance.min(axis=1) <= radius, distance.argmin(axis=1), -1)
-                           for _, distance in _distances(points, centres)])
+    hits = np.concatenate(
+        [np.where(distance.min(axis=1) <= radius, distance.argmin(axis=1), -1) for _, distance in _distances(points, centres)]
+    )
     return len(np.unique(hits[hits >= 0])), float((hits >= 0).mean())
 
 
 # ----------------------------------------------------------------------------------------------------------- checks
+
 
 def _numbers(name: str, value: np.ndarray | float) -> np.ndarray:
     value = np.asarray(value)
@@ -239,8 +262,14 @@ def _features(name: str, x: np.ndarray, *, least: int) -> np.ndarray:
     return x
 
 
-def _feature_pair(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray, *, least: int,
-                  ) -> tuple[np.ndarray, np.ndarray]:
+def _feature_pair(
+    name_a: str,
+    a: np.ndarray,
+    name_b: str,
+    b: np.ndarray,
+    *,
+    least: int,
+) -> tuple[np.ndarray, np.ndarray]:
     a, b = _features(name_a, a, least=least), _features(name_b, b, least=least)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{name_a}, {name_b}: expected equally many features, got {a.shape[1]} and {b.shape[1]}.")

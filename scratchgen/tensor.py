@@ -904,8 +904,7 @@ class Writing:
                 )
             if 0 in t._data.strides and t._data.size > 1:
                 raise RuntimeError(
-                    "expected a tensor with one place in memory for each element, got an expanded one: "
-                    "write to a clone() of it"
+                    "expected a tensor with one place in memory for each element, got an expanded one: write to a clone() of it"
                 )
         self.tensors = tensors
 

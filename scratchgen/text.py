@@ -1,9 +1,10 @@
 """Text as integers, and the rules that choose the next one.
 
-    tokenizer = CharTokenizer.train(text)
-    ids = tokenizer.encode("abc")                       int64 (n,)
-    next_id = sample(logits, temperature=0.8, top_p=0.95, rng=rng)
+tokenizer = CharTokenizer.train(text)
+ids = tokenizer.encode("abc")                       int64 (n,)
+next_id = sample(logits, temperature=0.8, top_p=0.95, rng=rng)
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ class Tokenizer(ABC):
 
     A subclass names its `kind`, and saves itself to a plain dict that JSON can carry.
     """
+
     kind: ClassVar[str]
 
     @property
@@ -62,7 +64,7 @@ class Tokenizer(ABC):
     def _check_ids(self, ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(ids)
         if ids.size == 0 and ids.ndim == 1:
-            return ids.astype(np.int64)                          # np.asarray([]) is float64, and means no tokens
+            return ids.astype(np.int64)  # np.asarray([]) is float64, and means no tokens
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise TokenError(f"ids: expected integers of shape (n,), got {ids.dtype} {ids.shape}.")
         outside = (ids < 0) | (ids >= self.vocab_size)
@@ -74,13 +76,14 @@ class Tokenizer(ABC):
 
 class CharTokenizer(Tokenizer):
     """One token a character (Unicode code point), numbered in code point order."""
+
     kind = "char"
 
     def __init__(self, characters: str) -> None:
         """characters: the vocabulary; repeats and order do not matter. Raises TokenError where there are none."""
         if not isinstance(characters, str) or not characters:
             raise TokenError(f"vocabulary: expected a text with at least one character, got {characters!r}.")
-        self._points = np.unique(_code_points(characters))       # sorted and without repeats
+        self._points = np.unique(_code_points(characters))  # sorted and without repeats
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
@@ -104,8 +107,10 @@ class CharTokenizer(Tokenizer):
         known = self._points[np.minimum(ids, self.vocab_size - 1)] == points
         if not known.all():
             at = int(np.argmin(known))
-            raise TokenError(f"encode: the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} "
-                             f"is not among the {self.vocab_size} this tokenizer was trained on.")
+            raise TokenError(
+                f"encode: the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} "
+                f"is not among the {self.vocab_size} this tokenizer was trained on."
+            )
         return ids.astype(np.int64)
 
     def decode(self, ids: np.ndarray) -> str:
@@ -130,8 +135,10 @@ def _from_code_points(points: np.ndarray) -> str:
 
 # --------------------------------------------------------------------------------------------------------- sampling
 
-def probabilities(logits: np.ndarray, *, temperature: float = 1.0, top_k: int | None = None,
-                  top_p: float | None = None) -> np.ndarray:
+
+def probabilities(
+    logits: np.ndarray, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> np.ndarray:
     r"""The distribution that `sample` draws from.
 
         p_i ∝ exp(z_i / τ) for i ∈ A,  0 elsewhere
@@ -153,8 +160,14 @@ def probabilities(logits: np.ndarray, *, temperature: float = 1.0, top_k: int | 
     return _softmax(_restricted(logits, temperature, top_k, top_p))
 
 
-def sample(logits: np.ndarray, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-           rng: np.random.Generator) -> np.ndarray:
+def sample(
+    logits: np.ndarray,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rng: np.random.Generator,
+) -> np.ndarray:
     r"""One token id for each row of logits, drawn from `probabilities(logits, …)`.
 
         id = argmax_i (log p_i + g_i),   g_i = −log(−log u_i),  u_i ~ uniform(0, 1)         (the Gumbel-max trick)
@@ -177,7 +190,7 @@ def _restricted(logits: np.ndarray, temperature: float, top_k: int | None, top_p
     if z.ndim == 0 or z.shape[-1] == 0 or z.dtype.kind not in "fiu":
         raise ValueError(f"logits: expected numbers of shape (…, V) with V ≥ 1, got {z.dtype} {z.shape}.")
     z = z.astype(np.float64)
-    if not (z < np.inf).all():                                   # also false for NaN
+    if not (z < np.inf).all():  # also false for NaN
         raise LogitsError("logits: expected finite numbers or −inf, got NaN or +inf.")
     top = z.max(axis=-1, keepdims=True)
     if np.isneginf(top).any():
@@ -198,20 +211,20 @@ def _restricted(logits: np.ndarray, temperature: float, top_k: int | None, top_p
     if (top_k is None or top_k >= V) and (top_p is None or top_p == 1):
         return z
 
-    order = np.argsort(-z, axis=-1, kind="stable")               # rank → id; stable: lower id first among equals
+    order = np.argsort(-z, axis=-1, kind="stable")  # rank → id; stable: lower id first among equals
     ranked = np.take_along_axis(z, order, axis=-1)
     if top_k is not None:
         ranked[..., top_k:] = -np.inf
     if top_p is not None and top_p < 1:
         p = _softmax(ranked)
-        before = np.cumsum(p, axis=-1) - p                       # the mass of all larger tokens: 0 for the largest,
-        ranked[before >= top_p] = -np.inf                        # which therefore always stays
+        before = np.cumsum(p, axis=-1) - p  # the mass of all larger tokens: 0 for the largest,
+        ranked[before >= top_p] = -np.inf  # which therefore always stays
     np.put_along_axis(z, order, ranked, axis=-1)
     return z
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:
     """exp(z_i) / Σ_j exp(z_j) for rows whose largest entry is 0."""
-    with np.errstate(under="ignore"):                            # a probability below the smallest float is 0
+    with np.errstate(under="ignore"):  # a probability below the smallest float is 0
         e = np.exp(z)
         return e / e.sum(axis=-1, keepdims=True)

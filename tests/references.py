@@ -95,9 +95,9 @@ def clamp(x, min=None, max=None):
 REFERENCES |= {
     "amax": lambda x, dim=None, keepdim=False: np.max(x, axes(x, dim), keepdims=keepdim),
     "amin": lambda x, dim=None, keepdim=False: -np.max(-x, axes(x, dim), keepdims=keepdim),
-    "cumprod": lambda x, dim: np.stack([x.take(range(i + 1), dim).prod(dim) for i in range(x.shape[dim])], dim)
-    if x.ndim and x.size
-    else x,
+    "cumprod": lambda x, dim: (
+        np.stack([x.take(range(i + 1), dim).prod(dim) for i in range(x.shape[dim])], dim) if x.ndim and x.size else x
+    ),
     "cumsum": lambda x, dim: np.cumsum(x, dim) if x.ndim else x,
     "logsumexp": lambda x, dim, keepdim=False: special.logsumexp(x, axes(x, dim), keepdims=keepdim) if x.ndim else x,
     "mean": lambda x, dim=None, keepdim=False: np.mean(x, axes(x, dim), keepdims=keepdim),

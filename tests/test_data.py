@@ -1,4 +1,5 @@
 """Data sets and batches: what is loaded, what is refused and in which words, and that a batch is a pure function."""
+
 import ast
 import gzip
 import pickle
@@ -20,8 +21,10 @@ from scratchgen.data import DataError, Images, Text, batches, catalogue, load, m
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """A machine with no data sets, no system packages and no network."""
+
     def retrieve(*_args, **_kwargs):
         raise ConnectionError("no route to host")
+
     monkeypatch.setenv("SCRATCHGEN_DATA", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "_SYSTEM", {"fashion-mnist": (tmp_path / "system", "dataset-fashion-mnist")})
@@ -47,14 +50,17 @@ def write_idx(folder, *, n=7, prefix="train", zipped=True):
 
 def write_png(path, array):
     from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
 
 
 # ------------------------------------------------------------------------------------------------------------ rooms
 
+
 def test_imports_at_the_top_are_the_standard_library_and_numpy():
     from scratchgen import metrics, text
+
     for module in (data, text, metrics):
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -64,6 +70,7 @@ def test_imports_at_the_top_are_the_standard_library_and_numpy():
 
 
 # ----------------------------------------------------------------------------------------------------------- Images
+
 
 def ok(n=4, c=1, h=2, w=3):
     return np.linspace(0, 1, n * c * h * w, dtype=np.float32).reshape(n, c, h, w)
@@ -80,21 +87,24 @@ def bad_pixel(value):
     return x
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ((ok().astype(np.float64),), r"x must be a float32 array of shape \(N, C, H, W\), got float64"),
-    ((ok()[0],), r"got float32 \(1, 2, 3\)"),
-    (([[0.0]],), "got list"),
-    ((ok()[:0],), "x is empty"),
-    ((ok()[..., :0],), "x is empty"),
-    ((bad_pixel(np.nan),), "got NaN or infinity, first in image 2"),
-    ((bad_pixel(np.inf),), "got NaN or infinity, first in image 2"),
-    ((bad_pixel(-0.5),), r"pixels in \[0, 1\], got values from -0.5"),
-    ((bad_pixel(255),), r"pixels in \[0, 1\], got values from 0.521739 to 255, first in image 2"),
-    ((ok(), np.zeros(4, np.int32), ("a",)), r"y must be an int64 array of shape \(4,\), got int32"),
-    ((ok(), np.zeros(3, np.int64), ("a",)), r"got int64 \(3,\)"),
-    ((ok(), np.array([0, 0, 2, 1]), ("a", "b")), r"labels in \[0, 2\)"),
-    ((ok(), np.array([0, 0, -1, 1]), ("a", "b")), "from -1 to 1"),
-])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((ok().astype(np.float64),), r"x must be a float32 array of shape \(N, C, H, W\), got float64"),
+        ((ok()[0],), r"got float32 \(1, 2, 3\)"),
+        (([[0.0]],), "got list"),
+        ((ok()[:0],), "x is empty"),
+        ((ok()[..., :0],), "x is empty"),
+        ((bad_pixel(np.nan),), "got NaN or infinity, first in image 2"),
+        ((bad_pixel(np.inf),), "got NaN or infinity, first in image 2"),
+        ((bad_pixel(-0.5),), r"pixels in \[0, 1\], got values from -0.5"),
+        ((bad_pixel(255),), r"pixels in \[0, 1\], got values from 0.521739 to 255, first in image 2"),
+        ((ok(), np.zeros(4, np.int32), ("a",)), r"y must be an int64 array of shape \(4,\), got int32"),
+        ((ok(), np.zeros(3, np.int64), ("a",)), r"got int64 \(3,\)"),
+        ((ok(), np.array([0, 0, 2, 1]), ("a", "b")), r"labels in \[0, 2\)"),
+        ((ok(), np.array([0, 0, -1, 1]), ("a", "b")), "from -1 to 1"),
+    ],
+)
 def test_images_refuse_what_they_are_not(fields, said):
     with pytest.raises(DataError, match=said):
         Images(*fields)
@@ -108,16 +118,21 @@ def test_text_refuses_nothing():
 
 # --------------------------------------------------------------------------------------------------- named data sets
 
+
 def test_digits_are_whole_and_split_without_overlap():
     from sklearn.datasets import load_digits
+
     train, test = load("digits"), load("digits", split="test")
     assert train.x.shape == (1438, 1, 8, 8) and test.x.shape == (359, 1, 8, 8)
     assert train.x.dtype == np.float32 and train.x.min() == 0 and train.x.max() == 1
     assert train.classes == tuple("0123456789") and set(train.y) == set(range(10))
     # Together they are the published set, each row once, with its own label.
     x, y = load_digits(return_X_y=True)
-    rows = sorted((*row, label) for part in (train, test)
-                  for row, label in zip((part.x * 16).reshape(-1, 64).tolist(), part.y.tolist(), strict=True))
+    rows = sorted(
+        (*row, label)
+        for part in (train, test)
+        for row, label in zip((part.x * 16).reshape(-1, 64).tolist(), part.y.tolist(), strict=True)
+    )
     assert rows == sorted((*row, label) for row, label in zip(x.tolist(), y.tolist(), strict=True))
 
 
@@ -155,8 +170,13 @@ def test_own_folder_comes_before_the_cache_and_mnist_test_is_t10k(alone):
 def test_offline_error_names_all_three_ways(alone):
     with pytest.raises(DataError) as caught:
         load("fashion-mnist")
-    for way in ("$SCRATCHGEN_DATA/fashion-mnist/", str(alone / "cache/scratchgen/fashion-mnist"),
-                "dataset-fashion-mnist", "network", "no route to host"):
+    for way in (
+        "$SCRATCHGEN_DATA/fashion-mnist/",
+        str(alone / "cache/scratchgen/fashion-mnist"),
+        "dataset-fashion-mnist",
+        "network",
+        "no route to host",
+    ):
         assert way in str(caught.value)
     with pytest.raises(DataError, match="train-images-idx3-ubyte") as caught:
         load("mnist")
@@ -170,21 +190,26 @@ def test_download_is_asked_for_once_by_name_and_checksum(alone, monkeypatch):
         asked.append((url, known_hash))
         write_idx(Path(path))
         return str(Path(path) / fname)
+
     monkeypatch.setitem(sys.modules, "pooch", SimpleNamespace(retrieve=retrieve))
     assert len(load("mnist")) == len(load("mnist")) == 7
     assert [(url.rsplit("/")[-1], md5) for url, md5 in asked] == [
-        ("train-images-idx3-ubyte.gz", "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873")]
+        ("train-images-idx3-ubyte.gz", "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873")
+    ]
     assert asked[0][0].startswith("https://")
 
 
-@pytest.mark.parametrize(("raw", "said"), [
-    (b"", "got nothing"),
-    (b"\x00\x00\x0d\x03" + bytes(12), "begins with the bytes 00 00 08 03, got 00 00 0d 03"),
-    (idx(np.zeros((2, 28, 28)))[:-1], r"announces shape \(2, 28, 28\), so 1584 bytes were expected, got 1583"),
-    (idx(np.zeros((2, 28, 28)))[:9], "announces shape"),
-    (idx(np.zeros((0, 28, 28))), "x is empty"),
-    (idx(np.zeros((3, 28, 28))), r"y must be an int64 array of shape \(3,\)"),
-])
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "got nothing"),
+        (b"\x00\x00\x0d\x03" + bytes(12), "begins with the bytes 00 00 08 03, got 00 00 0d 03"),
+        (idx(np.zeros((2, 28, 28)))[:-1], r"announces shape \(2, 28, 28\), so 1584 bytes were expected, got 1583"),
+        (idx(np.zeros((2, 28, 28)))[:9], "announces shape"),
+        (idx(np.zeros((0, 28, 28))), "x is empty"),
+        (idx(np.zeros((3, 28, 28))), r"y must be an int64 array of shape \(3,\)"),
+    ],
+)
 def test_damaged_idx_files(alone, raw, said):
     write_idx(alone / "own/mnist", zipped=False)
     (alone / "own/mnist/train-images-idx3-ubyte").write_bytes(raw)
@@ -207,7 +232,7 @@ def test_catalogue_tells_what_is_here(alone):
     assert all(row.what and row.licence for row in before.values())
     assert before["digits"].where and before["python-docs"].where and before["mnist"].where is None
     write_idx(alone / "own/mnist")
-    assert {row.name: row.where for row in catalogue()}["mnist"] is None            # the test half is still missing
+    assert {row.name: row.where for row in catalogue()}["mnist"] is None  # the test half is still missing
     write_idx(alone / "own/mnist", prefix="t10k")
     assert {row.name: row.where for row in catalogue()}["mnist"] == str(alone / "own/mnist")
 
@@ -219,6 +244,7 @@ def test_the_real_fashion_mnist():
 
 
 # --------------------------------------------------------------------------------------------------- your own files
+
 
 def test_text_file_and_folder(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "ä0123456\r\n8".encode())
@@ -237,11 +263,14 @@ def test_folder_that_brings_its_own_split(tmp_path):
     assert load(tmp_path).text == "train" and load(tmp_path, split="test").text == "test"
 
 
-@pytest.mark.parametrize(("raw", "split", "said"), [
-    (b"abc\xff", "train", "expected UTF-8 text, got the byte 0xff at offset 3"),
-    (b"", "train", "at least 1 characters for a train split, got 0"),
-    (b"short", "test", "at least 10 characters for a test split, got 5"),
-])
+@pytest.mark.parametrize(
+    ("raw", "split", "said"),
+    [
+        (b"abc\xff", "train", "expected UTF-8 text, got the byte 0xff at offset 3"),
+        (b"", "train", "at least 1 characters for a train split, got 0"),
+        (b"short", "test", "at least 10 characters for a test split, got 5"),
+    ],
+)
 def test_bad_text(tmp_path, raw, split, said):
     (tmp_path / "a.txt").write_bytes(raw)
     for path in (tmp_path / "a.txt", tmp_path):
@@ -249,15 +278,18 @@ def test_bad_text(tmp_path, raw, split, said):
             load(path, split=split)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ({"name_or_path": "digit"}, "did you mean 'digits'"),
-    ({"name_or_path": "no/such/thing"}, "no data set and no file is called 'no/such/thing'; expected one of digits"),
-    ({"name_or_path": "digits", "split": "valid"}, "expected 'train' or 'test', got 'valid'"),
-    ({"name_or_path": "digits", "seed": -1}, "seed: expected a whole number of at least 0, got -1"),
-    ({"name_or_path": "digits", "seed": 0.5}, "seed"),
-    ({"name_or_path": "digits", "size": 4}, "only a folder of images can be resized"),
-    ({"name_or_path": __file__}, "got a file ending in '.py'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name_or_path": "digit"}, "did you mean 'digits'"),
+        ({"name_or_path": "no/such/thing"}, "no data set and no file is called 'no/such/thing'; expected one of digits"),
+        ({"name_or_path": "digits", "split": "valid"}, "expected 'train' or 'test', got 'valid'"),
+        ({"name_or_path": "digits", "seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"name_or_path": "digits", "seed": 0.5}, "seed"),
+        ({"name_or_path": "digits", "size": 4}, "only a folder of images can be resized"),
+        ({"name_or_path": __file__}, "got a file ending in '.py'"),
+    ],
+)
 def test_load_refuses(arguments, said):
     with pytest.raises(DataError, match=said):
         load(**arguments)
@@ -276,7 +308,7 @@ def test_image_folder_classes_and_colour(tmp_path):
     red = np.zeros((2, 2, 3)) + [255, 0, 0]
     write_png(tmp_path / "train/b/0.png", red)
     write_png(tmp_path / "train/a/0.png", np.full((2, 2), 51))
-    write_png(tmp_path / "test/b/0.png", red)                    # the test half lacks class a, and keeps b's number
+    write_png(tmp_path / "test/b/0.png", red)  # the test half lacks class a, and keeps b's number
     train, test = load(tmp_path), load(tmp_path, split="test")
     assert train.classes == test.classes == ("a", "b") and train.y.tolist() == [0, 1] and test.y.tolist() == [1]
     assert train.x.shape == (2, 3, 2, 2)
@@ -308,6 +340,7 @@ def test_bad_image_folders(tmp_path):
     with pytest.raises(DataError, match=r"b\.png: expected an image that Pillow can read"):
         load(tmp_path)
     from PIL import Image
+
     Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match="8 bits a channel"):
         load(tmp_path)
@@ -324,29 +357,37 @@ def test_npz(tmp_path):
     np.savez(tmp_path / "a.npz", x=x, y=y)
     train, test = load(tmp_path / "a.npz"), load(tmp_path / "a.npz", split="test")
     assert train.x.shape == (8, 1, 2, 3) and len(test) == 2 and train.classes == ("0", "1", "2")
-    for part in (train, test):                                   # each picture kept its label
+    for part in (train, test):  # each picture kept its label
         assert np.array_equal(np.round(part.x[:, 0, 0, 0] * 255) // 6 % 3, part.y)
-    np.savez(tmp_path / "b.npz", x_train=np.zeros((2, 3, 4, 4)), x_test=np.ones((1, 3, 4, 4)),
-             y_train=np.array([0, 4]), y_test=np.array([1]))
+    np.savez(
+        tmp_path / "b.npz",
+        x_train=np.zeros((2, 3, 4, 4)),
+        x_test=np.ones((1, 3, 4, 4)),
+        y_train=np.array([0, 4]),
+        y_test=np.array([1]),
+    )
     train, test = load(tmp_path / "b.npz"), load(tmp_path / "b.npz", split="test")
     assert train.x.max() == 0 and test.x.min() == 1 and len(train.classes) == len(test.classes) == 5
 
 
-@pytest.mark.parametrize(("arrays", "said"), [
-    ({"pictures": np.zeros((6, 2, 2))}, r"expected an array called 'x', and optionally 'y', got \['pictures'\]"),
-    ({}, "got no arrays"),
-    ({"x": np.zeros((6, 2, 2), np.int64)}, "expected pixels as uint8 .* or as floats"),
-    ({"x": np.zeros((6, 2))}, r"expected shape \(N, C, H, W\) or \(N, H, W\), got \(6, 2\)"),
-    ({"x": np.zeros((6, 8, 8, 3))}, "channels come last"),
-    ({"x": np.zeros((0, 2, 2))}, "at least 1 images"),
-    ({"x": np.full((6, 2, 2), np.nan)}, "NaN"),
-    ({"x": np.full((6, 2, 2), 1e300)}, "infinity"),
-    ({"x": np.full((6, 2, 2), 255.0)}, r"pixels in \[0, 1\]"),
-    ({"x": np.zeros((6, 2, 2)), "y": np.zeros(5, int)}, r"y must be integers of shape \(6,\), got int64 \(5,\)"),
-    ({"x": np.zeros((6, 2, 2)), "y": np.zeros(6)}, "y must be integers"),
-    ({"x": np.zeros((6, 2, 2)), "y": np.full(6, -1)}, r"labels in \[0, 0\)"),
-    ({"x": np.zeros((6, 2, 2)), "y": np.full(6, 10**9)}, "classes numbered from 0 and below 65536"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"pictures": np.zeros((6, 2, 2))}, r"expected an array called 'x', and optionally 'y', got \['pictures'\]"),
+        ({}, "got no arrays"),
+        ({"x": np.zeros((6, 2, 2), np.int64)}, "expected pixels as uint8 .* or as floats"),
+        ({"x": np.zeros((6, 2))}, r"expected shape \(N, C, H, W\) or \(N, H, W\), got \(6, 2\)"),
+        ({"x": np.zeros((6, 8, 8, 3))}, "channels come last"),
+        ({"x": np.zeros((0, 2, 2))}, "at least 1 images"),
+        ({"x": np.full((6, 2, 2), np.nan)}, "NaN"),
+        ({"x": np.full((6, 2, 2), 1e300)}, "infinity"),
+        ({"x": np.full((6, 2, 2), 255.0)}, r"pixels in \[0, 1\]"),
+        ({"x": np.zeros((6, 2, 2)), "y": np.zeros(5, int)}, r"y must be integers of shape \(6,\), got int64 \(5,\)"),
+        ({"x": np.zeros((6, 2, 2)), "y": np.zeros(6)}, "y must be integers"),
+        ({"x": np.zeros((6, 2, 2)), "y": np.full(6, -1)}, r"labels in \[0, 0\)"),
+        ({"x": np.zeros((6, 2, 2)), "y": np.full(6, 10**9)}, "classes numbered from 0 and below 65536"),
+    ],
+)
 def test_bad_npz(tmp_path, arrays, said):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=said):
@@ -357,6 +398,7 @@ def test_npz_never_unpickles(tmp_path):
     class Loud:
         def __reduce__(self):
             return pytest.fail, ("unpickled",)
+
     objects = np.array([Loud()], dtype=object)
     np.savez(tmp_path / "a.npz", x=objects)
     (tmp_path / "b.npz").write_bytes(pickle.dumps(Loud()))
@@ -372,6 +414,7 @@ def test_npz_never_unpickles(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- batches
 
+
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(n=st.integers(1, 20), b=st.integers(1, 20), seed=st.integers(0, 2**40), start=st.integers(0, 50))
 def test_batches_resume_anywhere(n, b, seed, start):
@@ -385,7 +428,7 @@ def test_batches_resume_anywhere(n, b, seed, start):
 def test_an_epoch_sees_each_row_once_and_epochs_differ():
     images = Images(ok(n=12), np.arange(12), tuple("abcdefghijkl"))
     run = list(islice(batches(images, 4, seed=3), 6))
-    epochs = [np.concatenate([y for _, y in run[i:i + 3]]) for i in (0, 3)]
+    epochs = [np.concatenate([y for _, y in run[i : i + 3]]) for i in (0, 3)]
     for epoch in epochs:
         assert np.array_equal(np.sort(epoch), np.arange(12))
     assert not np.array_equal(*epochs)
@@ -402,15 +445,18 @@ def test_far_resumption_is_immediate_and_batches_are_copies():
     assert y is None and x.max() == 0
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ({"batch_size": 6}, "batch_size: expected at most 5, the number of rows, got 6"),
-    ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
-    ({"batch_size": 2.0}, "batch_size"),
-    ({"batch_size": True}, "batch_size"),
-    ({"batch_size": 2, "seed": -1}, "seed"),
-    ({"batch_size": 2, "start": -1}, "start"),
-    ({"data": np.float32(3), "batch_size": 1}, "got a single number"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 6}, "batch_size: expected at most 5, the number of rows, got 6"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 2.0}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"batch_size": 2, "seed": -1}, "seed"),
+        ({"batch_size": 2, "start": -1}, "start"),
+        ({"data": np.float32(3), "batch_size": 1}, "got a single number"),
+    ],
+)
 def test_batches_refuse_at_the_call(arguments, said):
     with pytest.raises(DataError, match=said):
         batches(**{"data": np.zeros(5), "seed": 0, **arguments})
@@ -434,21 +480,25 @@ def test_every_window_occurs_and_none_reaches_beyond():
     assert windows(np.arange(4), 3, 2, seed=0, step=0)[1].tolist() == [[1, 2, 3]] * 2
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ({"tokens": np.arange(3)}, r"at least block_size \+ 1 = 4 of them, got 3"),
-    ({"tokens": np.zeros(9)}, "expected integers"),
-    ({"tokens": np.zeros((3, 9), int)}, r"got int64 \(3, 9\)"),
-    ({"block_size": 0}, "block_size"),
-    ({"batch_size": 0}, "batch_size"),
-    ({"step": -1}, "step"),
-    ({"seed": None}, "seed"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tokens": np.arange(3)}, r"at least block_size \+ 1 = 4 of them, got 3"),
+        ({"tokens": np.zeros(9)}, "expected integers"),
+        ({"tokens": np.zeros((3, 9), int)}, r"got int64 \(3, 9\)"),
+        ({"block_size": 0}, "block_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"step": -1}, "step"),
+        ({"seed": None}, "seed"),
+    ],
+)
 def test_windows_refuse(arguments, said):
     with pytest.raises(DataError, match=said):
         windows(**{"tokens": np.arange(9), "block_size": 3, "batch_size": 2, "seed": 0, "step": 0, **arguments})
 
 
 # --------------------------------------------------------------------------------------------------------- mixtures
+
 
 @pytest.mark.parametrize(("name", "modes"), [("ring", 8), ("grid", 25)])
 def test_mixture_is_what_it_says(name, modes):
@@ -457,7 +507,7 @@ def test_mixture_is_what_it_says(name, modes):
     assert np.allclose(centres.mean(axis=0), 0, atol=1e-6)
     x, k = mixture(name, 200 * modes, seed=0)
     assert x.dtype == np.float32 and x.shape == (200 * modes, 2) and k.dtype == np.int64
-    noise = (x - centres[k]) / sigma                             # N(0, I), to five standard errors
+    noise = (x - centres[k]) / sigma  # N(0, I), to five standard errors
     n = noise.size
     assert abs(noise.mean()) < 5 / np.sqrt(n) and abs(noise.var() - 1) < 5 * np.sqrt(2 / n)
     assert np.abs(np.bincount(k, minlength=modes) - 200).max() < 5 * np.sqrt(200)

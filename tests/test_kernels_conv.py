@@ -354,9 +354,7 @@ def guarded_run(bits, bite=False):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect by its Linux name")
-@pytest.mark.parametrize(
-    "bits", [BITS, *[pytest.param(bits, marks=pytest.mark.deep) for bits in WIDTHS if bits != BITS]]
-)
+@pytest.mark.parametrize("bits", [BITS, *[pytest.param(bits, marks=pytest.mark.deep) for bits in WIDTHS if bits != BITS]])
 def test_no_element_outside_of_the_arrays_is_touched(bits):
     """Inputs, outputs and scratch between pages that may not be touched; what is not written yet reads as NaN.
 

@@ -1,4 +1,5 @@
 """Scores against closed forms, against slower definitions, and on inputs they must refuse."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,10 +25,11 @@ seeds = st.integers(0, 2**32)
 
 # ------------------------------------------------------------------------------------------------------- likelihood
 
+
 def test_a_uniform_model_needs_eight_bits_a_byte():
     D = 12
-    assert bits_per_dim(D * np.log(256), D) == pytest.approx(8, rel=1e-14)                  # a discrete uniform
-    assert bits_per_dim(0.0, D, levels=256) == 8                                            # the density 1 on [0, 1]^D
+    assert bits_per_dim(D * np.log(256), D) == pytest.approx(8, rel=1e-14)  # a discrete uniform
+    assert bits_per_dim(0.0, D, levels=256) == 8  # the density 1 on [0, 1]^D
     assert bits_per_byte(100 * np.log(256), 100) == pytest.approx(8, rel=1e-14)
     assert perplexity(np.full(9, np.log(50))) == pytest.approx(50, rel=1e-14)
 
@@ -39,25 +41,29 @@ def test_likelihood_keeps_shapes_and_extremes():
     assert perplexity(np.array([[0.0, np.log(4)]])) == pytest.approx(2)
 
 
-@pytest.mark.parametrize(("call", "said"), [
-    (lambda: bits_per_dim(np.nan, 3), "nll: expected numbers, got NaN"),
-    (lambda: bits_per_dim("x", 3), "nll: expected real numbers"),
-    (lambda: bits_per_dim(1.0, 0), "dims: expected a whole number of at least 1, got 0"),
-    (lambda: bits_per_dim(1.0, 2.5), "dims"),
-    (lambda: bits_per_dim(1.0, 2, levels=0), "levels"),
-    (lambda: bits_per_byte(1.0, 0), "n_bytes"),
-    (lambda: bits_per_byte(np.ones(3), 3), r"expected one number, the sum over the text, got shape \(3,\)"),
-    (lambda: bits_per_byte(np.nan, 3), "NaN"),
-    (lambda: perplexity([]), "expected at least one token, got none"),
-    (lambda: perplexity([np.nan]), "NaN"),
-    (lambda: perplexity([1j]), "expected real numbers, got complex128"),
-])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: bits_per_dim(np.nan, 3), "nll: expected numbers, got NaN"),
+        (lambda: bits_per_dim("x", 3), "nll: expected real numbers"),
+        (lambda: bits_per_dim(1.0, 0), "dims: expected a whole number of at least 1, got 0"),
+        (lambda: bits_per_dim(1.0, 2.5), "dims"),
+        (lambda: bits_per_dim(1.0, 2, levels=0), "levels"),
+        (lambda: bits_per_byte(1.0, 0), "n_bytes"),
+        (lambda: bits_per_byte(np.ones(3), 3), r"expected one number, the sum over the text, got shape \(3,\)"),
+        (lambda: bits_per_byte(np.nan, 3), "NaN"),
+        (lambda: perplexity([]), "expected at least one token, got none"),
+        (lambda: perplexity([np.nan]), "NaN"),
+        (lambda: perplexity([1j]), "expected real numbers, got complex128"),
+    ],
+)
 def test_likelihood_refuses(call, said):
     with pytest.raises(ValueError, match=said):
         call()
 
 
 # ------------------------------------------------------------------------------------------------- Fréchet distance
+
 
 def rotation(rng, d):
     return np.linalg.qr(rng.normal(size=(d, d)))[0]
@@ -68,7 +74,7 @@ def rotation(rng, d):
 def test_commuting_covariances_have_a_closed_form(seed, d):
     rng = np.random.default_rng(seed)
     U, la, lb = rotation(rng, d), rng.uniform(0, 4, d), rng.uniform(0, 4, d)
-    la[0] = 0                                                    # singular is allowed
+    la[0] = 0  # singular is allowed
     mean_a, mean_b = rng.normal(size=(2, d))
     expected = ((mean_a - mean_b) ** 2).sum() + ((np.sqrt(la) - np.sqrt(lb)) ** 2).sum()
     got = frechet_gaussians(mean_a, U * la @ U.T, mean_b, U * lb @ U.T)
@@ -89,7 +95,7 @@ def test_samples_moments_and_the_matrix_square_root_agree(seed, d):
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize(("n", "d"), [(50, 4), (2, 1), (3, 40), (2, 3)])        # fewer samples than features, too
+@pytest.mark.parametrize(("n", "d"), [(50, 4), (2, 1), (3, 40), (2, 3)])  # fewer samples than features, too
 def test_a_set_is_at_no_distance_from_itself_and_a_shift_is_its_length(n, d):
     x = np.random.default_rng(0).normal(size=(n, d)) * 3 + 1
     scale = x.var(axis=0, ddof=1).sum()
@@ -110,28 +116,34 @@ def test_degenerate_sets():
     assert frechet_distance(same.astype(np.float32), same.astype(int)) == 0
 
 
-@pytest.mark.parametrize(("a", "b", "said"), [
-    (np.zeros((1, 3)), np.zeros((5, 3)), r"a: expected features of shape \(n, d\) with n ≥ 2 and d ≥ 1, got \(1, 3\)"),
-    (np.zeros((5, 3)), np.zeros(5), "b: expected features"),
-    (np.zeros((5, 0)), np.zeros((5, 0)), "d ≥ 1"),
-    (np.zeros((5, 3)), np.zeros((5, 2)), "equally many features, got 3 and 2"),
-    (np.full((5, 3), np.nan), np.zeros((5, 3)), "a: expected numbers, got NaN"),
-    (np.zeros((5, 3)), np.full((5, 3), np.inf), "b: expected finite features"),
-    (np.array([["a"]]), np.zeros((5, 3)), "expected real numbers"),
-])
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (np.zeros((1, 3)), np.zeros((5, 3)), r"a: expected features of shape \(n, d\) with n ≥ 2 and d ≥ 1, got \(1, 3\)"),
+        (np.zeros((5, 3)), np.zeros(5), "b: expected features"),
+        (np.zeros((5, 0)), np.zeros((5, 0)), "d ≥ 1"),
+        (np.zeros((5, 3)), np.zeros((5, 2)), "equally many features, got 3 and 2"),
+        (np.full((5, 3), np.nan), np.zeros((5, 3)), "a: expected numbers, got NaN"),
+        (np.zeros((5, 3)), np.full((5, 3), np.inf), "b: expected finite features"),
+        (np.array([["a"]]), np.zeros((5, 3)), "expected real numbers"),
+    ],
+)
 def test_frechet_refuses(a, b, said):
     with pytest.raises(ValueError, match=said):
         frechet_distance(a, b)
 
 
-@pytest.mark.parametrize(("mean", "cov", "said"), [
-    (np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
-    (np.zeros(2), np.diag([1.0, -0.5]), "no negative eigenvalue, got -0.5"),
-    (np.zeros(2), np.eye(3), r"expected shapes \(d,\), \(d, d\), got \(2,\), \(3, 3\)"),
-    (np.zeros(2), np.diag([1.0, np.inf]), "finite"),
-    (np.array([0.0, np.nan]), np.eye(2), "NaN"),
-    (np.zeros(3), np.eye(3), "same number of features, got 3 and 2"),
-])
+@pytest.mark.parametrize(
+    ("mean", "cov", "said"),
+    [
+        (np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+        (np.zeros(2), np.diag([1.0, -0.5]), "no negative eigenvalue, got -0.5"),
+        (np.zeros(2), np.eye(3), r"expected shapes \(d,\), \(d, d\), got \(2,\), \(3, 3\)"),
+        (np.zeros(2), np.diag([1.0, np.inf]), "finite"),
+        (np.array([0.0, np.nan]), np.eye(2), "NaN"),
+        (np.zeros(3), np.eye(3), "same number of features, got 3 and 2"),
+    ],
+)
 def test_frechet_gaussians_refuses(mean, cov, said):
     with pytest.raises(ValueError, match=said):
         frechet_gaussians(mean, cov, np.zeros(2), np.eye(2))
@@ -139,13 +151,16 @@ def test_frechet_gaussians_refuses(mean, cov, said):
 
 # ---------------------------------------------------------------------------------------- nearest-neighbour coverage
 
+
 def slow_precision_recall(real, fake, k):
     def radius(x):
         return [sorted(np.linalg.norm(x - p, axis=1))[k] for p in x]
 
     def in_balls(centres, points):
-        return np.array([[np.linalg.norm(p - c) <= reach for p in points]
-                         for c, reach in zip(centres, radius(centres), strict=True)])
+        return np.array(
+            [[np.linalg.norm(p - c) <= reach for p in points] for c, reach in zip(centres, radius(centres), strict=True)]
+        )
+
     inside, back = in_balls(real, fake), in_balls(fake, real)
     return inside.any(axis=0).mean(), back.any(axis=0).mean(), inside.sum() / (k * len(fake)), inside.any(axis=1).mean()
 
@@ -173,23 +188,27 @@ def test_precision_recall_tells_collapse_from_strangeness():
 
 def test_blocks_make_no_difference():
     x = np.random.default_rng(0).normal(size=(1500, 2))
-    assert precision_recall(x, x[:700]).precision == 1           # every sample is a data point, across the block edge
-    assert diversity(x) == pytest.approx(np.sqrt(np.pi), rel=0.05)           # E‖u − v‖ for u, v ~ N(0, I₂) is √π
+    assert precision_recall(x, x[:700]).precision == 1  # every sample is a data point, across the block edge
+    assert diversity(x) == pytest.approx(np.sqrt(np.pi), rel=0.05)  # E‖u − v‖ for u, v ~ N(0, I₂) is √π
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ({"k": 0}, "k: expected a whole number of at least 1, got 0"),
-    ({"k": 5}, "real: expected features .* n ≥ 6"),
-    ({"fake": np.zeros((3, 2))}, "fake: expected features .* n ≥ 4"),
-    ({"fake": np.zeros((5, 3))}, "equally many"),
-    ({"fake": np.full((5, 2), np.nan)}, "NaN"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"k": 0}, "k: expected a whole number of at least 1, got 0"),
+        ({"k": 5}, "real: expected features .* n ≥ 6"),
+        ({"fake": np.zeros((3, 2))}, "fake: expected features .* n ≥ 4"),
+        ({"fake": np.zeros((5, 3))}, "equally many"),
+        ({"fake": np.full((5, 2), np.nan)}, "NaN"),
+    ],
+)
 def test_precision_recall_refuses(arguments, said):
     with pytest.raises(ValueError, match=said):
         precision_recall(**{"real": np.zeros((5, 2)), "fake": np.zeros((5, 2)), **arguments})
 
 
 # ---------------------------------------------------------------------------------------------------------- variety
+
 
 def test_diversity_by_hand():
     assert diversity(np.array([[0, 0], [3, 4]])) == 5
@@ -202,17 +221,20 @@ def test_diversity_by_hand():
 def test_distinct_ngrams_by_hand():
     assert distinct_ngrams(np.array([1, 2, 1, 2, 1]), 2) == 2 / 4
     assert distinct_ngrams(np.array([1, 2, 3]), 1) == 1
-    assert distinct_ngrams(np.array([[1, 2], [2, 1]]), 2) == 1   # and no (2, 2) across the rows
+    assert distinct_ngrams(np.array([[1, 2], [2, 1]]), 2) == 1  # and no (2, 2) across the rows
     assert distinct_ngrams(np.array([[7, 7], [7, 7]]), 1) == 1 / 4
 
 
-@pytest.mark.parametrize(("tokens", "n", "said"), [
-    (np.array([1]), 2, "length ≥ n = 2"),
-    (np.zeros((0, 5), int), 2, "expected integers"),
-    (np.array([1.0, 2.0]), 1, "got float64"),
-    (np.zeros((2, 2, 2), int), 1, r"\(2, 2, 2\)"),
-    (np.array([1, 2]), 0, "n: expected a whole number"),
-])
+@pytest.mark.parametrize(
+    ("tokens", "n", "said"),
+    [
+        (np.array([1]), 2, "length ≥ n = 2"),
+        (np.zeros((0, 5), int), 2, "expected integers"),
+        (np.array([1.0, 2.0]), 1, "got float64"),
+        (np.zeros((2, 2, 2), int), 1, r"\(2, 2, 2\)"),
+        (np.array([1, 2]), 0, "n: expected a whole number"),
+    ],
+)
 def test_distinct_ngrams_refuses(tokens, n, said):
     with pytest.raises(ValueError, match=said):
         distinct_ngrams(tokens, n)
@@ -222,7 +244,7 @@ def test_mode_coverage_counts_the_modes_that_were_hit():
     centres, sigma = mixture_modes("grid")
     x, k = mixture("grid", 2000, seed=0)
     modes, share = mode_coverage(x, centres, radius=3 * sigma)
-    assert modes == 25 and share == pytest.approx(1 - np.exp(-4.5), abs=0.01)    # P(‖ε‖ ≤ 3) in the plane
+    assert modes == 25 and share == pytest.approx(1 - np.exp(-4.5), abs=0.01)  # P(‖ε‖ ≤ 3) in the plane
     assert mode_coverage(x[k < 4], centres, radius=3 * sigma)[0] == 4
     assert mode_coverage(np.full((7, 2), 100.0), centres, radius=1) == (0, 0.0)
     for radius in (0, -1, np.nan):

@@ -76,9 +76,7 @@ def test_names_and_order():
     assert m.num_parameters() == 3 + 9 + 3 + 3 and len(list(m.parameters())) == 4 and len(list(m.buffers())) == 2
     assert m.get_submodule("") is m and nn.Sequential(m).get_submodule("0.second") is m.second
     shared = nn.Sequential(m, m)
-    assert [n for n, _ in shared.named_modules()] == ["", "0", "0.first", "0.second"] and len(
-        list(shared.children())
-    ) == 1
+    assert [n for n, _ in shared.named_modules()] == ["", "0", "0.first", "0.second"] and len(list(shared.children())) == 1
     assert [n for n, _ in shared.named_modules(remove_duplicate=False)][-3:] == ["1", "1.first", "1.second"]
     with pytest.raises(AttributeError, match="no module 'first.other'"):
         m.get_submodule("first.other")
@@ -272,13 +270,7 @@ def test_containers():
 
     d = nn.ModuleDict({"x": a})
     d["y"] = c
-    assert (
-        list(d) == ["x", "y"] == d.keys()
-        and "x" in d
-        and len(d) == 2
-        and d.values() == [a, c]
-        and d.items()[1] == ("y", c)
-    )
+    assert list(d) == ["x", "y"] == d.keys() and "x" in d and len(d) == 2 and d.values() == [a, c] and d.items()[1] == ("y", c)
     assert list(d.state_dict()) == ["x.weight", "x.bias", "y.weight", "y.bias"]
     assert d.pop("x") is a and "x" not in d
     with pytest.raises(KeyError):
@@ -321,8 +313,7 @@ STATES = [
     (lambda: nn.MultiheadAttention(4, 2, bias=False), "in_proj_weight 12 4, out_proj.weight 4 4"),
     (
         lambda: nn.MultiheadAttention(4, 2, kdim=3, vdim=5),
-        "q_proj_weight 4 4, k_proj_weight 4 3, v_proj_weight 4 5, in_proj_bias 12, "
-        "out_proj.weight 4 4, out_proj.bias 4",
+        "q_proj_weight 4 4, k_proj_weight 4 3, v_proj_weight 4 5, in_proj_bias 12, out_proj.weight 4 4, out_proj.bias 4",
     ),
     (lambda: nn.GRU(2, 3, bias=False), "weight_ih_l0 9 2, weight_hh_l0 9 3"),
     (
@@ -391,9 +382,9 @@ def test_conv2d(mode, padding):
     for o in range(6):
         for i in range(h):
             for j in range(w):
-                window = padded[
-                    :, o // 3 * 2 : o // 3 * 2 + 2, i * stride[0] :: dilation[0], j * stride[1] :: dilation[1]
-                ][:, :, :2, :3]
+                window = padded[:, o // 3 * 2 : o // 3 * 2 + 2, i * stride[0] :: dilation[0], j * stride[1] :: dilation[1]][
+                    :, :, :2, :3
+                ]
                 expected[:, o, i, j] = (window * m.weight.data[o]).sum((1, 2, 3)) + m.bias.data[o]
     close(m(tensor(x)), expected)
     close(m(tensor(x[0])), expected[0])
@@ -425,11 +416,7 @@ def test_conv_transpose_is_the_adjoint(n):
 def test_conv_transpose_sizes():
     m = nn.ConvTranspose2d(1, 1, 3, 2, 1, output_padding=(1, 0))
     x = tensor(np.ones((1, 1, 4, 5), np.float32))
-    assert (
-        m(x).shape == (1, 1, 8, 9)
-        and m(x, [7, 10]).shape == (1, 1, 7, 10)
-        and m(x.squeeze(0), [7, 9]).shape == (1, 7, 9)
-    )
+    assert m(x).shape == (1, 1, 8, 9) and m(x, [7, 10]).shape == (1, 1, 7, 10) and m(x.squeeze(0), [7, 9]).shape == (1, 7, 9)
     with pytest.raises(ValueError, match=r"output_size from \(7, 9\) to \(8, 10\), got \(9, 9\)"):
         m(x, [9, 9])
     with pytest.raises(ValueError, match="output_size of 2 lengths"):
@@ -603,9 +590,7 @@ def test_attention_to_oneself_is_causal_when_asked():
             close(y, expected.swapaxes(0, 1))
             assert not need or np.allclose(w.data, weights.mean(1))
             later = m(*[tensor(changed)] * 3, need_weights=need, **options)[0]
-            assert np.array_equal(later.data[:, :3], y.data[:, :3]) and not np.allclose(
-                later.data[:, 3:], y.data[:, 3:]
-            )
+            assert np.array_equal(later.data[:, :3], y.data[:, :3]) and not np.allclose(later.data[:, 3:], y.data[:, 3:])
     close(m(*[tensor(x[0])] * 3, is_causal=True)[0], expected[:, 0])
     other = np.arange(25).reshape(5, 5) % 3 == 1  # both masks count
     expected_both, _ = attend(m, *[x.swapaxes(0, 1)] * 3, np.broadcast_to(np.tri(5, dtype=bool) & ~other, (2, 5, 5)))
@@ -674,9 +659,7 @@ def test_attention_dropout():
     kept = m.eval()(x, x, x, average_attn_weights=False)[1]
     assert 0.3 < (w.data == 0).mean() < 0.7
     close(w.data[w.data != 0], 2 * kept.data[w.data != 0])
-    assert not np.allclose(
-        m.train()(x, x, x, need_weights=False)[0].data, m.eval()(x, x, x, need_weights=False)[0].data
-    )
+    assert not np.allclose(m.train()(x, x, x, need_weights=False)[0].data, m.eval()(x, x, x, need_weights=False)[0].data)
     m = randomized(nn.MultiheadAttention(4, 2, dropout=1.0))
     close(m(x, x, x, need_weights=False)[0], np.broadcast_to(m.out_proj.bias.data, x.shape))
 
@@ -712,9 +695,7 @@ def recur(m, x, layer, reverse, states):
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-@pytest.mark.parametrize(
-    ("layers", "both", "bias"), [(1, False, True), (1, True, False), (2, False, False), (2, True, True)]
-)
+@pytest.mark.parametrize(("layers", "both", "bias"), [(1, False, True), (1, True, False), (2, False, False), (2, True, True)])
 def test_recurrent(kind, layers, both, bias):
     m = randomized(kind(3, 4, layers, bias, bidirectional=both))
     g, cells, count = rng(16), layers * (1 + both), 1 if kind is nn.GRU else 2
@@ -866,10 +847,7 @@ def test_layers_begin_as_they_should(make, laws):
             assert stats.kstest(state[name].reshape(-1), law.cdf).pvalue > 1e-3
             low, high = law.support()
             if high < math.inf and state[name].size > 500:
-                assert (
-                    low * 1.000001 <= state[name].min() < 0.985 * low
-                    and 0.985 * high < state[name].max() <= high * 1.000001
-                )
+                assert low * 1.000001 <= state[name].min() < 0.985 * low and 0.985 * high < state[name].max() <= high * 1.000001
     again = make(rng(22))
     assert all(np.array_equal(a, state[name]) for name, a in again.state_dict().items())
     assert all(a.dtype in (np.float32, np.int64) for a in state.values())
@@ -877,9 +855,7 @@ def test_layers_begin_as_they_should(make, laws):
 
 def test_both_precisions_begin_alike():
     single, double = nn.Linear(5, 4, generator=rng(1)), nn.Linear(5, 4, dtype=np.float64, generator=rng(1))
-    assert double.weight.dtype == np.float64 and np.array_equal(
-        double.weight.data.astype(np.float32), single.weight.data
-    )
+    assert double.weight.dtype == np.float64 and np.array_equal(double.weight.data.astype(np.float32), single.weight.data)
     random.manual_seed(5)
     a = nn.Linear(5, 4)
     random.manual_seed(5)
@@ -907,11 +883,7 @@ def test_distributions(fill, law):
 
 def test_constants_orthogonal_and_gains():
     t = tensor(np.zeros((3, 2)), requires_grad=True)
-    assert (
-        (init.ones_(t).data == 1).all()
-        and (init.constant_(t, 0.3).data == 0.3).all()
-        and (init.zeros_(t).data == 0).all()
-    )
+    assert (init.ones_(t).data == 1).all() and (init.constant_(t, 0.3).data == 0.3).all() and (init.zeros_(t).data == 0).all()
     for shape in ((6, 4), (4, 6), (4, 2, 3), (5, 5)):
         t = init.orthogonal_(tensor(np.zeros(shape)), 2, rng(24))
         w = t.data.reshape(shape[0], -1)

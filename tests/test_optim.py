@@ -187,9 +187,7 @@ def test_first_steps_by_hand():
 def test_adamw_without_decay_is_adam():
     gradients = rng(5).normal(size=(10, 3))
     a, b = Parameter(np.ones(3)), Parameter(np.ones(3))
-    assert np.array_equal(
-        stepped(optim.Adam([a]), a, gradients), stepped(optim.AdamW([b], weight_decay=0), b, gradients)
-    )
+    assert np.array_equal(stepped(optim.Adam([a]), a, gradients), stepped(optim.AdamW([b], weight_decay=0), b, gradients))
 
 
 def test_centred_rmsprop_of_a_constant_gradient():

@@ -3,6 +3,7 @@
 What is damaged is found by damaging: whole files of each format are cut, flipped and stretched at random, seeded, and each
 either loads or is refused in one sentence. The deep run does so 50 times as often.
 """
+
 import io
 import os
 import warnings
@@ -28,10 +29,22 @@ def values(images):
 
 # ------------------------------------------------------------------------------------------------------------ parts
 
-@pytest.mark.parametrize("names", [
-    ("train", "test"), ("train", "val"), ("train", "valid"), ("train", "validation"), ("Train", "Test"), ("TRAIN", "Val"),
-    ("training", "testing"), ("seg_train", "seg_test"), ("train-images", "test-images"), ("faces.train", "faces.val"),
-])
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test"),
+        ("train", "val"),
+        ("train", "valid"),
+        ("train", "validation"),
+        ("Train", "Test"),
+        ("TRAIN", "Val"),
+        ("training", "testing"),
+        ("seg_train", "seg_test"),
+        ("train-images", "test-images"),
+        ("faces.train", "faces.val"),
+    ],
+)
 def test_parts_of_a_folder_are_kept_apart(tmp_path, names):
     for i, name in enumerate(names):
         for label in "ab":
@@ -63,17 +76,20 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path):
     assert load(tmp_path).classes == ("bus", "plane", "test_pilot", "train") and len(load(tmp_path, split="test")) == 4
 
 
-@pytest.mark.parametrize(("files", "said"), [
-    (["train/0.png", "Train/0.png", "test/0.png"], "one part of each kind, got Train and train"),
-    (["train/0.png", "val/0.png", "valid/0.png"], "one part of each kind, got val and valid"),
-    (["train/0.png", "test/0.png", "cats/0.png"], "nothing to learn from beside test and train, got cats"),
-    (["train/0.png", "test/0.png", "1.png"], "nothing to learn from beside test and train, got 1.png"),
-    (["bottle/train/0.png", "bottle/test/0.png"], "parts at the top, and once, got test and train in .*bottle"),
-    (["a_train/0.png", "a_test/0.png", "b_train/0.png", "b_test/0.png"], "parts at the top, and once"),
-    (["train.txt", "valid.txt", "more.txt"], "nothing to learn from beside train.txt and valid.txt, got more.txt"),
-    (["sub/train.txt", "sub/valid.txt"], "parts at the top"),
-    (["train/0.png", "test/note.md"], "test: expected .txt files or images, got none"),
-])
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["train/0.png", "Train/0.png", "test/0.png"], "one part of each kind, got Train and train"),
+        (["train/0.png", "val/0.png", "valid/0.png"], "one part of each kind, got val and valid"),
+        (["train/0.png", "test/0.png", "cats/0.png"], "nothing to learn from beside test and train, got cats"),
+        (["train/0.png", "test/0.png", "1.png"], "nothing to learn from beside test and train, got 1.png"),
+        (["bottle/train/0.png", "bottle/test/0.png"], "parts at the top, and once, got test and train in .*bottle"),
+        (["a_train/0.png", "a_test/0.png", "b_train/0.png", "b_test/0.png"], "parts at the top, and once"),
+        (["train.txt", "valid.txt", "more.txt"], "nothing to learn from beside train.txt and valid.txt, got more.txt"),
+        (["sub/train.txt", "sub/valid.txt"], "parts at the top"),
+        (["train/0.png", "test/note.md"], "test: expected .txt files or images, got none"),
+    ],
+)
 def test_parts_that_are_only_half_so(tmp_path, files, said):
     for name in files:
         if name.endswith(".png"):
@@ -119,6 +135,7 @@ def test_the_number_of_the_picture_is_that_in_the_file(tmp_path):
 
 # ---------------------------------------------------------------------------------------- links, and what is unreadable
 
+
 def test_links_to_folders_and_files_are_followed(tmp_path):
     for i in range(4):
         png(tmp_path / "far/cats" / f"{i}.png", i)
@@ -134,9 +151,14 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
     assert len(load(tmp_path / "halves")) == 6 and len(load(tmp_path / "halves", split="test")) == 4
 
 
-@pytest.mark.parametrize(("target", "said"), [
-    ("nothing", r"cats: cannot be read \(No such file"), ("cats", "cats: cannot be read"), ("..", "leads? back|link back"),
-])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("nothing", r"cats: cannot be read \(No such file"),
+        ("cats", "cats: cannot be read"),
+        ("..", "leads? back|link back"),
+    ],
+)
 def test_links_that_lead_nowhere(tmp_path, target, said):
     png(tmp_path / "data/dogs/0.png")
     (tmp_path / "data/cats").symlink_to(target)
@@ -156,7 +178,7 @@ def test_what_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
         return listed(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "listdir", locked)                     # for the superuser, no folder is unreadable
+        patch.setattr(os, "listdir", locked)  # for the superuser, no folder is unreadable
         with pytest.raises(DataError, match=r"cats: cannot be read \(Permission denied\)"):
             load(tmp_path / "data")
     os.mkfifo(tmp_path / "data/dogs/2.png")
@@ -166,9 +188,11 @@ def test_what_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------------------------------------- no home, odd paths
 
+
 def test_without_a_home(monkeypatch):
     from scratchgen import data
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)          # as it does for a user whom the system does not know
+
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it does for a user whom the system does not know
     for name in ("XDG_CACHE_HOME", "SCRATCHGEN_DATA"):
         monkeypatch.delenv(name, raising=False)
     assert {row.name for row in data.catalogue() if row.where} >= {"digits", "python-docs"}
@@ -188,12 +212,13 @@ def test_a_home_that_does_not_exist(monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------- damage
 
+
 def pictures():
     """Whole files: every mode and format that differ in how they are read."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
     ramp = np.linspace(0, 255, 12 * 9).reshape(12, 9).astype(np.uint8)
     colour, grey, exif = Image.fromarray(noise), Image.fromarray(ramp), Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "words"                      # orientation, description
+    exif[0x0112], exif[0x010E] = 6, "words"  # orientation, description
     saved = [(grey, kind, {"save_all": True, "append_images": [grey]}) for kind in ("GIF", "PNG")]
     saved += [(colour.quantize(7), "BMP", {}), (colour, "JPEG", {"progressive": True}), (grey, "JPEG", {"exif": exif})]
     for mode in ("RGB", "L", "P", "RGBA", "LA", "1"):
@@ -234,7 +259,7 @@ def damaged(raw, rng):
     """Up to three times: a bit flipped, a byte replaced, a part cut out or put in, the rest cut off, an extreme number."""
     raw = bytearray(raw)
     for _ in range(rng.integers(1, 4)):
-        at = int(rng.integers(0, len(raw) if rng.random() < 0.5 else min(len(raw), 80)))     # headers as often as all the rest
+        at = int(rng.integers(0, len(raw) if rng.random() < 0.5 else min(len(raw), 80)))  # headers as often as all the rest
         kind, some = rng.integers(6), int(rng.integers(1, 9))
         extreme = int(rng.choice([0, 1, 65535, 10**6, 2**31 - 1, 2**31, 2**32 - 1]))
         begin, end, new = [

@@ -1,4 +1,5 @@
 """Tokenizers give back what they were given; sampling rules draw from the distribution they state."""
+
 import json
 
 import numpy as np
@@ -9,10 +10,11 @@ from hypothesis import strategies as st
 from scratchgen.text import CharTokenizer, TokenError, Tokenizer, probabilities, sample
 
 few = settings(derandomize=True, max_examples=60, deadline=None)
-anything = st.text(st.characters(), min_size=1, max_size=40)     # lone surrogates and NUL included
+anything = st.text(st.characters(), min_size=1, max_size=40)  # lone surrogates and NUL included
 
 
 # ------------------------------------------------------------------------------------------------------- characters
+
 
 @few
 @given(anything)
@@ -41,43 +43,53 @@ def test_worked_by_hand():
     assert tokenizer.decode([]) == "" and tokenizer.decode([4]) == "😀"
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("abxc", r"the character 'x' \(U\+0078\) at position 2 is not among the 3"),
-    ("😀", r"'😀' \(U\+1F600\) at position 0"),
-    ("\n", r"'\\n' \(U\+000A\)"),
-    (b"abc", "expected a str, got bytes"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("abxc", r"the character 'x' \(U\+0078\) at position 2 is not among the 3"),
+        ("😀", r"'😀' \(U\+1F600\) at position 0"),
+        ("\n", r"'\\n' \(U\+000A\)"),
+        (b"abc", "expected a str, got bytes"),
+    ],
+)
 def test_encode_refuses(text, said):
     with pytest.raises(TokenError, match=said):
         CharTokenizer.train("abc").encode(text)
 
 
-@pytest.mark.parametrize(("ids", "said"), [
-    ([0, 1, 3], "expected tokens in 0 … 2, got 3 at position 2"),
-    ([0, -1], "got -1 at position 1"),
-    ([0.0], "expected integers"),
-    ([[0]], r"got int64 \(1, 1\)"),
-    (0, r"shape \(n,\)"),
-])
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([0, 1, 3], "expected tokens in 0 … 2, got 3 at position 2"),
+        ([0, -1], "got -1 at position 1"),
+        ([0.0], "expected integers"),
+        ([[0]], r"got int64 \(1, 1\)"),
+        (0, r"shape \(n,\)"),
+    ],
+)
 def test_decode_refuses(ids, said):
     with pytest.raises(TokenError, match=said):
         CharTokenizer.train("abc").decode(ids)
 
 
-@pytest.mark.parametrize(("call", "said"), [
-    (lambda: CharTokenizer.train(""), "at least one character"),
-    (lambda: CharTokenizer.train(None), "at least one character, got None"),
-    (lambda: Tokenizer.from_dict({"kind": "word"}), r"one of \['char'\S*\], got 'word'"),
-    (lambda: Tokenizer.from_dict({}), "got None"),
-    (lambda: Tokenizer.from_dict([]), "got list"),
-    (lambda: Tokenizer.from_dict({"kind": "char"}), "at least one character, got None"),
-])
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: CharTokenizer.train(""), "at least one character"),
+        (lambda: CharTokenizer.train(None), "at least one character, got None"),
+        (lambda: Tokenizer.from_dict({"kind": "word"}), r"one of \['char'\S*\], got 'word'"),
+        (lambda: Tokenizer.from_dict({}), "got None"),
+        (lambda: Tokenizer.from_dict([]), "got list"),
+        (lambda: Tokenizer.from_dict({"kind": "char"}), "at least one character, got None"),
+    ],
+)
 def test_bad_vocabularies(call, said):
     with pytest.raises(TokenError, match=said):
         call()
 
 
 # --------------------------------------------------------------------------------------------------------- sampling
+
 
 def brute_force(z, temperature, top_k, top_p):
     """The docstring of `probabilities`, one row and one token at a time."""
@@ -100,19 +112,23 @@ def brute_force(z, temperature, top_k, top_p):
 
 # Halves make ties frequent; a top_p between the odd multiples of 1/1000 is never met exactly.
 logit_rows = st.lists(st.integers(-8, 8).map(lambda n: n / 2) | st.just(-np.inf), min_size=1, max_size=8).filter(
-    lambda row: max(row) > -np.inf)
+    lambda row: max(row) > -np.inf
+)
 
 
 @few
-@given(row=logit_rows, temperature=st.sampled_from([0, 0.3, 1.0, 2.5]), top_k=st.none() | st.integers(1, 10),
-       top_p=st.none() | st.just(1.0) | st.integers(1, 999).map(lambda n: n / 1000 + 0.000_317))
+@given(
+    row=logit_rows,
+    temperature=st.sampled_from([0, 0.3, 1.0, 2.5]),
+    top_k=st.none() | st.integers(1, 10),
+    top_p=st.none() | st.just(1.0) | st.integers(1, 999).map(lambda n: n / 1000 + 0.000_317),
+)
 def test_probabilities_against_brute_force(row, temperature, top_k, top_p):
     p = probabilities(np.array(row), temperature=temperature, top_k=top_k, top_p=top_p)
     expected = brute_force(row, temperature, top_k, top_p)
     assert p.dtype == np.float64 and np.array_equal(p > 0, expected > 0)
     np.testing.assert_allclose(p, expected, rtol=1e-12)
-    drawn = sample(np.tile(row, (50, 1)), temperature=temperature, top_k=top_k, top_p=top_p,
-                   rng=np.random.default_rng(0))
+    drawn = sample(np.tile(row, (50, 1)), temperature=temperature, top_k=top_k, top_p=top_p, rng=np.random.default_rng(0))
     assert expected[drawn].min() > 0
 
 
@@ -141,7 +157,7 @@ def test_rows_are_independent_of_their_neighbours_and_of_the_shape():
 
 def test_the_cold_limit_is_argmax_and_draws_nothing():
     z = np.random.default_rng(0).normal(size=(50, 9))
-    z[0] = 1.0                                                   # all equal: the first
+    z[0] = 1.0  # all equal: the first
     rng = np.random.default_rng(7)
     state = rng.bit_generator.state
     assert np.array_equal(sample(z, temperature=0, rng=rng), z.argmax(axis=1)) and rng.bit_generator.state == state
@@ -163,23 +179,26 @@ def test_ties_keep_exactly_k():
     assert probabilities(np.array([0.0, 5.0]), top_p=1e-9).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("logits", "rule", "said"), [
-    (np.array([0.0, np.nan]), {}, "got NaN or \\+inf"),
-    (np.array([0.0, np.inf]), {}, "got NaN or \\+inf"),
-    (np.array([[0.0, 1.0], [-np.inf, -np.inf]]), {}, "got a row of −inf"),
-    (np.zeros((2, 0)), {}, "V ≥ 1"),
-    (np.float64(1), {}, r"shape \(…, V\)"),
-    (np.array(["a"]), {}, "expected numbers"),
-    (np.zeros(3), {"temperature": -1}, "temperature: expected a finite number of at least 0, got -1"),
-    (np.zeros(3), {"temperature": np.nan}, "temperature"),
-    (np.zeros(3), {"temperature": np.inf}, "temperature"),
-    (np.zeros(3), {"top_k": 0}, "top_k: expected a whole number of at least 1, got 0"),
-    (np.zeros(3), {"top_k": 1.5}, "top_k"),
-    (np.zeros(3), {"top_p": 0}, r"top_p: expected a number in \(0, 1\], got 0"),
-    (np.zeros(3), {"top_p": 1.1}, "top_p"),
-    (np.zeros(3), {"top_p": np.nan}, "top_p"),
-    (np.zeros(3), {"temperature": 0, "top_k": -1}, "top_k"),     # checked also where it would make no difference
-])
+@pytest.mark.parametrize(
+    ("logits", "rule", "said"),
+    [
+        (np.array([0.0, np.nan]), {}, "got NaN or \\+inf"),
+        (np.array([0.0, np.inf]), {}, "got NaN or \\+inf"),
+        (np.array([[0.0, 1.0], [-np.inf, -np.inf]]), {}, "got a row of −inf"),
+        (np.zeros((2, 0)), {}, "V ≥ 1"),
+        (np.float64(1), {}, r"shape \(…, V\)"),
+        (np.array(["a"]), {}, "expected numbers"),
+        (np.zeros(3), {"temperature": -1}, "temperature: expected a finite number of at least 0, got -1"),
+        (np.zeros(3), {"temperature": np.nan}, "temperature"),
+        (np.zeros(3), {"temperature": np.inf}, "temperature"),
+        (np.zeros(3), {"top_k": 0}, "top_k: expected a whole number of at least 1, got 0"),
+        (np.zeros(3), {"top_k": 1.5}, "top_k"),
+        (np.zeros(3), {"top_p": 0}, r"top_p: expected a number in \(0, 1\], got 0"),
+        (np.zeros(3), {"top_p": 1.1}, "top_p"),
+        (np.zeros(3), {"top_p": np.nan}, "top_p"),
+        (np.zeros(3), {"temperature": 0, "top_k": -1}, "top_k"),  # checked also where it would make no difference
+    ],
+)
 def test_sampling_refuses(logits, rule, said):
     for call in (probabilities, lambda z, **r: sample(z, **r, rng=np.random.default_rng(0))):
         with pytest.raises(ValueError, match=said):

@@ -297,7 +297,7 @@ def glu(x: Array, axis: int) -> Array:
     if not covers(x):
         return reference.glu(x, axis)
     rows, length = _halves(x, axis)
-    y, letter = np.empty((*x.shape[:axis % x.ndim], x.shape[axis] // 2, *x.shape[axis % x.ndim + 1 :]), x.dtype), x.dtype.char
+    y, letter = np.empty((*x.shape[: axis % x.ndim], x.shape[axis] // 2, *x.shape[axis % x.ndim + 1 :]), x.dtype), x.dtype.char
     flat_x = plain(x).reshape(rows, length)
     over_halves[letter](
         glu_loop[letter], flat_x.reshape(-1), flat_x, y.reshape(rows, length // 2), 1, min(shares(4 * y.size), rows)

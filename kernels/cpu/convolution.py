@@ -138,9 +138,7 @@ def _plan(canvas: Canvas, images: int, phases: list[Any], results: int, columns:
             to = table(block * results * columns, places * columns)
             made.append(Phase(table(block * canvas.elements, rows), Offsets(taps), to, start))
         start += len(taps)
-    jobs = [
-        (len(f.rows) // images, f.rows.address, len(f.taps), f.taps.address, f.results.address, f.start) for f in made
-    ]
+    jobs = [(len(f.rows) // images, f.rows.address, len(f.taps), f.taps.address, f.results.address, f.start) for f in made]
     complete = sum(len(f.rows) for f in made) == images * results
     return Plan(canvas, made, Offsets(np.array(jobs, np.int64).reshape(-1), of=made), order * depth, complete)
 

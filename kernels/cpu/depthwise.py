@@ -99,9 +99,7 @@ def _by_height(builder: Any, rows: Any, emit: Any) -> None:
 
 
 @intrinsic
-def _strip(
-    typingctx: Any, table: Any, count: Any, x: Any, pitch: Any, w: Any, y: Any, y_pitch: Any, rows: Any, n: Any
-) -> Any:
+def _strip(typingctx: Any, table: Any, count: Any, x: Any, pitch: Any, w: Any, y: Any, y_pitch: Any, rows: Any, n: Any) -> Any:
     """y[r, :n] = Σ over the table's taps of w x[r + …, …:] for r < rows, at most HEIGHT; n is at most a vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -236,6 +236,7 @@ def small(packer, rows, a, b, c):
 # All others
 # ---------------------------------------------------------------------------------------------------------------------
 
+
 @helper
 def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, room):
     """Rows i0 to i1 and columns j0 to j1 of one product of the batch, by one thread in its own workspace."""

@@ -131,9 +131,7 @@ def conv(x: Array, w: Array, y: Array, p: Plan, groups: int, threads: int) -> Ar
 
 
 @intrinsic
-def _dots(
-    typingctx: Any, count: Any, a: Any, a_row: Any, b: Any, b_row: Any, sums: Any, sums_row: Any, m: Any, n: Any
-) -> Any:
+def _dots(typingctx: Any, count: Any, a: Any, a_row: Any, b: Any, b_row: Any, sums: Any, sums_row: Any, m: Any, n: Any) -> Any:
     """sums[i, j] += a[i, p] b[j, p], lane by lane, for p < count, i < m ≤ TALL, j < n ≤ WIDE;  rows of sums in vectors"""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

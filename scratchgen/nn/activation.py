@@ -330,9 +330,7 @@ class BCEWithLogitsLoss(_Loss):
 class CrossEntropyLoss(_Loss):
     """ℓ_n = −w_{t_n} log softmax(x)_{n, t_n}.  x: (N, V, …) logits, t: (N, …); see `functional.cross_entropy`."""
 
-    def __init__(
-        self, weight: Any = None, *, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
-    ):
+    def __init__(self, weight: Any = None, *, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0):
         super().__init__(reduction)
         self._weight("weight", weight)
         self.ignore_index = ignore_index

@@ -220,9 +220,7 @@ class MultiheadAttention(Module):
         if padding is not None:
             padding = _additive("key_padding_mask", padding, dtype)
             if padding.shape != (n, source) and (n != 1 or padding.shape != (source,)):
-                raise ValueError(
-                    f"MultiheadAttention: expected key_padding_mask of shape {(n, source)}, got {padding.shape}"
-                )
+                raise ValueError(f"MultiheadAttention: expected key_padding_mask of shape {(n, source)}, got {padding.shape}")
             padding = padding.reshape(n, 1, 1, source)
             total = padding if total is None else total + padding
         return total

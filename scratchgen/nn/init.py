@@ -86,9 +86,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     plain = {"linear", "sigmoid"} | {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)}
     gains = dict.fromkeys(plain, 1.0) | {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
     if nonlinearity not in gains:
-        raise ValueError(
-            f"calculate_gain: expected one of {', '.join(sorted([*gains, 'leaky_relu']))}, got {nonlinearity!r}"
-        )
+        raise ValueError(f"calculate_gain: expected one of {', '.join(sorted([*gains, 'leaky_relu']))}, got {nonlinearity!r}")
     return gains[nonlinearity]
 
 

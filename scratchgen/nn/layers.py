@@ -94,9 +94,7 @@ class Embedding(Module):
         self.embedding_dim = whole(self, "embedding_dim", embedding_dim, 0)
         if padding_idx is not None:
             if not isinstance(padding_idx, int | np.integer) or not -num_embeddings <= padding_idx < num_embeddings:
-                raise ValueError(
-                    f"Embedding: expected padding_idx to be a row of {num_embeddings}, got {padding_idx!r}"
-                )
+                raise ValueError(f"Embedding: expected padding_idx to be a row of {num_embeddings}, got {padding_idx!r}")
             padding_idx = int(padding_idx) % num_embeddings
         self.padding_idx = padding_idx
         self.weight = blank(self, (num_embeddings, embedding_dim), dtype)
@@ -139,9 +137,7 @@ class _Convolution(Module):
         )
         self.groups = whole(self, "groups", geometry["groups"])
         if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(
-                f"{name}: expected groups to divide in_channels and out_channels, {channels}, got {self.groups}"
-            )
+            raise ValueError(f"{name}: expected groups to divide in_channels and out_channels, {channels}, got {self.groups}")
         self.kernel_size = sizes(name, geometry["kernel_size"], self.n, "kernel_size", 1)
         self.stride = sizes(name, geometry["stride"], self.n, "stride", 1)
         self.dilation = sizes(name, geometry["dilation"], self.n, "dilation", 1)
@@ -157,9 +153,7 @@ class _Convolution(Module):
         modes = ("zeros",) if self.transposed else ("zeros", "reflect", "replicate", "circular")
         self.padding_mode = geometry["padding_mode"]
         if self.padding_mode not in modes:
-            raise ValueError(
-                f"{name}: expected padding_mode {' or '.join(map(repr, modes))}, got {self.padding_mode!r}"
-            )
+            raise ValueError(f"{name}: expected padding_mode {' or '.join(map(repr, modes))}, got {self.padding_mode!r}")
         rows, columns = channels[::-1] if not self.transposed else channels
         self.weight = blank(self, (rows, columns // self.groups, *self.kernel_size), dtype)
         self.bias = blank(self, (self.out_channels,), dtype) if bias else None
@@ -179,9 +173,7 @@ class _Convolution(Module):
             "padding_mode": "zeros",
         }
         special = [name for name, value in usual.items() if getattr(self, name, value) != value]
-        return (
-            text + "".join(f", {self._shown(name)}" for name in special) + (", bias=False" if self.bias is None else "")
-        )
+        return text + "".join(f", {self._shown(name)}" for name in special) + (", bias=False" if self.bias is None else "")
 
 
 class _Conv(_Convolution):
@@ -491,9 +483,7 @@ class _Pool(Module):
         self.stride = self.kernel_size if stride is None else sizes(name, stride, self.n, "stride", 1)
         self.padding = sizes(name, padding, self.n, "padding", 0)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(
-                f"{name}: expected padding of at most half the window, {self.kernel_size}, got {self.padding}"
-            )
+            raise ValueError(f"{name}: expected padding of at most half the window, {self.kernel_size}, got {self.padding}")
 
     def extra_repr(self) -> str:
         return self._shown("kernel_size", "stride", "padding")
@@ -515,9 +505,7 @@ class _MaxPool(_Pool):
 
     def forward(self, input: Tensor) -> Any:
         function = F.max_pool1d if self.n == 1 else F.max_pool2d
-        return function(
-            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
-        )
+        return function(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices)
 
 
 class MaxPool1d(_MaxPool):

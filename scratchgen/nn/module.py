@@ -152,9 +152,7 @@ class Module:
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """self.<name> = param, for a name that is computed."""
         if param is not None and not isinstance(param, Parameter):
-            raise TypeError(
-                f"register_parameter: expected a Parameter or None for {name!r}, got {type(param).__name__}"
-            )
+            raise TypeError(f"register_parameter: expected a Parameter or None for {name!r}, got {type(param).__name__}")
         setattr(self, self._new_name(name), param)
 
     def add_module(self, name: str, module: Module | None) -> None:
@@ -258,9 +256,7 @@ class Module:
         if `strict`, a key is missing or unexpected. Without `strict` those are returned instead.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(
-                f"load_state_dict: expected a mapping from names to tensors, got {type(state_dict).__name__}"
-            )
+            raise TypeError(f"load_state_dict: expected a mapping from names to tensors, got {type(state_dict).__name__}")
         own = dict(self._state(""))
         older: dict[str, str] = {}
         for place, module in self.named_modules(remove_duplicate=False):
@@ -385,9 +381,7 @@ class Module:
 
     def __repr__(self) -> str:
         lines = [
-            f"({name}): {child!r}".replace("\n", "\n  ")
-            for name, child in self.__dict__.items()
-            if isinstance(child, Module)
+            f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.__dict__.items() if isinstance(child, Module)
         ]
         extra = self.extra_repr()
         if not lines:
@@ -576,9 +570,7 @@ def blank(owner: Module, shape: tuple[int, ...], dtype: Any) -> Parameter:
 def whole(owner: Module, name: str, value: Any, least: int = 1) -> int:
     """`value` as a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(
-            f"{type(owner).__name__}: expected {name} to be a whole number of at least {least}, got {value!r}"
-        )
+        raise ValueError(f"{type(owner).__name__}: expected {name} to be a whole number of at least {least}, got {value!r}")
     return int(value)
 
 

@@ -90,9 +90,7 @@ class _BatchNorm(_ChannelNorm):
             batches = self.num_batches_tracked.data + 1
         if momentum is None:  # the plain mean over all batches: m_k = m_{k−1} + (μ_k − m_{k−1}) / k
             momentum = 0.0 if batches is None else 1 / int(batches)
-        y = F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, momentum, self.eps
-        )
+        y = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, momentum, self.eps)
         if batches is not None:
             self.num_batches_tracked.copy_(batches)
         return y
@@ -145,9 +143,7 @@ class InstanceNorm2d(_ChannelNorm):
         x = input if input.ndim == 4 else input.unsqueeze(0)
         by_sample = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
-        y = F.instance_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, by_sample, momentum, self.eps
-        )
+        y = F.instance_norm(x, self.running_mean, self.running_var, self.weight, self.bias, by_sample, momentum, self.eps)
         return y if input.ndim == 4 else y.squeeze(0)
 
 
@@ -266,9 +262,7 @@ class GroupNorm(Module):
 def _lengths(owner: Module, shape: int | Sequence[int]) -> tuple[int, ...]:
     lengths = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     if not lengths:
-        raise ValueError(
-            f"{type(owner).__name__}: expected normalized_shape to have at least one length, got {shape!r}"
-        )
+        raise ValueError(f"{type(owner).__name__}: expected normalized_shape to have at least one length, got {shape!r}")
     return tuple(whole(owner, "normalized_shape", n) for n in lengths)
 
 

@@ -50,9 +50,7 @@ class _Recurrent(Module):
         self.dropout = number(self, "dropout", dropout, 0, 1)
         if dropout and num_layers == 1:
             name = type(self).__name__
-            raise ValueError(
-                f"{name}: dropout acts between layers: expected more than one for dropout {dropout}, got 1"
-            )
+            raise ValueError(f"{name}: dropout acts between layers: expected more than one for dropout {dropout}, got 1")
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.generator = generator and random.generator(generator)
         name = type(self).__name__

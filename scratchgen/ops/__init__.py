@@ -42,9 +42,9 @@ clip = clamp
 concatenate = cat
 
 # What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
-_OPS = {
-    name for ops in (elementwise, trigonometry, choice, reduce, shape, ordering) for name in ops.__all__
-} | {*"bmm dot matmul mm outer bernoulli multinomial softmax log_softmax clip".split()}
+_OPS = {name for ops in (elementwise, trigonometry, choice, reduce, shape, ordering) for name in ops.__all__} | {
+    *"bmm dot matmul mm outer bernoulli multinomial softmax log_softmax clip".split()
+}
 METHODS = sorted(_OPS - {"cast", "cat", "meshgrid", "move", "stack", "where"})
 TOP_LEVEL = sorted(
     {*METHODS, *creation.__all__, "cat", "cdist", "concatenate", "einsum", "meshgrid", "stack", "where"}

@@ -56,9 +56,7 @@ def ones(
     return _made(np.ones(shape_of("ones", sizes, size), dtype), requires_grad, device)
 
 
-def full(
-    size: Any, fill_value: float, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
-) -> Tensor:
+def full(size: Any, fill_value: float, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor of one value, of the dtype that `tensor` would give it unless told."""
     like = Tensor(fill_value.item() if hasattr(fill_value, "item") else fill_value)
     return _made(np.full(shape_of("full", (size,)), fill_value, dtype or like.dtype), requires_grad, device)

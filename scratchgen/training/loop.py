@@ -271,9 +271,7 @@ def _rehearse(recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: st
     except TrainingError:
         raise
     except ValueError as error:
-        raise TrainingError(
-            f"recipe {recipe.name!r}, in batches of {recipe.batch_size}: {str(error).rstrip('.')}."
-        ) from error
+        raise TrainingError(f"recipe {recipe.name!r}, in batches of {recipe.batch_size}: {str(error).rstrip('.')}.") from error
 
 
 def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received: list[int]) -> None:

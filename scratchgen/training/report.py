@@ -134,10 +134,7 @@ def _vae(run: Run, scores: dict[str, float]) -> str:
 def _gpt(run: Run, scores: dict[str, float]) -> str:
     tokenizer = run.tokenizer
     prompt = "The " if all(c in tokenizer.characters for c in "The ") else None
-    written = [
-        (f"temperature {t:g}", runs.texts(run, prompt, 360, seed=3, temperature=t)[0])
-        for t in (0.5, 0.8, 1.0)
-    ]
+    written = [(f"temperature {t:g}", runs.texts(run, prompt, 360, seed=3, temperature=t)[0]) for t in (0.5, 0.8, 1.0)]
     kept = [(step, path.read_text(encoding="utf-8", errors="replace")) for step, path in _spread(run, ".txt")]
     grown = [(f"step {step:,}", text[:150]) for step, text in kept]
     vocabulary = tokenizer.vocab_size
