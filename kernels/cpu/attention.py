@@ -39,7 +39,7 @@ from kernels import reference
 from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
 from kernels.cpu.elementwise import philox
 from kernels.cpu.functions import exp_nonpositive, maximum
-from kernels.cpu.matmul import into_panels, offsets, tools
+from kernels.cpu.matmul import TOOLS, into_panels, offsets, tools
 from kernels.cpu.memory import scratch
 from kernels.cpu.rows import covers, flat, plain
 from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
@@ -57,7 +57,6 @@ LINE = VECTORS * (BITS // 8)  # bytes of a row of a panel
 BEFORE = HEIGHT + 3 + BITS // 32  # at most so many of the queries that are looked at do not see the last of four keys
 
 MATRIX = numba.types.UniTuple(INT, 3)  # address, bytes from row to row, from column to column; of panels: to panel, to row
-TOOLS = numba.types.UniTuple(INT, 5)  # those of `matmul`
 LENGTHS = numba.types.UniTuple(INT, 4)  # T, S, D, E
 U64 = numba.uint64
 NOISE = numba.types.UniTuple(U64, 4)  # of dropout: threshold (0: none), key, key, stream
@@ -363,7 +362,7 @@ def _add_mask(use, s, mask, i0, j0, n, m, wide, room, zero):
     size = itemsize(zero)
     at, to_key = mask[0] + i0 * mask[1] + j0 * mask[2], mask[2]
     if mask[1]:  # not the same for all queries: Mᵀ
-        call(use[1], (n, m, at, mask[2], mask[1], room, PITCH * size, wide))
+        call(use.pack, (n, m, at, mask[2], mask[1], room, PITCH * size, wide))
         at, to_key = room, PITCH * size
     for j in range(n):
         _mask(view(s[0] + j * s[1], wide, zero), at + j * to_key, 0 if mask[1] == 0 else size)
@@ -420,7 +419,7 @@ def forward_block(use, q, k, v, o, mask, statistics, z, i0, m, room, lengths, ca
     for k0 in range(0, limit, KEYS):
         n = min(KEYS, limit - k0)
         diagonal = i0 - k0 if causal else FAR
-        product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = τ K Qᵀ     (n, m)
+        product(use.tile, below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = τ K Qᵀ     (n, m)
         if mask[0]:
             _add_mask(use, s, mask, i0, k0, n, m, wide, at_mask, zero)
         for j in range(n, (n + 3) // 4 * 4):
@@ -443,7 +442,7 @@ def forward_block(use, q, k, v, o, mask, statistics, z, i0, m, room, lengths, ca
                 for r in range(4):
                     _multiply(four[r * PITCH : r * PITCH + wide - first], keep[r * PITCH :])
         add, v_below = 1 if k0 else 0, panels_below(v, k0)
-        product(use[0], transposed(s), v_below, o, m, E, n, add, -FAR, -FAR, diagonal, zero)  # O += P V     (m, E)
+        product(use.tile, transposed(s), v_below, o, m, E, n, add, -FAR, -FAR, diagonal, zero)  # O += P V     (m, E)
     inverse = again
     _inverses(total, inverse)
     for i in range(m):
@@ -609,10 +608,10 @@ def backward_head(
         for k0 in range(0, limit, KEYS):
             n = min(KEYS, limit - k0)
             diagonal = i0 - j0 - k0 if causal else FAR
-            product(use[0], below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = τ K Qᵀ     (n, m)
+            product(use.tile, below(k, k0), qt, s, n, columns, D, 0, -diagonal, -FAR, FAR, zero)  # Sᵀ = τ K Qᵀ     (n, m)
             if mask[0]:
                 _add_mask(use, s, mask, i0, k0, n, m, wide, ds[0], zero)
-            product(use[0], below(v, k0), dot, ds, n, columns, E, 0, -diagonal, -FAR, FAR, zero)  # P̄ᵀ = V Ōᵀ     (n, m)
+            product(use.tile, below(v, k0), dot, ds, n, columns, E, 0, -diagonal, -FAR, FAR, zero)  # P̄ᵀ = V Ōᵀ     (n, m)
             for j in range(0, n, 4):
                 first = _begin(j, diagonal, zero)
                 four, slopes = _four(s, j, first, wide, zero), _four(ds, j, first, wide, zero)
@@ -623,12 +622,12 @@ def backward_head(
                 z_four = keep if noise[0] else all_kept
                 _slopes(four, slopes, z_four, peak[first:], inverse[first:], delta[first:], scale)
             k_below, add = panels_below(k_panels, k0), 1 if k0 else 0
-            product(use[0], transposed(ds), k_below, dq_i, m, D, n, add, -FAR, -FAR, diagonal, zero)  # Q̄ += τ S̄ K     (m, D)
+            product(use.tile, transposed(ds), k_below, dq_i, m, D, n, add, -FAR, -FAR, diagonal, zero)  # Q̄ += τ S̄ K     (m, D)
             known = min(n, max(0, diagonal)) if causal else n if i0 else 0  # earlier blocks saw so many of these keys
             for j, h, add in ((0, known, 1), (known, n - known, 0 if fresh else 1)):
                 to_v, to_k, term = below(dv, k0 + j), below(dk, k0 + j), j - diagonal
-                product(use[0], below(s, j), do_panels, to_v, h, E, m, add, -FAR, term, FAR, zero)  # V̄ += Pᵀ Ō     (h, E)
-                product(use[0], below(ds, j), q_panels, to_k, h, D, m, add, -FAR, term, FAR, zero)  # K̄ += τ S̄ᵀ Q     (h, D)
+                product(use.tile, below(s, j), do_panels, to_v, h, E, m, add, -FAR, term, FAR, zero)  # V̄ += Pᵀ Ō     (h, E)
+                product(use.tile, below(ds, j), q_panels, to_k, h, D, m, add, -FAR, term, FAR, zero)  # K̄ += τ S̄ᵀ Q     (h, D)
     for j in range(max(0, T - j0) if causal and fresh else keys, keys):  # which no query sees
         _fill(view(dk[0] + j * dk[1], D, zero), zero)
         _fill(view(dv[0] + j * dv[1], E, zero), zero)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -153,24 +153,34 @@ def few(m, k, a_cs, b_rs, b_cs, size):
     return m <= FEW and k <= 16 * DEPTH and (b_cs == size or (b_rs == size and a_cs == size))
 
 
-class Tools(dict):
-    """Addresses of the C functions that kernels call, by element type; `panels` knows elements by their size alone."""
+class Tools(NamedTuple):
+    """Addresses of the C functions that kernels call."""
 
-    def __missing__(self, letter: str) -> tuple[int, ...]:
-        self[letter] = tile[letter], pack[letter], panels["f"], multiply[letter], finish[letter]
+    tile: int
+    pack: int
+    panels: int
+    multiply: int
+    finish: int
+
+
+TOOLS = numba.types.NamedUniTuple(INT, len(Tools._fields), Tools)
+
+
+class _Tools(dict):
+    """By element type; `panels` knows elements by their size alone."""
+
+    def __missing__(self, letter: str) -> Tools:
+        self[letter] = Tools(tile[letter], pack[letter], panels["f"], multiply[letter], finish[letter])
         return self[letter]
 
 
-tools = Tools()
-
-
-TILE, PACK, PANELS, MULTIPLY, FINISH, COPY_A, DIRECT, ACROSS, THREADS, PART = range(10)  # in the table of a plan
+tools = _Tools()
 
 
 @helper
-def into_panels(use, b, b_rs, b_cs, k, n, first, last, out, size):
+def into_panels(tools, b, b_rs, b_cs, k, n, first, last, out, size):
     """Call `panels`."""
-    call(use[PANELS], (use[PACK], b, b_rs, b_cs, k, n, first, last, out, size))
+    call(tools.panels, (tools.pack, b, b_rs, b_cs, k, n, first, last, out, size))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,7 +256,7 @@ def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, 
     b_rs, b_cs = b.strides
     c_rs = c.strides[0]
     width = VECTORS * (BITS // 8) // size
-    room_a = room if use[COPY_A] else 0
+    called, room_a = Tools(use[0], use[1], use[2], use[3], use[4]), room if use[COPY_A] else 0
     room_b = room + A_ROOM * size * use[COPY_A]
     step = max(j1 - j0, 1) if use[DIRECT] else max(PANEL_ROOM // use[THREADS] // (max(k, 1) * width), 1) * width
     for j in range(j0, j1, step):
@@ -255,13 +265,13 @@ def _rectangle(use, a, b, c, za, zb, zc, i0, i1, j0, j1, bias, activation, add, 
         at_b, b_ps, rs = source, width * b_cs, b_rs
         if not use[DIRECT]:
             at_b, b_ps, rs = room_b, k * width * size, width * size
-            into_panels(use, source, b_rs, b_cs, k, columns, 0, (columns + width - 1) // width, room_b, size)
+            into_panels(called, source, b_rs, b_cs, k, columns, 0, (columns + width - 1) // width, room_b, size)
         for i in range(i0, i1, ROWS):
             rows = min(ROWS, i1 - i)
             at_a, at_c = address(a) + za + i * a_rs, address(c) + zc + i * c_rs + j * size
-            call(use[MULTIPLY], (use[PACK], at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a))
+            call(called.multiply, (called.pack, at_a, a_rs, a_cs, at_b, b_ps, rs, at_c, c_rs, rows, columns, k, add, room_a))
             if bias.size or activation:
-                call(use[FINISH], (at_c, c_rs, rows, columns, address(bias) + j * size if bias.size else 0, activation))
+                call(called.finish, (at_c, c_rs, rows, columns, address(bias) + j * size if bias.size else 0, activation))
 
 
 @helper
@@ -281,6 +291,8 @@ def _share(t, use, a, b, c, places, bias, activation, add, room):
         _rectangle(use, a, b, c, places[0, z], places[1, z], places[2, z], i0, i1, j0, j1, bias, activation, add, place)
         first += i1 - i0
 
+
+MULTIPLY, COPY_A, DIRECT, ACROSS, THREADS, PART = 3, *range(5, 10)  # in the table of a plan
 
 PLACES = numba.types.Array(numba.intp, 2, "C", readonly=True)
 
