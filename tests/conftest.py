@@ -8,6 +8,7 @@ The tests run on the reference kernels, which the compiled ones are held to in `
 
 import os
 import sys
+from collections import Counter
 
 os.environ["SCRATCHGEN_KERNELS"] = "reference"  # before `kernels` is imported; child processes inherit it
 
@@ -25,6 +26,20 @@ common = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too
 hypothesis.settings.register_profile("everyday", max_examples=EXAMPLES, derandomize=True, database=None, **common)
 hypothesis.settings.register_profile("deep", max_examples=100 * EXAMPLES, derandomize=False, print_blob=True, **common)
 hypothesis.settings.load_profile("deep" if DEEP else "everyday")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cost", action="store_true", help="print at the end how many seconds the tests of each file took")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("cost"):
+        seconds = Counter()
+        for report in [r for reports in terminalreporter.stats.values() for r in reports if hasattr(r, "duration")]:
+            seconds[report.location[0]] += report.duration
+        terminalreporter.section("seconds by file")
+        for file, s in [*seconds.most_common(), ("all", seconds.total())]:
+            terminalreporter.write_line(f"{s:7.1f} {file}")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""Schedules that hand over to one another, cycle, or wait for a metric: their learning rates are those of the formulas."""
+"""Schedules: their learning rates are those of the formulas, alone, chained, in sequence, and after a metric."""
 
 import json
 import math
@@ -40,6 +40,144 @@ def resumed(make, steps, split, kind=optim.SGD, **options):
         path.append([{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups])
         schedule.step()
     return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Each by itself, and chained
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "rate"), [
+    (lambda o: optim.LambdaLR(o, lambda t: 1 / (1 + t)), lambda lr, t: lr / (1 + t)),
+    (lambda o: optim.LambdaLR(o, [lambda t: 0.9**t] * 2), lambda lr, t: lr * 0.9**t),
+    (lambda o: optim.StepLR(o, 3, 0.5), lambda lr, t: lr * 0.5 ** (t // 3)),
+    (lambda o: optim.LinearLR(o, 0.2, 0.6, 4), lambda lr, t: lr * np.interp(t, [0, 4], [0.2, 0.6])),
+    (lambda o: optim.CosineAnnealingLR(o, 5, 0.01), lambda lr, t: 0.01 + (lr - 0.01) * math.cos(math.pi * t / 10) ** 2),
+    (
+        lambda o: optim.LambdaLR(o, lambda t: optim.warmup_cosine(t, warmup=3, steps=9)),
+        lambda lr, t: lr * ((t + 1) / 4 if t < 3 else 0.1 + 0.9 * math.cos(math.pi * min(t - 3, 6) / 12) ** 2),
+    ),
+])  # fmt: skip
+def test_schedules(make, rate):
+    optimizer = fresh()
+    schedule = make(optimizer)
+    for t in range(12):
+        np.testing.assert_allclose(schedule.get_last_lr(), [rate(0.1, t), rate(0.3, t)], rtol=1e-12)
+        assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() and schedule.last_epoch == t
+        if t == 6:
+            states = json.loads(json.dumps([optimizer.state_dict(), schedule.state_dict()]))
+        schedule.step()
+    other = fresh()
+    resumed = make(other)
+    other.load_state_dict(states[0])
+    resumed.load_state_dict(states[1])
+    for _ in range(6):
+        resumed.step()
+    assert resumed.get_last_lr() == schedule.get_last_lr() and resumed.last_epoch == 12
+
+
+def test_schedules_of_one_optimiser_are_chained():
+    """Each moves the learning rate from where the other left it: with η = 0, the product of the factors."""
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedules = [
+        optim.LinearLR(optimizer, 0.25, 1.0, 4),
+        optim.CosineAnnealingLR(optimizer, 6),
+        optim.StepLR(optimizer, 5, 0.5),
+    ]
+    for t in range(16):
+        factors = np.interp(t, [0, 4], [0.25, 1]) * 0.5 ** (t // 5)
+        # After t = 6, where the learning rate is 0, what StepLR did before is forgotten, as in PyTorch.
+        factors *= math.cos(math.pi * t / 12) ** 2 * (2 if t > 6 else 1)
+        np.testing.assert_allclose(optimizer.param_groups[0]["lr"], 0.1 * factors, rtol=1e-9, atol=1e-17)
+        assert all(s.base_lrs == [0.1] for s in schedules)
+        for schedule in schedules:
+            schedule.step()
+    optim.LambdaLR(optimizer, lambda t: 0.5)  # PyTorch's is a function of the first learning rate alone
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_learning_rate_set_by_hand_is_scheduled_on():
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedule = optim.StepLR(optimizer, 2, 0.5)
+    optimizer.param_groups[0]["lr"] = 8.0
+    for expected in (8, 4, 4, 2):
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == expected
+    assert schedule.base_lrs == [0.1]
+
+
+@pytest.mark.parametrize(("make", "factor"), [
+    (lambda o: optim.LambdaLR(o, lambda t: 1 / (1 + t)), lambda t: 1 / (1 + t)),
+    (lambda o: optim.StepLR(o, 3, 0.5), lambda t: 0.5 ** (t // 3)),
+    (lambda o: optim.LinearLR(o, 0.2, 0.6, 6), lambda t: np.interp(t, [0, 6], [0.2, 0.6])),
+    (lambda o: optim.CosineAnnealingLR(o, 9), lambda t: math.cos(math.pi * t / 18) ** 2),
+])  # fmt: skip
+def test_a_group_added_later_is_scheduled_with_its_own_rate(make, factor):
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedules = [make(optimizer)]
+    for _ in range(4):
+        schedules[0].step()
+    optimizer.add_param_group({"params": [Parameter([1.0])], "lr": 0.4})
+    for t in range(5, 8):
+        schedules[0].step()
+        np.testing.assert_allclose(schedules[0].get_last_lr(), [0.1 * factor(t), 0.4 * factor(t)], rtol=1e-12)
+    assert schedules[0].base_lrs == [0.1, 0.4] == [group["initial_lr"] for group in optimizer.param_groups]
+
+
+def test_functions_for_each_group_are_wanted_for_a_group_added_later():
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedule = optim.LambdaLR(optimizer, [lambda t: 0.5**t])
+    optimizer.add_param_group({"params": [Parameter([1.0])]})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="^LambdaLR: expected a function of the step for each group, got 1 functions and"):
+            schedule.step()
+        assert schedule.get_last_lr() == [0.1, 0.1] and schedule.last_epoch == 0  # nothing has moved
+
+
+def test_a_schedule_continues_at_a_given_epoch():
+    optimizer = optim.SGD([{"params": [Parameter([1.0])], "initial_lr": 0.8, "lr": 0.2}])
+    schedule = optim.StepLR(optimizer, 2, 0.5, last_epoch=4)
+    assert schedule.last_epoch == 5 and optimizer.param_groups[0]["lr"] == 0.2
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    schedule = optim.LambdaLR(optimizer, lambda t: 0.5**t, last_epoch=2)
+    assert schedule.last_epoch == 3 and optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_schedule_takes_its_options_from_a_state():
+    """The state dict that PyTorch's StepLR leaves, word for word."""
+    state = {"step_size": 3, "gamma": 0.5, "base_lrs": [0.1], "last_epoch": 2, "_step_count": 3, "_is_initial": False,
+             "_get_lr_called_within_step": False, "_last_lr": [0.1]}  # fmt: skip
+    optimizer = optim.SGD([Parameter([1.0])], lr=0.1)
+    schedule = optim.StepLR(optimizer, 10)
+    schedule.load_state_dict(state)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert schedule.state_dict() == {"step_size": 3, "gamma": 0.5, "base_lrs": [0.1], "last_epoch": 3}
+    for wrong in ({**state, "T_max": 3}, {"last_epoch": 3}):
+        with pytest.raises(ValueError, match=r"^StepLR.load_state_dict: expected last_epoch and 1 base_lrs, step_size, gamma"):
+            schedule.load_state_dict(wrong)
+
+
+def test_warmup_cosine_by_hand():
+    factors = [optim.warmup_cosine(t, warmup=3, steps=7, final=0.2) for t in range(9)]
+    half = 0.4 * math.sqrt(0.5)
+    np.testing.assert_allclose(factors, [0.25, 0.5, 0.75, 1, 0.6 + half, 0.6, 0.6 - half, 0.2, 0.2])
+    assert optim.warmup_cosine(0, warmup=0, steps=5) == 1 and optim.warmup_cosine(0, warmup=0, steps=0) == 0.1
+
+
+def test_a_state_saved_under_a_schedule_loads_without_one():
+    p = tensor([1.0], requires_grad=True)
+    scheduled = optim.SGD([p], lr=0.5)
+    optim.StepLR(scheduled, 1)
+    fresh = optim.SGD([p], lr=0.1)
+    fresh.load_state_dict(scheduled.state_dict())
+    assert fresh.param_groups[0]["lr"] == 0.5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedules that hand over to one another, cycle, or wait for a metric
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("make", "rate"), [
