@@ -1,11 +1,9 @@
-r"""Stable compositions of the primitives: activations, losses, likelihoods, norms, attention, resampling.
+r"""The functions that layers and models are made of, without parameters: one public namespace, F.
 
-Names, arguments, defaults and edge cases are those of `torch.nn.functional`, without its deprecated arguments; a loss
-refuses input and target of two shapes, where PyTorch warns and broadcasts, but takes a number for a tensor of that number.
-Losses take logits, never probabilities: log σ and log softmax of a logit are finite where the logarithm of a rounded
-probability is not.
-`reduction` is "mean", "sum" or "none" throughout. At a kink the first derivative is PyTorch's; the second is that of the
-side which the first is taken from.
+Names, arguments, defaults and edge cases are those of `torch.nn.functional`, without its deprecated arguments.
+Defined here: activations, norms, embedding, dropout, attention, as stable compositions of ops. The imports say where all
+else is defined: losses and likelihoods in `losses.py`, convolution, pooling and resampling, and what is an op by itself,
+in `ops/`. At a kink the first derivative is PyTorch's; the second is that of the side which the first is taken from.
 """
 
 from __future__ import annotations
@@ -17,47 +15,43 @@ import numpy as np
 
 from scratchgen import device as devices
 from scratchgen import random
-from scratchgen.ops import (
-    activation,
-    attention,
+from scratchgen.losses import (
+    bernoulli_log_prob,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    gaussian_log_prob,
+    gaussian_nll_loss,
+    huber_loss,
+    kl_bernoulli,
+    kl_div,
+    kl_gaussian,
+    kl_standard_gaussian,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    reparameterize,
+    smooth_l1_loss,
+)
+from scratchgen.ops import activation, fused
+from scratchgen.ops.choice import leaky_relu, relu, where
+from scratchgen.ops.convolution import (
     avg_pool1d,
     avg_pool2d,
-    class_losses,
     conv1d,
     conv2d,
     conv_transpose1d,
     conv_transpose2d,
-    exp,
-    fused,
-    gelu,
-    layer_norm,
-    linear,
-    log,
-    log_softmax,
     max_pool1d,
     max_pool2d,
-    norm,
-    pad,
-    relu,
-    rms_norm,
-    sigmoid,
-    softmax,
-    softplus,
-    tanh,
     unfold,
-    where,
 )
-from scratchgen.ops.choice import Huber, leaky_relu
-from scratchgen.ops.fused import (
-    BinaryCrossEntropy,
-    Dropout,
-    Reparameterized,
-    StandardGaussianKL,
-    batch_statistics_norm,
-    sample_statistics_norm,
-)
-from scratchgen.ops.operands import Number, as_tensor, floating, operands
+from scratchgen.ops.elementwise import gelu, sigmoid, softplus, tanh
+from scratchgen.ops.fused import layer_norm, log_softmax, rms_norm, softmax
+from scratchgen.ops.matrix import linear
+from scratchgen.ops.operands import as_tensor, floating, operands
+from scratchgen.ops.reduce import norm
 from scratchgen.ops.resampling import adaptive_avg_pool2d, interpolate, pixel_shuffle, pixel_unshuffle
+from scratchgen.ops.shape import pad
 from scratchgen.tensor import Tensor, constant
 
 __all__ = [
@@ -197,255 +191,6 @@ def glu(input: Any, dim: int = -1) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _reduced(name: str, loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "none":
-        return loss
-    raise ValueError(f"{name}: expected reduction 'mean', 'sum' or 'none', got {reduction!r}")
-
-
-def _pair(name: str, input: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """Input and target as tensors of one shape; a number has the other's."""
-    x, t = operands(name, *[a if isinstance(a, Number) else as_tensor(a) for a in (input, target)])
-    if isinstance(target, Number):
-        t = t.expand(x.shape)
-    elif isinstance(input, Number):
-        x = x.expand(t.shape)
-    if x.shape != t.shape:
-        raise ValueError(f"{name}: expected input and target of one shape, got {x.shape} and {t.shape}")
-    return floating(name, x), floating(name, t)
-
-
-def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
-    """ℓ = (x − t)²"""
-    x, t = _pair("mse_loss", input, target)
-    return _reduced("mse_loss", (x - t).square(), reduction)
-
-
-def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
-    """ℓ = |x − t|"""
-    x, t = _pair("l1_loss", input, target)
-    return _reduced("l1_loss", (x - t).abs(), reduction)
-
-
-def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
-    """ℓ = ½ d² for |d| ≤ δ, else δ (|d| − ½ δ);  d = x − t.  Huber 1964."""
-    x, t = _pair("huber_loss", input, target)
-    if delta <= 0:
-        raise ValueError(f"huber_loss: expected delta above 0, got {delta}")
-    return _reduced("huber_loss", Huber.apply(x - t, delta=delta), reduction)
-
-
-def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """ℓ = ½ d² / β for |d| < β, else |d| − ½ β;  d = x − t"""
-    x, t = _pair("smooth_l1_loss", input, target)
-    if beta < 0:
-        raise ValueError(f"smooth_l1_loss: expected beta of at least 0, got {beta}")
-    if beta == 0:
-        return l1_loss(x, t, reduction)
-    return _reduced("smooth_l1_loss", Huber.apply(x - t, delta=beta) * (1 / beta), reduction)
-
-
-def binary_cross_entropy_with_logits(
-    input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
-) -> Tensor:
-    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = softplus(x) − t x;  `pos_weight` multiplies the first term."""
-    name = "binary_cross_entropy_with_logits"
-    x, t = _pair(name, input, target)
-    if pos_weight is None:
-        if weight is None and reduction == "sum":
-            return BinaryCrossEntropy.apply(x, t, total=True)
-        loss = BinaryCrossEntropy.apply(x, t, total=False)
-    else:  # (1 − t) x + (1 + (w − 1) t) softplus(−x)
-        loss = (1 - t) * x + (1 + (as_tensor(pos_weight) - 1) * t) * softplus(-x, threshold=math.inf)
-    return _reduced(name, loss if weight is None else loss * weight, reduction)
-
-
-def cross_entropy(
-    input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
-) -> Tensor:
-    r"""ℓ_n = −w_{t_n} log p_{n, t_n},  p = softmax(x) over dimension 1
-
-    x: (N, V, …) or (V), t: (N, …) class numbers, or probabilities of x's shape. "mean" divides by Σ_n w_{t_n} over the
-    targets that are not `ignore_index` (by N for probabilities). `label_smoothing` ε replaces the target by
-    (1 − ε) t + ε/V. Raises where a class is not in 0 … V − 1.
-    """
-    x = floating("cross_entropy", input)
-    t = target if isinstance(target, Tensor) else as_tensor(target)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: expected label_smoothing from 0 to 1, got {label_smoothing}")
-    if not x.ndim:
-        raise ValueError("cross_entropy: expected logits of shape (N, V, …) or (V), got a 0-d tensor")
-    axis = 0 if x.ndim == 1 else 1
-    classes = x.shape[axis]
-    w = None if weight is None else as_tensor(weight)
-    if w is not None and w.shape != (classes,):
-        raise ValueError(f"cross_entropy: expected a weight of shape {(classes,)}, got {w.shape}")
-    if t.dtype.kind == "f":
-        if t.shape != x.shape:
-            raise ValueError(f"cross_entropy: expected target probabilities of shape {x.shape}, got {t.shape}")
-        if label_smoothing:
-            t = t * (1 - label_smoothing) + label_smoothing / classes
-        terms = t * log_softmax(x, axis)
-        if w is not None:
-            terms = terms * w.reshape((-1,) + (1,) * (x.ndim - axis - 1))
-        loss = -terms.sum(axis)
-        return _reduced("cross_entropy", loss, reduction)
-    expected = x.shape[:axis] + x.shape[axis + 1 :]
-    if t.dtype.kind not in "iu" or t.shape != expected:
-        raise ValueError(
-            f"cross_entropy: expected a target of class numbers of shape {expected}, got {t.dtype} of shape {t.shape}"
-        )
-    rows = x.movedim(axis, -1).reshape(t.numel(), classes)
-    return _class_loss("cross_entropy", rows, t, w, ignore_index, reduction, label_smoothing, logits=True)
-
-
-def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
-    """ℓ_n = −w_{t_n} x_{n, t_n}, x being log-probabilities (N, V, …) or (V); otherwise as `cross_entropy`."""
-    x, t = floating("nll_loss", input), as_tensor(target)
-    if not x.ndim:
-        raise ValueError("nll_loss: expected log-probabilities of shape (N, V, …) or (V), got a 0-d tensor")
-    axis = 0 if x.ndim == 1 else 1
-    expected = x.shape[:axis] + x.shape[axis + 1 :]
-    if t.dtype.kind not in "iu" or t.shape != expected:
-        raise ValueError(f"nll_loss: expected a target of class numbers of shape {expected}, got {t.dtype} of shape {t.shape}")
-    rows = x.movedim(axis, -1).reshape(t.numel(), x.shape[axis])
-    return _class_loss(
-        "nll_loss", rows, t, None if weight is None else as_tensor(weight), ignore_index, reduction, 0.0, logits=False
-    )
-
-
-def _class_loss(
-    name: str,
-    rows: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    smoothing: float,
-    *,
-    logits: bool,
-) -> Tensor:
-    """The loss of class numbers. rows: (N, V) logits, or log-probabilities."""
-    t = target.data.reshape(-1).copy()  # the gradient needs it as it is now
-    kept = t != ignore_index
-    classes = rows.shape[1]
-    if devices.on_host(t):  # to ask a device would stall it: there the loss of a wrong class is NaN
-        wrong = t[kept & ((t < 0) | (t >= classes))]
-        if wrong.size:
-            raise IndexError(f"{name}: expected class numbers from 0 to {classes - 1}, got {wrong[0]}")
-    if logits:
-        loss = class_losses(rows, t, ignore_index)
-    else:
-        loss = where(constant(kept), -rows.gather(1, np.where(kept, t, 0)[:, None]).squeeze(1), 0.0)
-    if weight is not None:
-        weights = weight[np.where(kept, t, 0)] * constant(kept.astype(rows.dtype))
-        loss = loss * weights
-    if smoothing:
-        log_p = log_softmax(rows, 1)
-        uniform = -(log_p if weight is None else log_p * weight).sum(1) / classes
-        loss = loss * (1 - smoothing) + where(constant(kept), uniform, 0.0) * smoothing
-    if reduction == "mean":
-        if weight is not None:
-            return loss.sum() / weights.sum()
-        count = kept.sum()
-        return loss.sum() / (float(count) or math.nan if devices.on_host(count) else constant(count.astype(loss.dtype)))
-    return _reduced(name, loss.reshape(target.shape), reduction)
-
-
-def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """ℓ = t (log t − x), x being log-probabilities; 0 where t = 0, whatever x.
-
-    The reduction "batchmean" divides the sum by the first length; `log_target` means that log t is given for t.
-    """
-    x, t = _pair("kl_div", input, target)
-    if log_target:
-        loss = exp(t) * (t - x)
-    else:
-        zero = t == 0
-        loss = where(zero, 0.0, t * (log(where(zero, 1.0, t)) - x))
-    if reduction == "batchmean":
-        return loss.sum() / (loss.shape[0] if loss.ndim else 1)
-    return _reduced("kl_div", loss, reduction)
-
-
-def gaussian_nll_loss(
-    input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
-) -> Tensor:
-    """ℓ = ½ (log v + (x − t)² / v),  v = max(var, ε), and ½ log 2π more if `full`.  Nix & Weigend 1994.
-
-    A variance below ε counts as ε, but its gradient is that at ε, as in PyTorch: a variance held down can grow again.
-    x, t: any shape; var: one number, x's shape, or this without its last length or with 1 for it. ValueError for others, and
-    where a variance is below 0.
-    """
-    x, t = operands("gaussian_nll_loss", as_tensor(input), as_tensor(target))
-    x, v = operands("gaussian_nll_loss", floating("gaussian_nll_loss", x), var)
-    if v.ndim and v.shape == x.shape[:-1]:
-        v = v.unsqueeze(-1)
-    try:
-        if np.broadcast_shapes(x.shape, t.shape) not in (x.shape, t.shape) or np.broadcast_shapes(v.shape, x.shape) != x.shape:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"gaussian_nll_loss: expected a target of shape {x.shape} and a var that broadcasts to it, got {t.shape}, {v.shape}"
-        ) from None
-    if devices.on_host(v.data) and (v.data < 0).any():
-        raise ValueError("gaussian_nll_loss: expected variances of at least 0, got one below")
-    if eps <= 0:
-        raise ValueError(f"gaussian_nll_loss: expected eps above 0, got {eps}")
-    v = v + constant(np.maximum(eps - v.data, 0).astype(v.dtype))
-    loss = 0.5 * (log(v) + (x - t).square() / v)
-    return _reduced("gaussian_nll_loss", loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Likelihoods and divergences: element by element, for the caller to sum
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def gaussian_log_prob(x: Any, mean: Any, log_var: Any) -> Tensor:
-    """log N(x; μ, σ²) = −½ (log 2π + log σ² + (x − μ)² / σ²)"""
-    x, mu, s = operands("gaussian_log_prob", as_tensor(x), mean, log_var)
-    s = s if isinstance(s, Tensor) else constant(devices.number(s, x.dtype, x.data))
-    return -0.5 * (math.log(2 * math.pi) + s + (x - mu).square() * exp(-s))
-
-
-def bernoulli_log_prob(x: Any, logits: Any) -> Tensor:
-    """log B(x; σ(l)) = x l − softplus(l), x in [0, 1]"""
-    return -binary_cross_entropy_with_logits(logits, x, reduction="none")
-
-
-def reparameterize(mean: Any, log_var: Any, noise: Any) -> Tensor:
-    """z = μ + σ ⊙ ε: with ε ~ N(0, I), a draw from N(μ, σ²) that has gradients.  Kingma & Welling 2013, §2.4."""
-    return Reparameterized.apply(*[floating("reparameterize", x) for x in operands("reparameterize", mean, log_var, noise)])
-
-
-def kl_standard_gaussian(mean: Any, log_var: Any) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − log σ²).  Kingma & Welling 2013, arXiv:1312.6114, appendix B."""
-    mu, s = operands("kl_standard_gaussian", as_tensor(mean), as_tensor(log_var))
-    return StandardGaussianKL.apply(floating("kl_standard_gaussian", mu), floating("kl_standard_gaussian", s))
-
-
-def kl_gaussian(mean_p: Any, log_var_p: Any, mean_q: Any, log_var_q: Any) -> Tensor:
-    """KL(N(μ_p, σ_p²) ‖ N(μ_q, σ_q²)) = ½ (log σ_q² − log σ_p² + (σ_p² + (μ_p − μ_q)²) / σ_q² − 1)"""
-    mp, sp, mq, sq = operands("kl_gaussian", *[as_tensor(t) for t in (mean_p, log_var_p, mean_q, log_var_q)])
-    return 0.5 * (sq - sp + exp(sp - sq) + (mp - mq).square() * exp(-sq) - 1)
-
-
-def kl_bernoulli(logits_p: Any, logits_q: Any) -> Tensor:
-    """KL(B(σ(a)) ‖ B(σ(b))) = σ(a) (a − b) − softplus(a) + softplus(b)"""
-    a, b = operands("kl_bernoulli", as_tensor(logits_p), as_tensor(logits_q))
-    return sigmoid(a) * (a - b) - softplus(a, threshold=math.inf) + softplus(b, threshold=math.inf)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Normalisation
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -491,7 +236,7 @@ def batch_norm(
     n = x.numel() // x.shape[1] if x.shape[1] else 0
     if n == 1:
         raise ValueError(f"batch_norm: expected more than 1 value per channel when training, got shape {x.shape}")
-    y, mu, var = batch_statistics_norm(x, weight, bias, eps)
+    y, mu, var = fused.batch_statistics_norm(x, weight, bias, eps)
     if running_mean is not None and n:
         running_mean.copy_((1 - momentum) * running_mean.data + momentum * mu)
     if running_var is not None and n:
@@ -508,7 +253,7 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     _channelwise("group_norm", x, weight=weight, bias=bias)
     if num_groups < 1 or x.shape[1] % num_groups:
         raise ValueError(f"group_norm: expected a number of groups that divides {x.shape[1]} channels, got {num_groups}")
-    return sample_statistics_norm(x, num_groups, weight, bias, eps) if x.numel() else _scaled(x, weight, bias)
+    return fused.sample_statistics_norm(x, num_groups, weight, bias, eps) if x.numel() else _scaled(x, weight, bias)
 
 
 def instance_norm(
@@ -605,7 +350,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
         raise ValueError(f"dropout: expected p from 0 to 1, got {p}")
     if not training or p == 0:
         return x
-    return Dropout.apply(floating("dropout", x), p=p, seed=_seed(generator))
+    return fused.Dropout.apply(floating("dropout", x), p=p, seed=_seed(generator))
 
 
 def _seed(generator: np.random.Generator | None) -> int:
@@ -659,7 +404,7 @@ def scaled_dot_product_attention(
         raise ValueError(f"attention: expected shapes that broadcast, got {given}") from None
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
     noise = _noise(dropout_p, generator)
-    y = attention(q, k, v, mask, causal=is_causal, scale=scale, **noise)
+    y = fused.attention(q, k, v, mask, causal=is_causal, scale=scale, **noise)
     return y.reshape(*y.shape[:-4], heads * shared, *y.shape[-2:]) if enable_gqa else y
 
 

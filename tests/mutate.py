@@ -206,7 +206,7 @@ def targets(root: Path) -> list[Target]:
                 full = gradient or (last.startswith("_") and last in used)
             elif room.startswith("models/") and (last in STEP or last.endswith("loss")):
                 full = last != "forward"
-            elif room in ("functional", "nn/hooks") or room.startswith(("optim/", "nn/utils/")):
+            elif room in ("functional", "losses", "nn/hooks") or room.startswith(("optim/", "nn/utils/")):
                 full = False
             elif room.startswith("nn/") and last in ("forward", "step"):
                 full = False

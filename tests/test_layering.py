@@ -17,6 +17,7 @@ ROOMS = [
     {"scratchgen.random", "scratchgen.device", "scratchgen.hooks", "scratchgen.switch"},
     {"scratchgen.tensor"},
     {"scratchgen.ops", "scratchgen.serialization"},
+    {"scratchgen.losses"},
     {"scratchgen.functional"},
     {"scratchgen.calculus", "scratchgen.graph"},
     {"scratchgen.nn", "scratchgen.optim"},
