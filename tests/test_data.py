@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchgen import data
-from scratchgen.data import DataError, Images, Text, batches, catalogue, load, mixture, mixture_modes, windows
+from scratchgen import data, metrics, text
+from scratchgen.data import DataError, Images, Text, batches, catalogue, load, mixture, mixture_modes, named, windows
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def alone(tmp_path, monkeypatch):
 
     monkeypatch.setenv("SCRATCHGEN_DATA", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "_SYSTEM", {"fashion-mnist": (tmp_path / "system", "dataset-fashion-mnist")})
+    fashion = named.IDX["fashion-mnist"]
+    monkeypatch.setitem(named.IDX, "fashion-mnist", fashion._replace(package=(tmp_path / "system", fashion.package[1])))
     monkeypatch.setitem(sys.modules, "pooch", SimpleNamespace(retrieve=retrieve))
     return tmp_path
 
@@ -55,18 +56,18 @@ def write_png(path, array):
     Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
 
 
-# ------------------------------------------------------------------------------------------------------------ rooms
+# ---------------------------------------------------------------------------------------------------------- imports
 
 
 def test_imports_at_the_top_are_the_standard_library_and_numpy():
-    from scratchgen import metrics, text
-
-    for module in (data, text, metrics):
-        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-        tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {n.name.split(".")[0] for t in tops if isinstance(t, ast.Import) for n in t.names}
-        names |= {t.module.split(".")[0] for t in tops if isinstance(t, ast.ImportFrom)}
-        assert names <= set(sys.stdlib_module_names) | {"numpy"}
+    for package in (data, text, metrics):
+        top, itself = Path(package.__file__), package.__name__
+        for file in top.parent.glob("*.py") if top.name == "__init__.py" else [top]:
+            imports = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
+            names = {alias.name.split(".")[0] for node in imports for alias in node.names}
+            froms = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+            names |= {node.module.split(".")[0] for node in froms if not node.module.startswith(itself)}
+            assert names <= set(sys.stdlib_module_names) | {"numpy"}, file
 
 
 # ----------------------------------------------------------------------------------------------------------- Images

@@ -1,0 +1,35 @@
+"""Data sets and batches: NumPy arrays in, NumPy arrays out.
+
+    load("digits").x                    float32 (N, C, H, W) in [0, 1]
+    load("python-docs").text            one string
+    next(batches(images, 64, seed=0))   (x, y), drawn without replacement within an epoch
+    windows(tokens, 128, 32, seed=0, step=7)
+
+A batch is a pure function of (seed, step), so a run resumed at step k sees what the uninterrupted run saw, and
+skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetched where a local copy exists.
+
+`images`, `texts` the kinds of data · `named` data sets that have a name · `files` the user's own · `loading` both of these
+by one function · `batching` · `mixtures` toy distributions.
+"""
+
+from scratchgen.data.batching import batches, windows
+from scratchgen.data.checks import DataError
+from scratchgen.data.images import Images
+from scratchgen.data.loading import load, reads
+from scratchgen.data.mixtures import mixture, mixture_modes
+from scratchgen.data.named import Source, catalogue
+from scratchgen.data.texts import Text
+
+__all__ = [
+    "DataError",
+    "Images",
+    "Source",
+    "Text",
+    "batches",
+    "catalogue",
+    "load",
+    "mixture",
+    "mixture_modes",
+    "reads",
+    "windows",
+]

@@ -1,0 +1,11 @@
+"""Text as integers, and the rules that choose the next one.
+
+tokenizer = CharTokenizer.train(text)
+ids = tokenizer.encode("abc")                       int64 (n,)
+next_id = sample(logits, temperature=0.8, top_p=0.95, rng=rng)
+"""
+
+from scratchgen.text.sampling import LogitsError, probabilities, sample
+from scratchgen.text.tokenizers import CharTokenizer, TokenError, Tokenizer
+
+__all__ = ["CharTokenizer", "LogitsError", "TokenError", "Tokenizer", "probabilities", "sample"]
