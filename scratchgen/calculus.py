@@ -21,22 +21,10 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
+from scratchgen.autograd import Alias, Function, enable_grad, grad, is_grad_enabled, listed, vjp_through
 from scratchgen.device import on_host
 from scratchgen.replay import Note
-from scratchgen.tensor import (
-    Alias,
-    Edge,
-    Function,
-    Tensor,
-    constant,
-    enable_grad,
-    grad,
-    is_grad_enabled,
-    listed,
-    place,
-    ticks,
-    vjp_through,
-)
+from scratchgen.tensors import Edge, Tensor, constant, ticks, wrap
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Products with derivatives
@@ -224,8 +212,8 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
             if edge is None:
                 continue
             node, _, shape, dtype = edge
-            if node.number < start:
-                outside[edge] = place(np.broadcast_to(np.zeros((), dtype), shape), edge)
+            if node.time < start:
+                outside[edge] = wrap(np.broadcast_to(np.zeros((), dtype), shape), edge)
             elif node not in seen:
                 seen.add(node)
                 stack.append(node)

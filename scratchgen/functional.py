@@ -52,7 +52,7 @@ from scratchgen.ops.operands import as_tensor, floating, operands
 from scratchgen.ops.reduce import norm
 from scratchgen.ops.resampling import adaptive_avg_pool2d, interpolate, pixel_shuffle, pixel_unshuffle
 from scratchgen.ops.shape import pad
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "adaptive_avg_pool2d",

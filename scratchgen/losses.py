@@ -20,7 +20,7 @@ from scratchgen.ops.choice import Huber, where
 from scratchgen.ops.elementwise import exp, log, sigmoid, softplus
 from scratchgen.ops.fused import BinaryCrossEntropy, Reparameterized, StandardGaussianKL, class_losses, log_softmax
 from scratchgen.ops.operands import Number, as_tensor, floating, operands
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "bernoulli_log_prob",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 ENTRY = "scratchgen"  # in the metadata: one entry, since safetensors orders several at random, and equal files shall be equal
 HELD = frozenset("bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64 complex64".split())

@@ -7,7 +7,6 @@ The tests run on the reference kernels, which the compiled ones are held to in `
 """
 
 import os
-import sys
 from collections import Counter
 
 os.environ["SCRATCHGEN_KERNELS"] = "reference"  # before `kernels` is imported; child processes inherit it
@@ -17,10 +16,10 @@ import numpy as np
 import pytest
 
 import kernels
-from scratchgen import random
+from scratchgen import anomaly, random
+from scratchgen.tensors import recording
 from tests.strategies import DEEP
 
-engine = sys.modules["scratchgen.tensor"]  # the module; `scratchgen.tensor` is the function that makes a tensor
 EXAMPLES = 25
 common = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("everyday", max_examples=EXAMPLES, derandomize=True, database=None, **common)
@@ -54,8 +53,8 @@ def switches():
     chosen = {name: value for name, value in vars(kernels).items() if isinstance(value, plain) and not name.startswith("__")}
     legacy = np.random.get_state()  # noqa: NPY002 (to see that nobody uses it)
     return {
-        "grad mode": engine.is_grad_enabled(),
-        "anomaly detection": engine._anomaly,
+        "grad mode": recording.on,
+        "anomaly detection": anomaly.detecting.on,
         "kernels": chosen,
         "np.random's global generator (use a seeded np.random.Generator)": (legacy[1].tobytes(), legacy[2]),
         "np.errstate": np.geterr(),
@@ -71,5 +70,5 @@ def strict():
         yield
         after = switches()
     changed = [name for name in before if before[name] != after[name]]
-    engine._mode.grad, engine._anomaly = before["grad mode"], before["anomaly detection"]
+    recording.on, anomaly.detecting.on = before["grad mode"], before["anomaly detection"]
     assert not changed, f"the test left changed: {', '.join(changed)}"

@@ -49,9 +49,8 @@ FIRST = 1.5  # seconds of processor time for a mutant in the first round; what s
 ENGINE = (
     "Function.apply Function._several Function.inputs Function._refuse_changed Function.outputs Function.needs_input_grad "
     "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
-    "_unbroadcast grad _seeds Tensor.backward Tensor.detach Writing.__init__ Writing.__enter__ Writing._open place constant "
-    "_freeze _stamp_of_base _own_stamp "
-    "numbers_first _sole _references _call_hooks Tensor.register_hook Tensor._hooked Tensor.retain_grad"
+    "_unbroadcast grad _seeds backward Tensor.detach Writing.__init__ Writing.__enter__ Writing._open wrap constant "
+    "freeze stamp_of_base own_stamp is_sole _references call_hooks register_hook hooked retain_grad"
 ).split()
 SWEEP = "_sweep _leading_to _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed".split()
 STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
@@ -194,7 +193,7 @@ def targets(root: Path) -> list[Target]:
             gradient = last in ("backward", "composed") or (last == "forward" and owner in used)
             if path in ("kernels/reference.py", "kernels/reference_activations.py"):
                 full = True
-            elif room == "tensor":
+            elif room in ("tensors", "gradients", "autograd"):
                 if name not in ENGINE:
                     continue
                 full = True
@@ -330,7 +329,7 @@ def edits(target: Target) -> Iterator[Mutant]:
 def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
     gradient = target.name.endswith(("backward", "composed", "_grad")) or target.name in ("_sweep", "vjp_through", "_rows")
     checker = target.path.endswith("calculus.py")
-    guards = target.path.endswith(("tensor.py", "calculus.py"))
+    guards = target.path.endswith(("tensors.py", "gradients.py", "autograd.py", "calculus.py"))
 
     def visit(node: Any, statement: str) -> Iterator[tuple[Any, ...]]:
         for field, value in ast.iter_fields(node):
@@ -685,7 +684,9 @@ class Campaign:
 
             def rank(name: str) -> float:
                 seconds, entered = touching[name]
-                home = {"tensor": "test_engine", "calculus": "test_gradcheck"}.get(Path(mutant.target.path).stem, "nowhere")
+                home = {"tensors": "test_engine", "autograd": "test_engine", "calculus": "test_gradcheck"}.get(
+                    Path(mutant.target.path).stem, "nowhere"
+                )
                 if home in name:
                     return (seconds + 0.005) * 0.02 * (20 + len(entered))
                 telling = 0.3 if "::test_gradient" in name or "::test_jvp" in name or "::test_value" in name else 1.0

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from scratchgen import nn
+from scratchgen.autograd import grad
 from scratchgen.catalog import ROWS
-from scratchgen.tensor import Tensor, constant, grad
+from scratchgen.tensors import Tensor, constant
 
 CASTS = {"cast", "Tensor.to", "Tensor.cpu", "Tensor.float", "Tensor.double"}  # what changes dtypes is tested by itself
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from scratchgen import calculus, catalog, functional, models, nn, ops
+from scratchgen.autograd import Function, Leaf, grad
 from scratchgen.catalog import NOT_DIFFERENTIABLE, ROWS, Bound, row
 from scratchgen.catalog.row import away, real
-from scratchgen.tensor import Function, Leaf, Tensor, constant, grad
+from scratchgen.tensors import Tensor, constant
 from tests.references import REFERENCES
 from tests.strategies import DEEP, normal
 from tests.sweeps import CASTS, cases, close, flat, floating, of_floats, strided, swept, transposed
@@ -98,6 +99,8 @@ METHODS = {  # the same for methods; in place, of a tensor that requires no grad
     "new_full": ((2,), 1.5),
     "new_tensor": ([1, 2],),
     "scatter_add_": (0, np.zeros((1, 2), np.int64), Tensor([[1.0, 2.0]])),
+    "__setitem__": (0, 1.5),
+    **{f"__i{name}__": (1.5,) for name in "add mul sub truediv".split()},
     **{f"{name}_": (1.5,) for name in "add atan2 div mul pow sub".split()},
     **{f"new_{name}": (2,) for name in "empty ones zeros".split()},
 }
@@ -108,11 +111,14 @@ METHODS = {  # the same for methods; in place, of a tensor that requires no grad
 )
 def test_what_has_no_row_has_no_gradient(name):
     x = Tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
-    if name.startswith("Tensor.") and name.endswith("_") and not name.endswith("__") or name.startswith("Tensor.new_"):
+    in_place = name in NOT_DIFFERENTIABLE["changes a tensor in place, which no graph records"]
+    in_place = in_place or (name.startswith("Tensor.") and name.endswith("_") and not name.endswith("__"))
+    if in_place or name.startswith("Tensor.new_"):
         method = name.removeprefix("Tensor.")
-        x = x.detach() + 1 if name.endswith("_") else x
+        x = x.detach() + 1 if in_place else x
         y = getattr(x, method)(*METHODS.get(method, ()))
-        assert (y is x) == name.endswith("_")
+        y = x if method == "__setitem__" else y  # a statement, which has no value
+        assert (y is x) == in_place
     elif name.startswith("Tensor."):
         method = name.removeprefix("Tensor.")
         x = x > 0 if method in ("__and__", "__or__", "__xor__", "__rand__", "__ror__", "__rxor__", "__invert__") else x + 1

@@ -7,7 +7,7 @@ from scratchgen import calculus, catalog, nn, ops
 from scratchgen import functional as F
 from scratchgen.catalog import ROWS, of, row
 from scratchgen.catalog.row import real
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 from tests.sweeps import cases, floating
 
 x23, x32, x3 = (Tensor(np.zeros(s, np.float32)) for s in ((2, 3), (3, 2), (3,)))

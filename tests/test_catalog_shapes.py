@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from scratchgen import calculus, functional, ops
 from scratchgen.catalog import ROWS
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 from tests import strategies
 from tests.strategies import examples, normal, seeds
 from tests.sweeps import CASTS, close, floating, strided, swept, transposed

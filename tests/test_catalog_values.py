@@ -12,10 +12,11 @@ from hypothesis.extra import numpy as hnp
 import kernels
 from scratchgen import functional as F
 from scratchgen import nn, ops
+from scratchgen.autograd import grad
 from scratchgen.catalog import of, row
 from scratchgen.catalog.row import real
 from scratchgen.ops import operands
-from scratchgen.tensor import Tensor, constant, grad
+from scratchgen.tensors import Tensor, constant
 from tests.references import REFERENCES
 from tests.strategies import examples, normal
 from tests.sweeps import close, flat, swept

@@ -262,7 +262,7 @@ def test_only_two_places_know_of_cuda():
     """kernels/cuda and scratchgen/device.py; the door leads there, the option names it, and a message says where it is."""
     root = Path(__file__).parents[1]
     allowed = {"scratchgen/device.py", "kernels/__init__.py"}
-    said = {"scratchgen/__main__.py": 1, "scratchgen/tensor.py": 2}
+    said = {"scratchgen/__main__.py": 1, "scratchgen/tensors.py": 2}
     for path in [*root.glob("scratchgen/**/*.py"), *root.glob("kernels/**/*.py")]:
         name = str(path.relative_to(root))
         if name not in allowed and not name.startswith("kernels/cuda/"):

@@ -10,7 +10,8 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import functional as F
-from scratchgen.tensor import Function, Writing, constant
+from scratchgen.autograd import Function
+from scratchgen.tensors import Writing, constant
 
 
 def leaf(*values):

@@ -13,8 +13,9 @@ import pytest
 import scratchgen as sg
 from scratchgen import calculus, nn, ops
 from scratchgen import functional as F
+from scratchgen.autograd import Function
 from scratchgen.calculus import GradcheckError, gradcheck
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 
 def normal(*shape, seed=0):

@@ -7,8 +7,9 @@ import pytest
 
 from scratchgen import functional as F
 from scratchgen import nn, ops
+from scratchgen.autograd import Function
 from scratchgen.calculus import GradcheckError, gradcheck
-from scratchgen.tensor import Function, constant
+from scratchgen.tensors import constant
 from tests.test_gradcheck import (
     BlindSoftmax,
     Coarse,

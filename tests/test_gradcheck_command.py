@@ -26,7 +26,7 @@ def test_gradcheck_command_answers_an_unknown_name_in_a_sentence(capsys, name, w
 USER_FILE = '''
 import numpy as np
 from scratchgen import nn, ops
-from scratchgen.tensor import Function
+from scratchgen.autograd import Function
 
 def swish(x):
     return x * ops.sigmoid(x)
@@ -75,7 +75,7 @@ def test_gradcheck_command_checks_the_users_own_file(capsys, tmp_path):
 BROKEN_FILE = """
 import numpy as np
 from scratchgen import nn
-from scratchgen.tensor import Function
+from scratchgen.autograd import Function
 
 number = 5
 

@@ -10,9 +10,10 @@ from scipy import special, stats
 
 from scratchgen import functional as F
 from scratchgen import nn
+from scratchgen.autograd import no_grad
 from scratchgen.nn import init
 from scratchgen.nn.module import Module
-from scratchgen.tensor import no_grad, tensor
+from scratchgen.tensors import tensor
 from tests.test_nn_module import close, copied, rng
 
 

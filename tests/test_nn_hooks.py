@@ -9,7 +9,8 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import nn
-from scratchgen.tensor import Function, Tensor
+from scratchgen.autograd import Function
+from scratchgen.tensors import Tensor
 
 
 def value(g):

@@ -9,7 +9,7 @@ from scipy import stats
 from scratchgen import nn, random
 from scratchgen.nn import init
 from scratchgen.nn.module import Parameter
-from scratchgen.tensor import tensor
+from scratchgen.tensors import tensor
 from tests.test_nn_module import close, rng
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from scratchgen import nn
 from scratchgen.nn.module import Module, Parameter
-from scratchgen.tensor import Tensor, tensor
+from scratchgen.tensors import Tensor, tensor
 
 
 def rng(seed=0):

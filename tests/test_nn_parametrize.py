@@ -10,7 +10,7 @@ import scratchgen as sg
 from scratchgen import nn, optim, random
 from scratchgen.nn import Parameter
 from scratchgen.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 
 def rng(seed=0):

@@ -8,7 +8,7 @@ import pytest
 
 from scratchgen import nn, optim
 from scratchgen.nn import Parameter
-from scratchgen.tensor import tensor
+from scratchgen.tensors import tensor
 
 
 def rng(seed=0):

@@ -16,7 +16,7 @@ from scratchgen import random
 from scratchgen.__main__ import main
 from scratchgen.models import GPT, GPTConfig
 from scratchgen.nn import Linear
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 from scratchgen.training import Diverged, TrainingError, adjust, divergence, loop, open_run, pictures, recipe, train
 from scratchgen.training.folder import MetricsLog, load_checkpoint, read_metrics, save_checkpoint
 

@@ -11,7 +11,8 @@ import pytest
 import scratchgen as sg
 from scratchgen import data, nn
 from scratchgen import functional as F
-from scratchgen.tensor import Tensor, grad
+from scratchgen.autograd import grad
+from scratchgen.tensors import Tensor
 
 nan, inf = math.nan, math.inf
 

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from scratchgen import calculus, functional, nn
+from scratchgen.autograd import Function
 from scratchgen.catalog import compositions, layers, primitives
 from scratchgen.catalog.row import Bound, Case, Row, case, of, row
 from scratchgen.ops import inplace
-from scratchgen.tensor import Function
 
 __all__ = ["NOT_DIFFERENTIABLE", "ROOMS", "ROWS", "Bound", "Case", "Row", "case", "check", "find", "main", "of", "row"]
 
@@ -60,7 +60,10 @@ NOT_DIFFERENTIABLE = {
     ],
     "gives whole numbers": "argmax argmin argsort one_hot Tensor.long Tensor.__floordiv__".split(),
     "draws at random": "bernoulli multinomial Tensor.bernoulli_ Tensor.normal_ Tensor.uniform_".split(),
-    "changes a tensor in place, which no graph records": [f"Tensor.{name}_" for name in inplace.OPS],
+    "changes a tensor in place, which no graph records": [
+        *(f"Tensor.{name}_" for name in inplace.OPS),
+        *"Tensor.__iadd__ Tensor.__isub__ Tensor.__imul__ Tensor.__itruediv__ Tensor.__setitem__".split(),
+    ],
     "is made from nothing": "arange eye full linspace ones rand randint randn randperm zeros".split(),
     "takes shape and dtype of a tensor, not its values": [
         *"full_like ones_like rand_like randn_like zeros_like".split(),

@@ -6,7 +6,7 @@ import numpy as np
 
 from scratchgen.catalog.primitives import unary
 from scratchgen.catalog.row import Fresh, apart, away, case, fixed, loud, positive, real, row, simplex, unit, whole
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 REDUCTION = ("mean", "sum", "none")
 

@@ -10,7 +10,7 @@ from scratchgen import models, nn
 from scratchgen.catalog.compositions import REDUCTION
 from scratchgen.catalog.row import apart, away, case, fixed, of, real, row, simplex, unit, whole
 from scratchgen.models.gan import discriminator_loss, generator_loss
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 _WEIGHT = np.array([0.5, 2.0, 1.25])
 _CLASSES = fixed([0, 1, 2, 1])

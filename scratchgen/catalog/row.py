@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import calculus, functional, models, nn, ops, random
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 Array = np.ndarray
 Generator = np.random.Generator

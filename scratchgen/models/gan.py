@@ -26,9 +26,10 @@ import numpy as np
 
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
+from scratchgen.autograd import no_grad
 from scratchgen.ops import randn, sigmoid, tanh
 from scratchgen.ops.operands import as_tensor
-from scratchgen.tensor import Tensor, no_grad
+from scratchgen.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scratchgen import functional as F
 from scratchgen.nn import init
 from scratchgen.nn.module import Module, blank, number, whole
 from scratchgen.ops.operands import as_tensor
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 
 class ReLU(Module):

@@ -14,7 +14,7 @@ from scratchgen.nn import init
 from scratchgen.nn.layers import Linear
 from scratchgen.nn.module import Module, blank, number, whole
 from scratchgen.ops import cat
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 Generator = np.random.Generator
 

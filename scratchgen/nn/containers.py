@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from scratchgen.nn.module import Module, Parameter
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 
 def _parameter(owner: Module, value: Any) -> Parameter:

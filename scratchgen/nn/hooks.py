@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from scratchgen.autograd import Function, is_grad_enabled
 from scratchgen.hooks import Hooks
-from scratchgen.tensor import Function, Tensor, is_grad_enabled
+from scratchgen.tensors import Tensor
 
 Grads = tuple[Tensor | None, ...]
 

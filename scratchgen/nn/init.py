@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 Generator = np.random.Generator
 

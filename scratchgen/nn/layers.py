@@ -18,7 +18,7 @@ from scratchgen.nn import init
 from scratchgen.nn.module import Module, blank, number, whole
 from scratchgen.ops import full
 from scratchgen.ops.convolution import Size, sizes
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 Generator = np.random.Generator
 

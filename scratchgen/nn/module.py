@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchgen import device as devices
+from scratchgen.autograd import no_grad
 from scratchgen.hooks import RemovableHandle, checked
 from scratchgen.nn.hooks import ModuleHooks
-from scratchgen.tensor import Tensor, constant, no_grad
+from scratchgen.tensors import Tensor, constant
 
 
 class Parameter(Tensor):

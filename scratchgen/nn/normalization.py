@@ -15,7 +15,7 @@ import numpy as np
 from scratchgen import functional as F
 from scratchgen.nn import init
 from scratchgen.nn.module import Module, blank, number, whole
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 
 class _ChannelNorm(Module):

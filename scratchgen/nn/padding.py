@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchgen import functional as F
 from scratchgen.nn.module import Module
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 
 class _Pad(Module):

@@ -15,7 +15,7 @@ from scratchgen import functional as F
 from scratchgen import ops, random
 from scratchgen.nn import init
 from scratchgen.nn.module import Module, blank, number, whole
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 Generator = np.random.Generator
 

@@ -16,6 +16,7 @@ from scratchgen.ops import (
     creation,
     elementwise,
     fused,
+    indexing,
     inplace,
     matrix,
     ordering,
@@ -30,19 +31,20 @@ from scratchgen.ops.creation import *
 from scratchgen.ops.elementwise import *
 from scratchgen.ops.elementwise import floor_divide, remainder
 from scratchgen.ops.fused import *
+from scratchgen.ops.indexing import *
 from scratchgen.ops.matrix import *
 from scratchgen.ops.operands import cast, move
 from scratchgen.ops.ordering import *
 from scratchgen.ops.reduce import *
 from scratchgen.ops.shape import *
 from scratchgen.ops.trigonometry import *
-from scratchgen.tensor import Tensor
+from scratchgen.tensors import Tensor
 
 clip = clamp
 concatenate = cat
 
 # What PyTorch has at top level is so here too; convolutions, linear and what is fused are reached through `functional`.
-_OPS = {name for ops in (elementwise, trigonometry, choice, reduce, shape, ordering) for name in ops.__all__} | {
+_OPS = {name for ops in (elementwise, trigonometry, choice, reduce, shape, indexing, ordering) for name in ops.__all__} | {
     *"bmm dot matmul mm outer bernoulli multinomial softmax log_softmax clip".split()
 }
 METHODS = sorted(_OPS - {"cast", "cat", "meshgrid", "move", "stack", "where"})
@@ -116,7 +118,7 @@ def _attach() -> None:
         "__invert__": bitwise_not,
         "__floordiv__": floor_divide,
         "__mod__": remainder,
-        "__getitem__": shape.index,
+        "__getitem__": indexing.index,
         "__iter__": shape.iterate,
         "to": to,
         "cpu": lambda self: move(self, "cpu"),

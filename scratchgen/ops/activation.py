@@ -10,10 +10,11 @@ import math
 from typing import Any
 
 import kernels
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
 from scratchgen.ops.elementwise import Softplus, sigmoid, softplus, tanh
 from scratchgen.ops.operands import floating
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 FAR = 1000.0
 

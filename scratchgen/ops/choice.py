@@ -15,8 +15,9 @@ import numpy as np
 
 import kernels
 from scratchgen import device as devices
+from scratchgen.autograd import Function
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "abs",

@@ -21,8 +21,9 @@ import numpy as np
 
 import kernels
 from scratchgen import device as devices
+from scratchgen.autograd import Function
 from scratchgen.ops.operands import as_tensor, floating, operands
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "avg_pool1d",

@@ -14,7 +14,7 @@ from scratchgen import device as devices
 from scratchgen import random
 from scratchgen.ops.operands import as_tensor, floating
 from scratchgen.ops.shape import shape_of
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "arange",

@@ -12,9 +12,10 @@ import numpy as np
 
 import kernels
 from scratchgen import device as devices
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import Kept, none_of, where
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "add",

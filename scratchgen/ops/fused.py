@@ -13,11 +13,12 @@ import numpy as np
 
 import kernels
 from scratchgen import device as devices
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
 from scratchgen.ops.elementwise import exp, softplus
 from scratchgen.ops.operands import as_tensor, broadcast, cast, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "attention",

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
-from scratchgen.tensor import Tensor, is_grad_enabled, no_grad
+from scratchgen.autograd import is_grad_enabled, no_grad
+from scratchgen.tensors import Tensor, method
 
 # The ops whose result has the shape and dtype of their first argument.
 OPS = (
@@ -76,3 +77,43 @@ def bernoulli_(self: Tensor, p: float = 0.5, *, generator: np.random.Generator |
     if not 0 <= p <= 1:
         raise ValueError(f"bernoulli_: expected p from 0 to 1, got {p}")
     return _drawn("bernoulli_", self, np.asarray(random.generator(generator).random(self.shape) < p))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# x += y
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _change(x: Tensor, name: str, value: Any) -> Tensor:
+    """x += y and its kin: in place for a leaf that no graph is recorded of, else a new tensor, as Python does for numbers."""
+    if not x.is_leaf or (x.node is None and is_grad_enabled() and isinstance(value, Tensor) and value.node is not None):
+        return NotImplemented  # Python then computes x = x + y
+    if x.node is not None and is_grad_enabled():
+        raise RuntimeError("in-place change of a leaf that requires a gradient: wrap it in `with no_grad():`")
+    with no_grad():
+        result = getattr(x, name)(value)
+    if result.shape != x.shape or result.dtype != x.dtype:
+        raise ValueError(
+            f"in-place {name}: expected a result of shape {x.shape} and {x.dtype}, got {result.shape} and {result.dtype}"
+        )
+    return x.copy_(result)
+
+
+@method
+def __iadd__(self: Tensor, value: Any) -> Tensor:
+    return _change(self, "__add__", value)
+
+
+@method
+def __isub__(self: Tensor, value: Any) -> Tensor:
+    return _change(self, "__sub__", value)
+
+
+@method
+def __imul__(self: Tensor, value: Any) -> Tensor:
+    return _change(self, "__mul__", value)
+
+
+@method
+def __itruediv__(self: Tensor, value: Any) -> Tensor:
+    return _change(self, "__truediv__", value)

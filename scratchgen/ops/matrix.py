@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import kernels
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import LeakyReluGrad
 from scratchgen.ops.operands import as_tensor, operands
 from scratchgen.ops.reduce import norm
-from scratchgen.tensor import Function, Tensor
+from scratchgen.tensors import Tensor
 
 __all__ = [
     "bmm",

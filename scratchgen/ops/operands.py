@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.autograd import Function
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "cast",

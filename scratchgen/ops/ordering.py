@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchgen.ops.indexing import Gather, ScatterAdd
 from scratchgen.ops.operands import as_tensor, floating
 from scratchgen.ops.reduce import dims_of
-from scratchgen.ops.shape import Gather, ScatterAdd
-from scratchgen.tensor import Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "argsort",

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import kernels
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import Kept, Step, maximum, minimum, where
 from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "all",

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
 from scratchgen.ops.convolution import Size, nearest, sizes
 from scratchgen.ops.operands import as_tensor, floating
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 
 def interpolate(

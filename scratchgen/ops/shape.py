@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-import kernels
 from scratchgen import device as devices
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
+from scratchgen.ops.indexing import matrices, narrow, refuse_0d, whole
 from scratchgen.ops.operands import Number, as_tensor, broadcast, operands
 from scratchgen.ops.reduce import dims_of
-from scratchgen.tensor import Function, Tensor, constant, numbers_first
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "broadcast_to",
@@ -26,23 +27,17 @@ __all__ = [
     "chunk",
     "clone",
     "contiguous",
-    "diag",
-    "diagonal",
     "expand",
     "flatten",
     "flip",
-    "gather",
-    "index_select",
     "meshgrid",
     "movedim",
-    "narrow",
     "pad",
     "permute",
     "repeat",
     "repeat_interleave",
     "reshape",
     "roll",
-    "scatter_add",
     "split",
     "squeeze",
     "stack",
@@ -90,87 +85,6 @@ class Expand(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         return dy
-
-
-class Index(Function):
-    """y = x[index]           x̄ = zeros, with ȳ added at index"""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, *, index: Any) -> Any:
-        self.shape, self.index = x.shape, index
-        if kernels.on_device(index):  # rows of a table: the door says what becomes of an index out of range
-            return kernels.embedding(x, index) if index.dtype.kind in "iu" else x[index]
-        return x[index]
-
-    def backward(self, dy: Tensor) -> Tensor:
-        return IndexAdd.apply(dy, shape=self.shape, index=self.index)
-
-
-class IndexAdd(Function):
-    """y = zeros, with x added at index (repeats add up)          x̄ = ȳ[index]"""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, *, shape: tuple[int, ...], index: Any) -> Any:
-        self.index = index
-        y = np.zeros_like(x, shape=shape, order="C")
-        parts = index if isinstance(index, tuple) else (index,)
-        if not any(map(devices.is_array, parts)):
-            y[index] = x  # slices and numbers name each element once
-        elif len(parts) == 1 and parts[0].dtype.kind in "iu":
-            kernels.scatter_add(y, parts[0], x)
-        else:
-            places = devices.beside(np.arange(y.size).reshape(shape), y)[index]
-            _add_at(y, places, x)  # many times faster than with several indices
-        return y
-
-    def backward(self, dy: Tensor) -> Tensor:
-        return Index.apply(dy, index=self.index)
-
-
-def _add_at(y: Any, places: Any, x: Any) -> None:
-    """y at each of the flat `places` += x, in place; repeats add up."""
-    if devices.on_host(y):
-        np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1))
-    else:
-        kernels.scatter_add(y.reshape(-1), places.reshape(-1), x.reshape(-1))
-
-
-def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
-    """The index arrays that let NumPy read index[i, j, k] along `dim` and i, j, k elsewhere."""
-    grid = np.ogrid[tuple(slice(n) for n in index.shape)]
-    return tuple(index if d == dim else devices.beside(g, index) for d, g in enumerate(grid))
-
-
-class Gather(Function):
-    """y_{ijk} = x_{i, index_{ijk}, k}  (here along dim 1)       x̄ = zeros, with ȳ added at the same places"""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, *, dim: int, index: np.ndarray) -> Any:
-        self.shape, self.dim, self.index = x.shape, dim, index
-        return x[_along(index, dim)]
-
-    def backward(self, dy: Tensor) -> Tensor:
-        zeros = constant(np.zeros_like(dy.data, shape=self.shape))
-        return ScatterAdd.apply(zeros, dy, dim=self.dim, index=self.index)
-
-
-class ScatterAdd(Function):
-    """y = x, with y_{i, index_{ijk}, k} += source_{ijk}         x̄ = ȳ,  source̅ = gather of ȳ"""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, source: Any, *, dim: int, index: np.ndarray) -> Any:
-        self.dim, self.index = dim, index
-        y = x.copy()
-        places = devices.beside(np.arange(y.size).reshape(y.shape), y)[_along(index, dim)]
-        _add_at(y, places, source)
-        return y
-
-    def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
-        return dy, Gather.apply(dy, dim=self.dim, index=self.index)
 
 
 class Cat(Function):
@@ -373,48 +287,6 @@ def contiguous(input: Any) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def index(input: Any, key: Any) -> Tensor:
-    """x[key]: numbers, slices, …, None, integer or boolean arrays and tensors. Repeats add up in the gradient.
-
-    As in NumPy, but for a number beside arrays, which takes its slice before them: x[0, :, [1, 2]] is x[0][:, [1, 2]], as in
-    PyTorch. Steps may be negative, uint8 are integers, and a nested list is one array, unlike there.
-    """
-    x = as_tensor(input)
-    key = tuple([_key(k, x._data) for k in key]) if type(key) is tuple else _key(key, x._data)
-    try:
-        numbers, key = numbers_first(key)
-        x = x if numbers is None else Index.apply(x, index=numbers)
-        return Index.apply(x, index=key)
-    except IndexError as error:
-        raise IndexError(f"index into a tensor of shape {x.shape}: {error}") from None
-
-
-def _key(k: Any, x: Any) -> Any:
-    """One part of an index of x, arrays copied to where x is: the gradient needs it as it is now."""
-    if isinstance(k, Tensor):
-        k = k.data
-    if isinstance(k, list) or devices.is_array(k):
-        k = np.array(k) if isinstance(k, list) else k.copy()
-        if k.dtype.kind not in "iub":
-            if k.size:
-                raise TypeError(f"index: expected integers or booleans, got {k.dtype}")
-            k = k.astype(np.int64)
-        if not k.ndim and k.dtype != np.bool_:
-            return int(k)
-        return devices.beside(k, x) if devices.on_host(k) else k
-    return k
-
-
-def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
-    """`length` slices of `dim`, from `start` on, which counts from the end if negative."""
-    x = as_tensor(input)
-    (d,) = dims_of("narrow", x, dim) or _refuse_0d("narrow")
-    start += x.shape[d] if start < 0 else 0
-    if not (0 <= start and 0 <= length and start + length <= x.shape[d]):
-        raise ValueError(f"narrow: expected a range within 0 … {x.shape[d]}, got start {start} and length {length}")
-    return Index.apply(x, index=(slice(None),) * d + (slice(start, start + length),))
-
-
 def split(input: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces along `dim`: of equal size (the last may be smaller), or of the sizes listed."""
     x = as_tensor(input)
@@ -441,12 +313,8 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
 def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """The slices along `dim`, without it."""
     x = as_tensor(input)
-    (d,) = dims_of("unbind", x, dim) or _refuse_0d("unbind")
+    (d,) = dims_of("unbind", x, dim) or refuse_0d("unbind")
     return tuple([piece.squeeze(d) for piece in split(x, 1, d)]) if x.shape[d] else ()
-
-
-def _refuse_0d(name: str) -> Any:
-    raise ValueError(f"{name}: expected at least one dimension, got a 0-d tensor")
 
 
 def iterate(input: Tensor) -> Any:
@@ -454,98 +322,16 @@ def iterate(input: Tensor) -> Any:
     return iter(unbind(input, 0))
 
 
-def _whole(name: str, index: Any) -> np.ndarray:
-    found = as_tensor(index).data
-    if found.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected an integer index, got {found.dtype}")
-    return found.astype(np.int64)  # a copy: the gradient needs it as it is now
-
-
-def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.ndarray]:
-    index = _whole(name, index)
-    (d,) = dims_of(name, x, dim)
-    if index.ndim != x.ndim or any(m > n for e, (m, n) in enumerate(zip(index.shape, x.shape, strict=True)) if e != d):
-        raise ValueError(f"{name}: expected an index no larger than {x.shape} outside dimension {d}, got shape {index.shape}")
-    if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
-        raise IndexError(f"{name}: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
-    return d, devices.moved(index, x.device)
-
-
-def gather(input: Any, dim: int, index: Any) -> Tensor:
-    """y_{ijk} = x_{i, index_{ijk}, k} for dim 1, and so on: y has the shape of `index`.
-
-    A 0-d x is gathered from as its one element; an index without elements may have any shape.
-    """
-    x, index = as_tensor(input), as_tensor(index)
-    if not x.ndim or not index.numel():
-        return _gathered_flat("gather", x, dim, index)
-    d, index = _checked_along("gather", x, dim, index)
-    return Gather.apply(x, dim=d, index=index)
-
-
-def _gathered_flat(name: str, x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """What is gathered where no two dimensions have to agree: from one element, or nothing."""
-    dims_of(name, x, dim)
-    if index.ndim > 1 and index.numel():
-        raise ValueError(f"{name}: expected an index of at most one dimension for a 0-d tensor, got shape {index.shape}")
-    flat = x.reshape(-1)
-    d, places = _checked_along(name, flat, 0, index.reshape(-1))
-    return Gather.apply(flat, dim=d, index=places).reshape(index.shape)
-
-
-def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
-    """y = x, with y_{i, index_{ijk}, k} += src_{ijk} for dim 1, and so on; repeats add up. A 0-d x is one element."""
-    x, src = operands("scatter_add", as_tensor(input), as_tensor(src))
-    index = as_tensor(index)
-    if not x.ndim:
-        dims_of("scatter_add", x, dim)
-        if index.ndim > 1 or src.ndim > 1:
-            shapes = f"{index.shape} and {src.shape}"
-            raise ValueError(f"scatter_add: expected index and src of at most one dimension for a 0-d tensor, got {shapes}")
-        return scatter_add(x.reshape(1), 0, index.reshape(-1), src.reshape(-1)).reshape(())
-    if not index.numel():
-        _whole("scatter_add", index)
-        return x
-    d, index = _checked_along("scatter_add", x, dim, index)
-    if src.ndim != index.ndim or any(m > n for m, n in zip(index.shape, src.shape, strict=True)):
-        raise ValueError(f"scatter_add: expected src at least as large as the index, {index.shape}, got {src.shape}")
-    return ScatterAdd.apply(x, src[tuple(slice(n) for n in index.shape)], dim=d, index=index)
-
-
-def index_select(input: Any, dim: int, index: Any) -> Tensor:
-    """The slices of `dim` that a 1-d `index` names; a 0-d tensor has one."""
-    x = as_tensor(input)
-    index = _whole("index_select", index)
-    if not x.ndim:
-        dims_of("index_select", x, dim)
-        if index.size != 1:
-            raise ValueError(f"index_select: expected one index into a 0-d tensor, got shape {index.shape}")
-        return index_select(x.reshape(1), 0, index).reshape(())
-    (d,) = dims_of("index_select", x, dim)
-    if index.ndim > 1:
-        raise ValueError(f"index_select: expected a 1-d index, got shape {index.shape}")
-    if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
-        raise IndexError(f"index_select: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
-    return Index.apply(x, index=(slice(None),) * d + (devices.moved(index.reshape(-1), x.device),))
-
-
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The lower triangle of each matrix, zeros above the `diagonal`."""
-    x = _matrices("tril", input)
+    x = matrices("tril", input)
     return where(constant(devices.beside(np.tri(*x.shape[-2:], diagonal, dtype=bool), x.data)), x, 0)
 
 
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The upper triangle of each matrix, zeros below the `diagonal`."""
-    x = _matrices("triu", input)
+    x = matrices("triu", input)
     return where(constant(devices.beside(~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool), x.data)), x, 0)
-
-
-def _matrices(name: str, input: Any) -> Tensor:
-    x = as_tensor(input)
-    if x.ndim < 2:
-        raise ValueError(f"{name}: expected matrices, at least 2 dimensions, got shape {x.shape}")
-    return x
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -560,7 +346,7 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     xs = operands("cat", *[as_tensor(x) for x in tensors])
     if len({x.ndim for x in xs}) > 1:
         xs = tuple([x for x in xs if x.shape != (0,)])
-    (d,) = dims_of("cat", xs[0], dim) or _refuse_0d("cat")
+    (d,) = dims_of("cat", xs[0], dim) or refuse_0d("cat")
     for x in xs:
         if x.ndim != xs[0].ndim or x.shape[:d] + x.shape[d + 1 :] != xs[0].shape[:d] + xs[0].shape[d + 1 :]:
             raise ValueError(f"cat: expected shapes that agree outside dimension {d}, got {xs[0].shape} and {x.shape}")
@@ -605,7 +391,7 @@ def _repeated(x: Tensor, repeats: Any, dim: int | None) -> Tensor:
         x, dim = x.reshape(-1), 0
     (d,) = dims_of("repeat_interleave", x, dim)
     if type(repeats) is not int or repeats < 0:
-        counts = _whole("repeat_interleave", repeats)
+        counts = whole("repeat_interleave", repeats)
         if (counts < 0).any() or counts.shape not in ((), (1,), x.shape[d : d + 1]):
             raise ValueError(f"repeat_interleave: expected counts of at least 0, one or {x.shape[d]} of them, got {repeats!r}")
         return x.index_select(d, np.repeat(np.arange(x.shape[d]), counts))
@@ -677,39 +463,11 @@ def roll(input: Any, shifts: int | Sequence[int], dims: int | Sequence[int] | No
     if len(shifts) != len(dims):
         raise ValueError(f"roll: expected one shift for each dimension, got {shifts} and {dims}")
     for shift, dim in zip(shifts, dims, strict=True):
-        (d,) = dims_of("roll", x, dim) or _refuse_0d("roll")
+        (d,) = dims_of("roll", x, dim) or refuse_0d("roll")
         n = x.shape[d]
         if n and shift % n:
             x = cat([narrow(x, d, n - shift % n, shift % n), narrow(x, d, 0, n - shift % n)], d)
     return x
-
-
-def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The diagonals of the matrices that dim1 and dim2 span, as a new last dimension."""
-    x = _matrices("diagonal", input)
-    (a,), (b,) = dims_of("diagonal", x, dim1), dims_of("diagonal", x, dim2)
-    if a == b:
-        raise ValueError(f"diagonal: expected two different dimensions, got {dim1} and {dim2}")
-    x = x.permute([d for d in range(x.ndim) if d not in (a, b)] + [a, b])
-    rows = np.arange(x.shape[-2])
-    rows = rows[(rows + offset >= 0) & (rows + offset < x.shape[-1])]
-    return x[..., rows, rows + offset]
-
-
-def diag(input: Any, diagonal: int = 0) -> Tensor:
-    """A vector as the diagonal of a matrix of zeros, or the diagonal of a matrix, `diagonal` columns right of the main one.
-
-    (n) → (n + |diagonal|, n + |diagonal|), (n, m) → the length of the diagonal.
-    """
-    x = as_tensor(input)
-    if x.ndim not in (1, 2):
-        raise ValueError(f"diag: expected a vector or a matrix, got shape {x.shape}")
-    if x.ndim == 2:
-        return x.diagonal(diagonal)
-    rows = np.arange(len(x)) + max(-diagonal, 0)
-    index = tuple([devices.beside(i, x.data) for i in (rows, rows + diagonal)])
-    n = len(x) + abs(diagonal)
-    return IndexAdd.apply(x, shape=(n, n), index=index)
 
 
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
 from scratchgen.ops.operands import floating, pair
-from scratchgen.tensor import Function, Tensor, constant
+from scratchgen.tensors import Tensor, constant
 
 __all__ = [
     "atan2",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
-from scratchgen.tensor import Tensor, Writing, constant, enable_grad
+from scratchgen.autograd import enable_grad
+from scratchgen.tensors import Tensor, Writing, constant
 
 Array = np.ndarray
 

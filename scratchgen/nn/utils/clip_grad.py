@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 import kernels
-from scratchgen.tensor import Tensor, Writing, constant
+from scratchgen.tensors import Tensor, Writing, constant
 
 
 def clip_grad_norm_(

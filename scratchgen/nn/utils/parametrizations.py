@@ -12,11 +12,12 @@ import numpy as np
 
 from scratchgen import functional as F
 from scratchgen import random
+from scratchgen.autograd import no_grad
 from scratchgen.nn.layers import ConvTranspose1d, ConvTranspose2d
 from scratchgen.nn.module import Module, Parameter
 from scratchgen.nn.utils.parametrize import register_parametrization
 from scratchgen.ops import norm
-from scratchgen.tensor import Tensor, no_grad
+from scratchgen.tensors import Tensor
 
 
 class _SpectralNorm(Module):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from scratchgen.autograd import no_grad
 from scratchgen.nn.module import Module, ModuleDict, ModuleList, Parameter
-from scratchgen.tensor import Tensor, no_grad
+from scratchgen.tensors import Tensor
 
 
 class ParametrizationList(ModuleList):
