@@ -91,11 +91,11 @@ def matmul_cases(letter, normal):
     for out in layouts(normal(61, 71)):
         for activation, bias in itertools.product((None, "relu", "gelu", "gelu_tanh"), (None, normal(71), normal(61, 1))):
             yield "matmul", (normal(61, 37), normal(37, 71)), {"out": out, "bias": bias, "activation": activation}
-        yield "matmul", (normal(61, 37), normal(37, 71)), {"out": out, "accumulate": True}
+        yield "matmul", (normal(61, 37), normal(37, 71)), {"out": out}
     yield "matmul", (normal(300, 64), normal(64, 300)), {"bias": normal(300), "activation": "relu"}
     yield "matmul", (normal(20, 64), normal(64, 700)), {"bias": normal(700), "activation": "gelu"}
     yield "matmul", (normal(100, 64), normal(300, 64).T), {"bias": normal(600)[::2], "activation": "relu"}  # by columns
-    yield "matmul", (normal(3, 40, 64), normal(90, 64).T), {"out": normal(3, 90, 40).swapaxes(1, 2), "accumulate": True}
+    yield "matmul", (normal(3, 40, 64), normal(90, 64).T), {"out": normal(3, 90, 40).swapaxes(1, 2)}
     yield "matmul", (normal(3, 40, 64), normal(64, 96)), {"bias": normal(96), "out": normal(3, 40, 192)[..., ::2]}
     yield "matmul", (normal(3, 1200), normal(1200, 19)), {}  # small, but of sums too long for one block
     special = normal(20, 20)
@@ -107,7 +107,7 @@ def matmul_cases(letter, normal):
                 yield "matmul", (a, b), {}
         for b in (normal(k, n), normal(n, k).T):
             yield "matmul", (normal(1, k), b), {"bias": normal(n), "activation": "gelu"}
-            yield "matmul", (normal(1, k), b), {"out": normal(1, n), "accumulate": True}
+            yield "matmul", (normal(1, k), b), {"out": normal(1, n)}
             yield "matmul", (normal(2, 1, k), b), {"out": normal(2, 1, 2 * n)[..., ::2]}
             yield "matmul", (normal(3, 1, k), np.broadcast_to(b, (3, k, n))), {}
     for row in special[:4, None]:

@@ -42,7 +42,7 @@ from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.matmul import TOOLS, into_panels, offsets, tools
 from kernels.cpu.memory import scratch
 from kernels.cpu.rows import covers, flat, plain
-from kernels.cpu.simd import BITS, HEIGHT, VECTORS, address, call, load, view
+from kernels.cpu.simd import BITS, HEIGHT, VECTORS, Matrix, address, call, load, view
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
@@ -105,8 +105,7 @@ def panels(use, x, rows, columns, room, zero):
     size = itemsize(zero)
     if x[2] == size and columns * size % (BITS // 8) == 0 and x[1] % 4096 != 0:
         return matrix(x[0], LINE, x[1])
-    width = LINE // size
-    into_panels(use, x[0], x[1], x[2], rows, columns, 0, (columns + width - 1) // width, room, size)
+    into_panels(use, Matrix(x[0], x[1], x[2]), rows, columns, room, size)
     return matrix(room, rows * LINE, LINE)
 
 
@@ -116,7 +115,7 @@ def scaled_panels(use, x, rows, columns, room, scale):
     size = itemsize(scale)
     width = LINE // size
     count = (columns + width - 1) // width
-    into_panels(use, x[0], x[1], x[2], rows, columns, 0, count, room, size)
+    into_panels(use, Matrix(x[0], x[1], x[2]), rows, columns, room, size)
     _scale(view(room, count * rows * width, scale), scale)
     return matrix(room, rows * LINE, LINE)
 

@@ -1,31 +1,48 @@
 r"""Vectors of the machine, from Python: the register tile on which matrix products run, and the copies that feed it.
 
-A product C += A B spends its time in one loop. A tile of C, `height` rows by two vectors, stays in registers while k runs:
+A product C += A B spends its time in one loop, over k. Two vectors of row k of B are loaded once and meet the elements of
+column k of A one after the other; the sums of a tile of C stay in registers from the first k to the last:
 
-    for k:    b₀, b₁ = two vectors of row k of B
-              for i < height:    c_i₀ += a_ik b₀,    c_i₁ += a_ik b₁          (a_ik broadcast to all lanes)
+                          lanes     lanes                  for each k:
+                       ┌─────────┬─────────┐                 load b₀ and b₁, two vectors of row k of B
+            row k of B │   b₀    │   b₁    │                 for i < HEIGHT:
+                       └─────────┴─────────┘                     load a_ik into all lanes
+      column k   ┌───┐ ┌─────────┬─────────┐                     c_i₀ += a_ik b₀       one instruction each, a fused
+          of A   │   │ │  c_00   │  c_01   │                     c_i₁ += a_ik b₁       multiply-add: vfmadd231ps
+                 │   │ │  c_10   │  c_11   │
+         HEIGHT  │ ⋮ │ │    ⋮    │    ⋮    │ tile of C       2 HEIGHT multiply-adds for HEIGHT + 2 loads: arithmetic
+                 │   │ │         │         │                 binds, not memory
+                 └───┘ └─────────┴─────────┘
 
-2 · height products for every 2 + height loads: arithmetic binds, not memory, as long as the tile fits the register
-file: height 14 of AVX-512's or NEON's 32 registers (28 sums, 2 of B, 1 of A), 6 of AVX2's 16 (12 + 2 + 1).
-No loop written in Python keeps a tile in registers: LLVM's loop vectoriser works on one loop, not on a nest of them. So
-the tile is written as LLVM instructions on vectors, through Numba's `intrinsic`, one piece for each height and width,
-since an index into registers must be known when it is compiled. Edges: the last columns of B and C are read and written
-under a mask, where the machine has masks (`MASKED`); elsewhere B is read in whole vectors, so a panel of B that does not end
-with one is to be copied and filled with zeros (`pack`).
-While the sums run, the lines of C that they will be written to and those of A that come next are asked for: each k asks for
-one of either, so that the requests do not crowd out the loads. Without that, a product whose C does not fit the L2 cache
-takes 1.15 times as long, one whose A does not, 1.2 times.
-A convolution's A is an image seen through a moving window: its elements lie at the sums of a number of the row and one of
-the step, which two tables give (`window_tile`), and `scatter` brings images into such an order and back.
+Where the numbers come from. `BITS` of a vector and the count of `REGISTERS` are the processor's. The tile should be large,
+since its loads grow as height + width and its products as height · width, and has to fit the registers: HEIGHT is 14 with the
+32 registers of AVX-512 and of NEON (28 sums, 2 vectors of B, 1 of A), 6 with the 16 of AVX2 (12 + 2 + 1).
 
-All are compiled once for each element type, as C functions, and called by address: Numba would otherwise compile them
-again into every kernel that uses them. Only products, which do nothing but call the tile, contain it themselves. Addresses
-and strides are in bytes, as NumPy gives them.
+No loop written in Python keeps a tile in registers: LLVM's loop vectoriser works on one loop, not on a nest of loops. So the
+tile is written as LLVM instructions on vectors, through Numba's `intrinsic`, with one loop over k for each height and width,
+since the compiler has to know which register each sum is in. (`ladder.register_tile` is the same in thirty lines, for one
+height and width; `python -m benchmarks matmul --asm tile` prints the machine code.)
+
+At the right edge of C the last vectors are read and written under a mask, where the machine has masks (`MASKED`). Elsewhere B
+is read in whole vectors, so a panel of B that does not end with a whole vector has to be copied and filled with zeros (`pack`).
+
+While the sums run, the tile asks the memory for the lines of C that they will be written to and for the lines of A that come
+next. Each k asks for one line of either, so that the requests do not crowd out the loads. Measured without these requests: a
+product whose C does not fit the L2 cache takes 1.15 times as long, a product whose A does not fit takes 1.2 times.
+
+A convolution's A is an image seen through a moving window. An element of it lies at the sum of two offsets, one that belongs to
+the row and one that belongs to the step k, read from two tables (`window_tile`); `scatter` brings images into such an order
+and back.
+
+`tile`, `window_tile`, `scatter` and `pack` are compiled once for each element type, as C functions, and called by address:
+Numba would otherwise compile them again into every kernel that uses them. Only products, which do nothing but call the tile,
+contain the tile itself (`inline_tile`). Addresses and strides are in bytes, as NumPy gives them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -41,7 +58,7 @@ BYTES = I8.as_pointer()
 
 
 def _machine() -> tuple[int, int, bool]:
-    """Bits of a vector, number of vector registers, masked loads? SCRATCHGEN_SIMD=128, 256 or 512 forces a width."""
+    """Bits of a vector, count of vector registers, are there masked loads? SCRATCHGEN_SIMD=128, 256 or 512 forces a width."""
     features = llvm.get_host_cpu_features()
     arm = "aarch64" in llvm.get_default_triple() or "arm64" in llvm.get_default_triple()
     bits = 512 if features.get("avx512f") else 256 if features.get("avx2") and features.get("fma") else 128
@@ -52,12 +69,31 @@ def _machine() -> tuple[int, int, bool]:
 BITS, REGISTERS, MASKED = _machine()
 HEIGHT = 14 if REGISTERS == 32 else 6  # rows of a tile
 VECTORS = 2  # vectors of a row
-WINDOW = (14, 8, 8, 6) if REGISTERS == 32 else (8, 6)  # rows of a window tile of 1, 2, … vectors: taller ones would spill
+# Rows of a window tile of 1, 2, … vectors. It keeps the addresses of its rows in registers too: taller ones would spill.
+WINDOW = (14, 8, 8, 6) if REGISTERS == 32 else (8, 6)
 
 
 def lanes(itemsize: int) -> int:
     """Elements of a vector."""
     return BITS // 8 // itemsize
+
+
+class Matrix(NamedTuple):
+    """Where a matrix lies: the address of its first element, bytes from row to row and from column to column."""
+
+    address: int
+    row: int
+    column: int
+
+
+class Panels(NamedTuple):
+    """Where B lies as the tile reads it, in panels as wide as a tile whose rows are contiguous: the address of the first,
+    bytes from panel to panel and from row to row within a panel.
+    """
+
+    address: int
+    panel: int
+    row: int
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,7 +114,7 @@ def address(typingctx: Any, array: Any) -> Any:
 
 @intrinsic
 def load(typingctx: Any, where: Any, like: Any) -> Any:
-    """The number at an address, of the type of `like`."""
+    """The element at an address, of the type of `like`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = context.get_value_type(signature.return_type)
@@ -89,6 +125,8 @@ def load(typingctx: Any, where: Any, like: Any) -> Any:
 
 @intrinsic
 def store(typingctx: Any, where: Any, value: Any) -> Any:
+    """Write a value to an address."""
+
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()), align=1)
         return context.get_dummy_value()
@@ -98,7 +136,7 @@ def store(typingctx: Any, where: Any, value: Any) -> Any:
 
 @intrinsic
 def call(typingctx: Any, function: Any, arguments: Any) -> Any:
-    """Call the C function at an address with a tuple of numbers; literal integers become `intp`."""
+    """Call the C function at an address with a tuple of arguments; literal integers become `intp`."""
     kinds = [types.intp if isinstance(t, types.Integer | types.Boolean) else t for t in arguments]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -151,7 +189,7 @@ class Vectors:
         return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(returns, arguments), name)
 
     def at(self, base: Any, *offsets: Any) -> Any:
-        """A pointer so many bytes on."""
+        """The pointer that lies the offsets, in bytes, behind another."""
         for offset in offsets:
             base = self.builder.gep(base, [offset if isinstance(offset, ir.Value) else ir.Constant(I64, offset)])
         return base
@@ -169,11 +207,12 @@ class Vectors:
         return self.builder.icmp_signed("<", columns, self.splat(self.builder.trunc(n, I32)))
 
     def offset(self, where: Any) -> Any:
-        """Bytes to the element whose number stands there."""
-        number = self.builder.load(self.builder.bitcast(where, I64.as_pointer()))
-        return self.builder.mul(number, ir.Constant(I64, self.itemsize))
+        """The entry of a table, which counts elements, in bytes."""
+        elements = self.builder.load(self.builder.bitcast(where, I64.as_pointer()))
+        return self.builder.mul(elements, ir.Constant(I64, self.itemsize))
 
     def broadcast(self, where: Any) -> Any:
+        """The element at a pointer in every lane."""
         return self.splat(self.builder.load(self.builder.bitcast(where, self.element.as_pointer()), align=self.itemsize))
 
     def load(self, where: Any, mask: Any = None) -> Any:
@@ -191,7 +230,7 @@ class Vectors:
             self.builder.call(self._store, [x, where, ir.Constant(I32, self.itemsize), mask])
 
     def prefetch(self, where: Any, write: bool = False) -> None:
-        """Ask for the cache line of an address, which need not be one."""
+        """Ask for the cache line of an address; of an address outside of all memory nothing is asked."""
         kind = ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         self.builder.call(function, [where, ir.Constant(I32, int(write)), ir.Constant(I32, 3), ir.Constant(I32, 1)])
@@ -215,6 +254,34 @@ class Vectors:
         return x
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The tile
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    """What a tile computes, C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`; and where its elements lie.
+
+    The tiles of matrices and of windows differ in how they find A and C. `a` is a pointer that moves on by `a_step` bytes
+    with each k. `rows_of_a(height)` is a value for each row of A, worked out before the loop, and `column_of_a(a, rows)` the
+    pointers to the elements of one k in these rows. `rows_of_c(height)` are the pointers to the rows of C. `strides`: bytes
+    between rows of A and between rows of C, if these lie equally far apart; the lines that come next are then asked for.
+    """
+
+    k: Any
+    a: Any
+    a_step: Any
+    rows_of_a: Callable
+    column_of_a: Callable
+    b: Any
+    b_row: Any
+    rows_of_c: Callable
+    m: Any
+    n: Any
+    add: Any
+    strides: tuple | None
+
+
 def _stay_rolled(branch: Any, module: Any) -> None:
     """Keep LLVM from unrolling this loop: a body that just fills the registers would spill."""
     loop = module.add_metadata([module.add_metadata([ir.MetaDataString(module, f"loop {len(module.metadata)}")])])
@@ -222,87 +289,88 @@ def _stay_rolled(branch: Any, module: Any) -> None:
     branch.set_metadata("llvm.loop", loop)
 
 
-def _emit_tiles(
-    vec: Vectors, heights: tuple[int, ...], k: Any, a: Any, a_step: Any, a_rows: Any, a_ik: Any, b: Any, b_rs: Any, c_rows: Any,
-    m: Any, n: Any, add: Any, apart: tuple | None = None,
-) -> None:  # fmt: skip
-    """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`: one piece of code for each number of rows and of vectors.
-
-    heights[v − 1]: rows that a tile of v vectors has at most. `a` moves on by `a_step` bytes with each k, and `a_ik(a)(row)` is
-    then where an element of A lies, row being one of `a_rows(height)`; `c_rows(height)` are where the rows of C begin. `apart`:
-    bytes between rows of A and between rows of C, if each of these lie equally far apart; they are then asked for ahead.
-    """
+def _emit_ahead(vec: Vectors, tile: Tile, at_a: Any, next_a: Any, next_c: Any, more: Any, width: int) -> list:
+    """Ask for a line of A, 16 elements further on in each row in turn, and for the next row of C; the two that come then."""
     builder, zero, wide = vec.builder, ir.Constant(I64, 0), vec.lanes * vec.itemsize
-    adding = builder.icmp_signed("!=", add, zero)
-    masks = [vec.mask(n, v) for v in range(len(heights))]
+    vec.prefetch(vec.at(at_a, next_a, builder.mul(tile.a_step, ir.Constant(I64, 16))))
+    for v in range(width):
+        vec.prefetch(vec.at(next_c, v * wide), write=True)
+    a_row, c_row = tile.strides
+    moved = builder.add(next_a, a_row)
+    last = builder.icmp_signed("==", moved, builder.mul(a_row, ir.Constant(I64, 16)))
+    return [builder.select(last, zero, moved), vec.at(next_c, builder.select(more, c_row, zero))]
+
+
+def _emit_loop(vec: Vectors, tile: Tile, height: int, width: int, mask: Any) -> list:
+    """The loop over k for a tile of so many rows and vectors, the last vector of B under a mask; its sums."""
+    builder, zero, wide = vec.builder, ir.Constant(I64, 0), vec.lanes * vec.itemsize
+    rows, first_c = tile.rows_of_a(height), tile.rows_of_c(1)[0]
+    before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed(">", tile.k, zero), body, after)
+    builder.position_at_end(body)
+    count, at_a, at_b, next_a, next_c = (builder.phi(kind) for kind in (I64, BYTES, BYTES, I64, BYTES))
+    sums = [builder.phi(vec.type) for _ in range(height * width)]
+    left = builder.sub(count, ir.Constant(I64, 1))
+    firsts = [tile.k, tile.a, tile.b, zero, first_c]
+    nexts = [left, vec.at(at_a, tile.a_step), vec.at(at_b, tile.b_row), next_a, next_c]
+    if tile.strides:
+        more = builder.icmp_signed(">", count, builder.sub(tile.k, ir.Constant(I64, height)))
+        nexts[3:] = _emit_ahead(vec, tile, at_a, next_a, next_c, more, width)
+    row = [vec.load(vec.at(at_b, v * wide), mask if v == width - 1 else None) for v in range(width)]
+    new = []
+    for i, element in enumerate(tile.column_of_a(at_a, rows)):
+        x = vec.broadcast(element)
+        new += [vec.fma(x, row[v], sums[i * width + v]) for v in range(width)]
+    firsts, nexts = firsts + [vec.zero] * len(sums), nexts + new
+    for phi, first, following in zip([count, at_a, at_b, next_a, next_c, *sums], firsts, nexts, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(following, body)
+    _stay_rolled(builder.cbranch(builder.icmp_signed(">", left, zero), body, after), builder.module)
+    builder.position_at_end(after)
+    totals = []
+    for x in new:
+        totals.append(builder.phi(vec.type))
+        totals[-1].add_incoming(vec.zero, before)
+        totals[-1].add_incoming(x, body)
+    return totals
+
+
+def _emit_write(vec: Vectors, tile: Tile, totals: list, height: int, width: int, mask: Any) -> None:
+    """C = the sums, or C + the sums, the last vector of each row under a mask."""
+    builder, wide = vec.builder, vec.lanes * vec.itemsize
+    addresses = [vec.at(row, v * wide) for row in tile.rows_of_c(height) for v in range(width)]
+    masks = [mask if v == width - 1 else None for _ in range(height) for v in range(width)]
+    with builder.if_else(builder.icmp_signed("!=", tile.add, ir.Constant(I64, 0))) as (then_add, otherwise_set):
+        with then_add:
+            for where, edge, x in zip(addresses, masks, totals, strict=True):
+                vec.store(builder.fadd(x, vec.load(where, edge)), where, edge)
+        with otherwise_set:
+            for where, edge, x in zip(addresses, masks, totals, strict=True):
+                vec.store(x, where, edge)
+
+
+def _emit_tiles(vec: Vectors, tile: Tile, heights: tuple[int, ...]) -> None:
+    """A loop for each height up to heights[v − 1] of v vectors, with and without a mask; and the jumps to the one wanted."""
+    builder = vec.builder
     leave = builder.append_basic_block("leave")
-
-    def product(height: int, width: int, whole: bool) -> None:
-        rows, first_c = a_rows(height), c_rows(1)[0]
-        before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
-        builder.cbranch(builder.icmp_signed(">", k, zero), body, after)
-        builder.position_at_end(body)
-        count, at_a, at_b, next_a, next_c = (builder.phi(t) for t in (I64, BYTES, BYTES, I64, BYTES))
-        sums = [builder.phi(vec.type) for _ in range(height * width)]
-        left = builder.sub(count, ir.Constant(I64, 1))
-        firsts, nexts = [k, a, b, zero, first_c], [left, vec.at(at_a, a_step), vec.at(at_b, b_rs), next_a, next_c]
-        if apart:
-            more = builder.icmp_signed(">", count, builder.sub(k, ir.Constant(I64, height)))
-            nexts[3:] = ahead(at_a, next_a, next_c, more, width)
-        mask = None if whole or not MASKED else masks[width - 1]
-        row = [vec.load(vec.at(at_b, v * wide), mask if v == width - 1 else None) for v in range(width)]
-        element, new = a_ik(at_a), []
-        for i in range(height):
-            x = vec.broadcast(element(rows[i]))
-            new += [vec.fma(x, row[v], sums[i * width + v]) for v in range(width)]
-        firsts, nexts = firsts + [vec.zero] * len(sums), nexts + new
-        for phi, first, following in zip([count, at_a, at_b, next_a, next_c, *sums], firsts, nexts, strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(following, body)
-        _stay_rolled(builder.cbranch(builder.icmp_signed(">", left, zero), body, after), builder.module)
-        builder.position_at_end(after)
-        totals = []
-        for x in new:
-            totals.append(builder.phi(vec.type))
-            totals[-1].add_incoming(vec.zero, before)
-            totals[-1].add_incoming(x, body)
-        write(totals, height, width, whole)
-
-    def ahead(at_a: Any, next_a: Any, next_c: Any, more: Any, width: int) -> list:
-        """Of A, one row in turn, 16 elements further on; of C, the row of the tile that has this number."""
-        vec.prefetch(vec.at(at_a, next_a, builder.mul(a_step, ir.Constant(I64, 16))))
-        for v in range(width):
-            vec.prefetch(vec.at(next_c, v * wide), write=True)
-        moved = builder.add(next_a, apart[0])
-        turned = builder.icmp_signed("==", moved, builder.mul(apart[0], ir.Constant(I64, 16)))
-        return [builder.select(turned, zero, moved), vec.at(next_c, builder.select(more, apart[1], zero))]
-
-    def write(totals: list, height: int, width: int, whole: bool) -> None:
-        places = [vec.at(row, v * wide) for row in c_rows(height) for v in range(width)]
-        edges = [None if whole or v < width - 1 else masks[v] for _ in range(height) for v in range(width)]
-        with builder.if_else(adding) as (then_add, otherwise_set):
-            with then_add:
-                for where, edge, x in zip(places, edges, totals, strict=True):
-                    vec.store(builder.fadd(x, vec.load(where, edge)), where, edge)
-            with otherwise_set:
-                for where, edge, x in zip(places, edges, totals, strict=True):
-                    vec.store(x, where, edge)
-        builder.branch(leave)
-
     for width, tallest in enumerate(heights, start=1):
+        columns = ir.Constant(I64, width * vec.lanes)
         this, wider = builder.append_basic_block("width"), builder.append_basic_block("wider")
-        builder.cbranch(builder.icmp_signed("<=", n, ir.Constant(I64, width * vec.lanes)), this, wider)
+        builder.cbranch(builder.icmp_signed("<=", tile.n, columns), this, wider)
         builder.position_at_end(this)
+        mask = vec.mask(tile.n, width - 1)
         blocks = builder.append_basic_block("whole"), builder.append_basic_block("torn")
-        builder.cbranch(builder.icmp_signed("==", n, ir.Constant(I64, width * vec.lanes)), *blocks)
-        for block, whole in zip(blocks, (True, False), strict=True):
+        builder.cbranch(builder.icmp_signed("==", tile.n, columns), *blocks)
+        for block, edge in zip(blocks, (None, mask), strict=True):
             builder.position_at_end(block)
-            switch = builder.switch(m, leave)
+            switch = builder.switch(tile.m, leave)
             for height in range(1, tallest + 1):
                 case = builder.append_basic_block(f"tile{height}x{width}")
                 switch.add_case(ir.Constant(I64, height), case)
                 builder.position_at_end(case)
-                product(height, width, whole)
+                totals = _emit_loop(vec, tile, height, width, edge if MASKED else None)
+                _emit_write(vec, tile, totals, height, width, edge)
+                builder.branch(leave)
         builder.position_at_end(wider)
     builder.branch(leave)
     builder.position_at_end(leave)
@@ -321,12 +389,14 @@ def _tile(
         a_rows = [builder.mul(a_rs, ir.Constant(I64, i)) for i in range(HEIGHT)]
         c_rows = [vec.at(c, builder.mul(c_rs, ir.Constant(I64, i))) for i in range(HEIGHT)]
 
-        def a_ik(at: Any) -> Any:
-            return lambda row: vec.at(at, row)
+        def column(at_a: Any, rows: list) -> list:
+            return [vec.at(at_a, row) for row in rows]
 
-        heights = (HEIGHT,) * VECTORS
-        tables, apart = (lambda h: a_rows[:h], lambda h: c_rows[:h]), (a_rs, c_rs)
-        _emit_tiles(vec, heights, k, a, a_cs, tables[0], a_ik, b, b_rs, tables[1], m, n, add, apart)
+        def first_of(rows: list) -> Callable:
+            return lambda height: rows[:height]
+
+        tile = Tile(k, a, a_cs, first_of(a_rows), column, b, b_rs, first_of(c_rows), m, n, add, strides=(a_rs, c_rs))
+        _emit_tiles(vec, tile, (HEIGHT,) * VECTORS)
         return context.get_dummy_value()
 
     return types.void(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add), codegen
@@ -343,18 +413,25 @@ def _window_tile(
         k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add = args
         a, a_rows, a_steps, b, c, c_rows = (builder.bitcast(x, BYTES) for x in (a, a_rows, a_steps, b, c, c_rows))
 
-        def rows(base: Any, table: Any) -> Any:
+        def rows(base: Any, table: Any) -> Callable:
             return lambda height: [vec.at(base, vec.offset(vec.at(table, 8 * i))) for i in range(height)]
 
-        def a_ik(at: Any) -> Any:
-            step = vec.offset(at)
-            return lambda row: vec.at(row, step)
+        def column(at_step: Any, rows: list) -> list:
+            step = vec.offset(at_step)
+            return [vec.at(row, step) for row in rows]
 
+        # What moves on with k is the position in the table of steps, whose entries are 8 bytes long.
         eight = ir.Constant(I64, 8)
-        _emit_tiles(vec, WINDOW, k, a_steps, eight, rows(a, a_rows), a_ik, b, b_rs, rows(c, c_rows), m, n, add)
+        tile = Tile(k, a_steps, eight, rows(a, a_rows), column, b, b_rs, rows(c, c_rows), m, n, add, strides=None)
+        _emit_tiles(vec, tile, WINDOW)
         return context.get_dummy_value()
 
     return types.void(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add), codegen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The copies
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -376,13 +453,13 @@ def _copy(typingctx: Any, rows: Any, n: Any, s: Any, s_rs: Any, d: Any, d_rs: An
     return types.void(rows, n, s, s_rs, d, d_rs), codegen
 
 
-def _exchange(vec: Vectors, rows: list, ni: Any, nj: Any, place: Any, padded: bool) -> None:
-    """The columns j < min(lanes, nj) of min(lanes, ni) rows, stored at place(j); `padded`: as whole vectors, zeros after ni."""
+def _exchange(vec: Vectors, rows: list, ni: Any, nj: Any, target: Callable, padded: bool) -> None:
+    """The columns j < min(lanes, nj) of min(lanes, ni) rows, to target(j); `padded`: as whole vectors, zeros after ni."""
     builder, n = vec.builder, ir.Constant(I64, vec.lanes)
     with builder.if_else(builder.and_(builder.icmp_signed(">=", ni, n), builder.icmp_signed(">=", nj, n))) as (full, partial):
         with full:
             for j, x in enumerate(vec.transposed([vec.load(row) for row in rows])):
-                vec.store(x, place(j))
+                vec.store(x, target(j))
         with partial:
             across, down = vec.mask(nj, 0), None if padded else vec.mask(ni, 0)
             nothing = ir.Constant(vec.mask_type, [0] * vec.lanes)
@@ -390,7 +467,7 @@ def _exchange(vec: Vectors, rows: list, ni: Any, nj: Any, place: Any, padded: bo
             masks = [builder.select(row_is, across, nothing) for row_is in there]
             for j, x in enumerate(vec.transposed([vec.load(*pair) for pair in zip(rows, masks, strict=True)])):
                 with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, j), nj)):
-                    vec.store(x, place(j), down)
+                    vec.store(x, target(j), down)
 
 
 @intrinsic
@@ -433,7 +510,7 @@ def _element(typingctx: Any, pointer: Any) -> Any:
 
 @intrinsic
 def _move(typingctx: Any, pointer: Any, offset: Any) -> Any:
-    """The pointer so many bytes on."""
+    """The pointer that lies an offset, in bytes, behind another."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         moved = builder.gep(builder.bitcast(args[0], BYTES), [args[1]])
@@ -458,6 +535,7 @@ def _itemsize(typingctx: Any, pointer: Any) -> Any:
 
 @intrinsic
 def _integer(typingctx: Any, pointer: Any) -> Any:
+    """The address that a pointer holds."""
     return types.intp(pointer), lambda context, builder, signature, args: builder.ptrtoint(args[0], I64)
 
 
@@ -476,9 +554,13 @@ def tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add):
 
 
 @helper
-def inline_tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add, like):
-    """`tile` as a part of the kernel that calls it, which saves some 30 cycles a call; elements of the type of `like`."""
-    _tile(k, _pointer(a, like), a_rs, a_cs, _pointer(b, like), b_rs, _pointer(c, like), c_rs, m, n, add)
+def inline_tile(a, b, c, m, n, k, add, like):
+    """`tile` as a part of the kernel that calls it, which saves some 30 cycles a call; elements of the type of `like`.
+
+    a and c: `Matrix`, b: `Panels`, of which the first is read.
+    """
+    at_a, at_b, at_c = _pointer(a.address, like), _pointer(b.address, like), _pointer(c.address, like)
+    _tile(k, at_a, a.row, a.column, at_b, b.row, at_c, c.row, m, n, add)
 
 
 def _window_signature(T: Any) -> Any:
@@ -494,7 +576,7 @@ def window_tile(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add):
 
 @kernel(lambda T: VOID(types.CPointer(T), INT, types.CPointer(T), INT, INT, INT), callback=True)
 def scatter(s, s_rs, d, table, ni, nj):
-    """d[table[j] + i] = s[i, j] for i < ni, j < nj, a table of elements at an address: a transposition to places of choice."""
+    """d[table[j] + i] = s[i, j] for i < ni, j < nj: a transposition whose rows go where a table, in elements, says."""
     step, size = BITS // 8 // _itemsize(s), _itemsize(s)
     for i in range(0, ni, step):
         for j in range(0, nj, step):
