@@ -332,7 +332,12 @@ def method(*names: Any, reflected: str = "") -> Any:
         for name in names:
             setattr(Tensor, name, function)
         if reflected:
-            setattr(Tensor, reflected, lambda self, other: function(other, self))
+
+            def swapped(self: Tensor, other: Any) -> Any:
+                return function(other, self)
+
+            swapped.__name__, swapped.__module__ = reflected, function.__module__
+            setattr(Tensor, reflected, swapped)
         return function
 
     if names and not isinstance(names[0], str):  # `@method` without parentheses

@@ -12,7 +12,7 @@ import scratchgen as sg
 from scratchgen import data, nn
 from scratchgen import functional as F
 from scratchgen.autograd import grad
-from scratchgen.tensors import Tensor
+from scratchgen.tensors import Tensor, method
 
 nan, inf = math.nan, math.inf
 
@@ -444,3 +444,37 @@ BAD = [
 def test_bad_calls_get_one_sentence(call, exception, words):
     with np.errstate(all="ignore"), pytest.raises(exception, match=words):
         call()
+
+
+# ------------------------------------------------------------------------------------------------- methods and operators
+
+
+def test_a_method_is_the_function_that_stands_under_the_line_method():
+    assert Tensor.exp is sg.exp and Tensor.__add__ is Tensor.add is sg.add and Tensor.view is sg.reshape
+    assert (2 - Tensor([5.0])).tolist() == [-3] and Tensor.__rsub__.__module__ == "scratchgen.ops.elementwise"
+    assert Tensor.backward.__module__ == "scratchgen.autograd" and Tensor.T.fget.__module__ == "scratchgen.ops.shape"
+
+
+def test_method_takes_the_name_of_a_function_or_a_property_or_those_listed(monkeypatch):
+    for name in ("once", "twice", "double_of", "__rlshift__"):
+        monkeypatch.setattr(Tensor, name, None, raising=False)
+
+    @method
+    def once(x):
+        return x * 1
+
+    @method("twice", "double_of", reflected="__rlshift__")
+    def doubled(x, y=None):
+        return x * 2 if y is None else (x, y)
+
+    x = Tensor([3.0])
+    assert x.once().item() == 3 and x.twice().item() == x.double_of().item() == 6
+    assert 1 << x == (1, x) and doubled(x).item() == 6
+    monkeypatch.setattr(Tensor, "half", None, raising=False)
+
+    @method
+    @property
+    def half(x):
+        return x / 2
+
+    assert x.half.item() == 1.5

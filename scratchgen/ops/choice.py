@@ -17,7 +17,7 @@ import kernels
 from scratchgen import device as devices
 from scratchgen.autograd import Function
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "abs",
@@ -198,11 +198,13 @@ class Step(Function):
         return none_of(dy)
 
 
+@method("abs", "__abs__")
 def abs(input: Any) -> Tensor:
     """y = |input|"""
     return Abs.apply(as_tensor(input))
 
 
+@method
 def relu(input: Any) -> Tensor:
     """y = max(input, 0)"""
     return LeakyRelu.apply(as_tensor(input), slope=0.0)
@@ -216,16 +218,19 @@ def leaky_relu(input: Any, negative_slope: float = 0.01) -> Tensor:
     return where(x > 0, x, x * negative_slope)
 
 
+@method
 def maximum(input: Any, other: Any) -> Tensor:
     """The larger of two, element by element; at a tie the gradient is shared in halves."""
     return Maximum.apply(*pair("maximum", input, other))
 
 
+@method
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of two, element by element; at a tie the gradient is shared in halves."""
     return Minimum.apply(*pair("minimum", input, other))
 
 
+@method("clamp", "clip")
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """y = input held between `min` and `max` (numbers or tensors, either may be left out)."""
     x = as_tensor(input)
@@ -280,31 +285,37 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
     return Where.apply(a, b, c=c.data.copy())
 
 
+@method
 def masked_fill(input: Any, mask: Any, value: Number) -> Tensor:
     """y = value where the boolean `mask` holds, else input"""
     return where(mask, value, as_tensor(input))
 
 
+@method
 def sign(input: Any) -> Tensor:
     """y = −1, 0 or 1; gradient 0"""
     return Step.apply(as_tensor(input), function=np.sign)
 
 
+@method
 def floor(input: Any) -> Tensor:
     """The largest whole number that is not larger; gradient 0"""
     return Step.apply(as_tensor(input), function=np.floor)
 
 
+@method
 def ceil(input: Any) -> Tensor:
     """The smallest whole number that is not smaller; gradient 0"""
     return Step.apply(as_tensor(input), function=np.ceil)
 
 
+@method
 def round(input: Any, *, decimals: int = 0) -> Tensor:
     """The nearest whole number, halves to the even one, or the nearest with so many decimals; gradient 0"""
     return Step.apply(as_tensor(input), function=lambda x: np.round(x, decimals))
 
 
+@method
 def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
     """y = `nan` for NaN, `posinf` for ∞, `neginf` for −∞ (the dtype's largest and least unless given), else x.
 
@@ -348,46 +359,52 @@ def _bitwise(function: Any, name: str, symbol: str) -> Any:
     return bitwise
 
 
-eq = _compare(np.equal, "eq", "=")
-ne = _compare(np.not_equal, "ne", "≠")
-lt = _compare(np.less, "lt", "<")
-le = _compare(np.less_equal, "le", "≤")
-gt = _compare(np.greater, "gt", ">")
-ge = _compare(np.greater_equal, "ge", "≥")
-logical_and = _compare(np.logical_and, "logical_and", "and")
-logical_or = _compare(np.logical_or, "logical_or", "or")
-bitwise_and = _bitwise(np.bitwise_and, "bitwise_and", "&")
-bitwise_or = _bitwise(np.bitwise_or, "bitwise_or", "|")
-bitwise_xor = _bitwise(np.bitwise_xor, "bitwise_xor", "^")
-bitwise_not = _bitwise(np.invert, "bitwise_not", "~")
+eq = method("eq", "__eq__")(_compare(np.equal, "eq", "="))
+ne = method("ne", "__ne__")(_compare(np.not_equal, "ne", "≠"))
+lt = method("lt", "__lt__")(_compare(np.less, "lt", "<"))
+le = method("le", "__le__")(_compare(np.less_equal, "le", "≤"))
+gt = method("gt", "__gt__")(_compare(np.greater, "gt", ">"))
+ge = method("ge", "__ge__")(_compare(np.greater_equal, "ge", "≥"))
+logical_and = method(_compare(np.logical_and, "logical_and", "and"))
+logical_or = method(_compare(np.logical_or, "logical_or", "or"))
+bitwise_and = method("__and__", "__rand__")(_bitwise(np.bitwise_and, "bitwise_and", "&"))
+bitwise_or = method("__or__", "__ror__")(_bitwise(np.bitwise_or, "bitwise_or", "|"))
+bitwise_xor = method("__xor__", "__rxor__")(_bitwise(np.bitwise_xor, "bitwise_xor", "^"))
+bitwise_not = method("__invert__")(_bitwise(np.invert, "bitwise_not", "~"))
 
 
+@method
 def logical_not(input: Any) -> Tensor:
     """not input, element by element: booleans"""
     return constant(np.logical_not(as_tensor(input).data))
 
 
+@method
 def isnan(input: Any) -> Tensor:
     """Is each element NaN?"""
     return constant(np.isnan(as_tensor(input).data))
 
 
+@method
 def isinf(input: Any) -> Tensor:
     """Is each element infinite?"""
     return constant(np.isinf(as_tensor(input).data))
 
 
+@method
 def isfinite(input: Any) -> Tensor:
     """Is each element finite?"""
     return constant(np.isfinite(as_tensor(input).data))
 
 
+@method
 def isclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
     """|input − other| ≤ atol + rtol |other|, element by element; the same infinities are close, NaN only if `equal_nan`."""
     a, b = pair("isclose", input, other)
     return constant(np.isclose(a.data, b.data, rtol, atol, equal_nan))
 
 
+@method
 def allclose(input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
     """Is every element close (`isclose`)?"""
     return bool(isclose(input, other, rtol, atol, equal_nan).data.all())

@@ -14,7 +14,7 @@ from scratchgen import device as devices
 from scratchgen import random
 from scratchgen.ops.operands import as_tensor, floating
 from scratchgen.ops.shape import shape_of
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "arange",
@@ -79,6 +79,7 @@ def full_like(
     return _made(np.full_like(as_tensor(input).data, fill_value, dtype=dtype), requires_grad, device)
 
 
+@method
 def new_zeros(
     input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -86,6 +87,7 @@ def new_zeros(
     return zeros(*sizes, size=size, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
 
 
+@method
 def new_ones(
     input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -93,6 +95,7 @@ def new_ones(
     return ones(*sizes, size=size, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
 
 
+@method
 def new_empty(
     input: Tensor, *sizes: Any, size: Any = None, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -100,6 +103,7 @@ def new_empty(
     return new_zeros(input, *sizes, size=size, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
+@method
 def new_full(
     input: Tensor, size: Any, fill_value: float, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -107,6 +111,7 @@ def new_full(
     return full(size, fill_value, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
 
 
+@method
 def new_tensor(
     input: Tensor, data: Any, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
@@ -233,6 +238,7 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: Any = np.int6
     return _made(random.generator(generator).permutation(n).astype(dtype, copy=False), False, device)
 
 
+@method
 def bernoulli(input: Any, *, generator: Generator | None = None) -> Tensor:
     """y = 1 with probability `input`, else 0, element by element, in `input`'s dtype. A draw has no gradient."""
     p = floating("bernoulli", input).data
@@ -242,6 +248,7 @@ def bernoulli(input: Any, *, generator: Generator | None = None) -> Tensor:
     return constant((devices.beside(u, p) < p).astype(p.dtype))
 
 
+@method
 def multinomial(input: Any, num_samples: int, replacement: bool = False, *, generator: Generator | None = None) -> Tensor:
     r"""Indices drawn with probabilities p_i = w_i / Σ_j w_j from each row of weights.    (n) or (m, n) → (…, num_samples)
 

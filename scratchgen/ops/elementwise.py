@@ -15,7 +15,7 @@ from scratchgen import device as devices
 from scratchgen.autograd import Function
 from scratchgen.ops.choice import Kept, none_of, where
 from scratchgen.ops.operands import Number, as_tensor, cast, floating, operands, pair
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "add",
@@ -191,6 +191,7 @@ class Power(Function):
         return none_of(dy) if self.p == 0 else dy * (x ** (self.p - 1) * float(self.p))
 
 
+@method("add", "__add__", reflected="__radd__")
 def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     """y = input + alpha · other"""
     if alpha != 1:
@@ -198,6 +199,7 @@ def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     return Add.apply(*pair("add", input, other))
 
 
+@method("sub", "__sub__", reflected="__rsub__")
 def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     """y = input − alpha · other"""
     if alpha != 1:
@@ -205,26 +207,31 @@ def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
     return Sub.apply(*pair("sub", input, other))
 
 
+@method("mul", "__mul__", reflected="__rmul__")
 def mul(input: Any, other: Any) -> Tensor:
     """y = input · other, element by element"""
     return Mul.apply(*pair("mul", input, other))
 
 
+@method
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Number = 1) -> Tensor:
     """y = input + value · tensor1 · tensor2"""
     return add(input, mul(tensor1, tensor2), alpha=value)
 
 
+@method
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Number = 1) -> Tensor:
     """y = input + value · tensor1 / tensor2"""
     return add(input, div(tensor1, tensor2), alpha=value)
 
 
+@method
 def lerp(input: Any, end: Any, weight: Any) -> Tensor:
     """y = input + weight · (end − input): from `input` at weight 0 to `end` at weight 1, exactly so at both."""
     return Lerp.apply(*[floating("lerp", x) for x in operands("lerp", as_tensor(input), end, weight)])
 
 
+@method("div", "__truediv__", reflected="__rtruediv__")
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """y = input / other; integers are divided as float32.
 
@@ -238,22 +245,32 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     return Div.apply(a, b) if a._data.dtype.kind in "fc" else Div.apply(cast(a, np.float32), cast(b, np.float32))
 
 
+@method("__floordiv__")
 def floor_divide(input: Any, other: Any) -> Tensor:
     """y = ⌊input / other⌋, without a gradient"""
     a, b = pair("floor_divide", input, other)
     return constant(a.data // b.data)
 
 
+@method("__mod__")
 def remainder(input: Any, other: Any) -> Tensor:
     """y = input − other ⌊input / other⌋, which has the sign of `other`"""
     return Remainder.apply(*pair("remainder", input, other))
 
 
+@method("neg", "__neg__")
 def neg(input: Any) -> Tensor:
     """y = −input"""
     return Neg.apply(as_tensor(input))
 
 
+@method
+def __pos__(self: Tensor) -> Tensor:
+    """+x is x itself."""
+    return self
+
+
+@method("pow", "__pow__", reflected="__rpow__")
 def pow(input: Any, exponent: Any) -> Tensor:
     """y = input^exponent. See Pow for 0⁰; the gradient with respect to the exponent of a negative base is NaN."""
     if isinstance(exponent, np.generic):
@@ -266,12 +283,14 @@ def pow(input: Any, exponent: Any) -> Tensor:
     return Pow.apply(*operands("pow", input, exponent))
 
 
+@method
 def square(input: Any) -> Tensor:
     """y = input²"""
     x = as_tensor(input)
     return x * x
 
 
+@method
 def reciprocal(input: Any) -> Tensor:
     """y = 1 / input"""
     return 1.0 / as_tensor(input)
@@ -402,52 +421,62 @@ class SoftplusGrad(Function):
         return SoftplusGrad.apply(ddx, x, **self.curve) if needs_dy else None, to_x
 
 
+@method
 def exp(input: Any) -> Tensor:
     """y = e^input"""
     return Exp.apply(floating("exp", input))
 
 
+@method
 def expm1(input: Any) -> Tensor:
     """y = e^input − 1, accurate near 0"""
     return Expm1.apply(floating("expm1", input))
 
 
+@method
 def log(input: Any) -> Tensor:
     """y = log input (natural)"""
     return Log.apply(floating("log", input))
 
 
+@method
 def log2(input: Any) -> Tensor:
     """y = log₂ input"""
     return log(input) * (1 / math.log(2))
 
 
+@method
 def log10(input: Any) -> Tensor:
     """y = log₁₀ input"""
     return log(input) * (1 / math.log(10))
 
 
+@method
 def log1p(input: Any) -> Tensor:
     """y = log(1 + input), accurate near 0"""
     return Log1p.apply(floating("log1p", input))
 
 
+@method
 def sqrt(input: Any) -> Tensor:
     """y = √input. Its slope at 0 is infinite; `norm` is the root of a sum of squares with a finite one."""
     return Sqrt.apply(floating("sqrt", input))
 
 
+@method
 def rsqrt(input: Any) -> Tensor:
     """y = 1 / √input"""
     return Rsqrt.apply(floating("rsqrt", input))
 
 
+@method
 def logaddexp(input: Any, other: Any) -> Tensor:
     """y = log(e^input + e^other), without overflow"""
     a, b = pair("logaddexp", input, other)
     return LogAddExp.apply(floating("logaddexp", a), floating("logaddexp", b))
 
 
+@method
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """y = log(1 + e^{β input}) / β;  y = input where β input > threshold"""
     return Softplus.apply(floating("softplus", input), beta=float(beta), threshold=float(threshold))
@@ -560,31 +589,37 @@ class Gelu(Function):
         return x * 0.5 * (1 + erf(x * math.sqrt(0.5)))
 
 
+@method
 def sin(input: Any) -> Tensor:
     """y = sin input (radians)"""
     return Sin.apply(floating("sin", input))
 
 
+@method
 def cos(input: Any) -> Tensor:
     """y = cos input (radians)"""
     return Cos.apply(floating("cos", input))
 
 
+@method
 def tanh(input: Any) -> Tensor:
     """y = tanh input"""
     return Tanh.apply(floating("tanh", input))
 
 
+@method
 def sigmoid(input: Any) -> Tensor:
     """y = 1 / (1 + e^{−input})"""
     return Sigmoid.apply(floating("sigmoid", input))
 
 
+@method
 def erf(input: Any) -> Tensor:
     """y = erf input, the error function"""
     return Erf.apply(floating("erf", input))
 
 
+@method
 def gelu(input: Any, *, approximate: str = "none") -> Tensor:
     """y = input Φ(input), with Φ exact ("none") or by its tanh approximation ("tanh", as in GPT-2)."""
     if approximate not in ("none", "tanh"):

@@ -18,7 +18,7 @@ from scratchgen.ops.choice import where
 from scratchgen.ops.elementwise import exp, softplus
 from scratchgen.ops.operands import as_tensor, broadcast, cast, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "attention",
@@ -379,6 +379,7 @@ def _composed_attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: 
     return p @ v
 
 
+@method
 def softmax(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """y_i = e^{x_i} / Σ_j e^{x_j} along `dim`; a row of −∞ gives zeros, value and gradient. Computed in `dtype`, if given."""
     x = floating("softmax", input) if dtype is None else cast(as_tensor(input), dtype)
@@ -386,6 +387,7 @@ def softmax(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     return Softmax.apply(x, dim=dims[0]) if dims else x * 0 + 1
 
 
+@method
 def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """y_i = x_i − log Σ_j e^{x_j} along `dim`; a row of −∞ stays one. Computed in `dtype`, if given."""
     x = floating("log_softmax", input) if dtype is None else cast(as_tensor(input), dtype)

@@ -114,6 +114,7 @@ class ScatterAdd(Function):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@method("__getitem__")
 def index(input: Any, key: Any) -> Tensor:
     """x[key]: numbers, slices, …, None, integer or boolean arrays and tensors. Repeats add up in the gradient.
 
@@ -194,6 +195,7 @@ def numbers_first(key: Any) -> tuple[Any, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@method
 def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     """`length` slices of `dim`, from `start` on, which counts from the end if negative."""
     x = as_tensor(input)
@@ -225,6 +227,7 @@ def _checked_along(name: str, x: Tensor, dim: int, index: Any) -> tuple[int, np.
     return d, devices.moved(index, x.device)
 
 
+@method
 def gather(input: Any, dim: int, index: Any) -> Tensor:
     """y_{ijk} = x_{i, index_{ijk}, k} for dim 1, and so on: y has the shape of `index`.
 
@@ -247,6 +250,7 @@ def _gathered_flat(name: str, x: Tensor, dim: int, index: Tensor) -> Tensor:
     return Gather.apply(flat, dim=d, index=places).reshape(index.shape)
 
 
+@method
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     """y = x, with y_{i, index_{ijk}, k} += src_{ijk} for dim 1, and so on; repeats add up. A 0-d x is one element."""
     x, src = operands("scatter_add", as_tensor(input), as_tensor(src))
@@ -266,6 +270,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     return ScatterAdd.apply(x, src[tuple(slice(n) for n in index.shape)], dim=d, index=index)
 
 
+@method
 def index_select(input: Any, dim: int, index: Any) -> Tensor:
     """The slices of `dim` that a 1-d `index` names; a 0-d tensor has one."""
     x = as_tensor(input)
@@ -288,6 +293,7 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@method
 def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The diagonals of the matrices that dim1 and dim2 span, as a new last dimension."""
     x = matrices("diagonal", input)
@@ -300,6 +306,7 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
     return x[..., rows, rows + offset]
 
 
+@method
 def diag(input: Any, diagonal: int = 0) -> Tensor:
     """A vector as the diagonal of a matrix of zeros, or the diagonal of a matrix, `diagonal` columns right of the main one.
 

@@ -15,14 +15,38 @@ import numpy as np
 
 from scratchgen import random
 from scratchgen.autograd import is_grad_enabled, no_grad
+from scratchgen.ops.choice import abs, ceil, clamp, floor, masked_fill, nan_to_num, relu, round, sign
+from scratchgen.ops.elementwise import (
+    add,
+    addcdiv,
+    addcmul,
+    cos,
+    div,
+    erf,
+    exp,
+    expm1,
+    lerp,
+    log,
+    log1p,
+    log2,
+    log10,
+    mul,
+    neg,
+    pow,
+    reciprocal,
+    rsqrt,
+    sigmoid,
+    sin,
+    sqrt,
+    square,
+    sub,
+    tanh,
+)
+from scratchgen.ops.indexing import scatter_add
+from scratchgen.ops.reduce import cumprod, cumsum
+from scratchgen.ops.shape import tril, triu
+from scratchgen.ops.trigonometry import atan2, cosh, sinh, tan
 from scratchgen.tensors import Tensor, method
-
-# The ops whose result has the shape and dtype of their first argument.
-OPS = (
-    "abs add addcdiv addcmul atan2 ceil clamp cos cosh cumprod cumsum div erf exp expm1 floor lerp log log10 log1p log2 "
-    "masked_fill mul nan_to_num neg pow reciprocal relu round rsqrt scatter_add sigmoid sign sin sinh sqrt square sub tan "
-    "tanh tril triu"
-).split()
 
 
 def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -54,6 +78,19 @@ def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return change
 
 
+# The ops whose result has the shape and dtype of their first argument: x.add_(y), x.exp_(), …
+OPS = {
+    function.__name__: function
+    for function in (
+        *(abs, add, addcdiv, addcmul, atan2, ceil, clamp, cos, cosh, cumprod, cumsum, div, erf, exp, expm1, floor, lerp, log),
+        *(log10, log1p, log2, masked_fill, mul, nan_to_num, neg, pow, reciprocal, relu, round, rsqrt, scatter_add, sigmoid),
+        *(sign, sin, sinh, sqrt, square, sub, tan, tanh, tril, triu),
+    )
+}
+for _name, _function in OPS.items():
+    method(f"{_name}_")(in_place(_function))
+
+
 def _drawn(name: str, x: Tensor, draws: np.ndarray) -> Tensor:
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: expected a floating dtype, got {x.dtype}")
@@ -62,16 +99,19 @@ def _drawn(name: str, x: Tensor, draws: np.ndarray) -> Tensor:
     return x.copy_(draws)
 
 
+@method
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: np.random.Generator | None = None) -> Tensor:
     """x ~ N(mean, std²), element by element, in place"""
     return _drawn("normal_", self, np.asarray(random.generator(generator).normal(mean, std, self.shape)))
 
 
+@method
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: np.random.Generator | None = None) -> Tensor:
     """x ~ U[low, high), element by element, in place"""
     return _drawn("uniform_", self, np.asarray(random.generator(generator).uniform(low, high, self.shape)))
 
 
+@method
 def bernoulli_(self: Tensor, p: float = 0.5, *, generator: np.random.Generator | None = None) -> Tensor:
     """x = 1 with probability p, else 0, element by element, in place"""
     if not 0 <= p <= 1:

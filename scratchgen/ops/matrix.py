@@ -12,7 +12,7 @@ from scratchgen.autograd import Function
 from scratchgen.ops.choice import LeakyReluGrad
 from scratchgen.ops.operands import as_tensor, operands
 from scratchgen.ops.reduce import norm
-from scratchgen.tensors import Tensor
+from scratchgen.tensors import Tensor, method
 
 __all__ = [
     "bmm",
@@ -129,6 +129,7 @@ class Einsum(Function):
         return tuple(grads)
 
 
+@method("matmul", "__matmul__", reflected="__rmatmul__")
 def matmul(input: Any, other: Any) -> Tensor:
     """C = A B over the last two dimensions; leading ones broadcast. A vector is a row on the left, a column on the right.
 
@@ -159,11 +160,13 @@ def _ranked(name: str, a: Any, b: Any, ranks: tuple[int, int], form: str) -> tup
     return a, b
 
 
+@method
 def mm(input: Any, mat2: Any) -> Tensor:
     """C = A B for two matrices.     (m, k), (k, n) → (m, n).  Raises ValueError for other shapes; `matmul` takes them."""
     return matmul(*_ranked("mm", input, mat2, (2, 2), "(m, k) and (k, n)"))
 
 
+@method
 def bmm(input: Any, mat2: Any) -> Tensor:
     """C_i = A_i B_i for two stacks of as many matrices.     (b, m, k), (b, k, n) → (b, m, n)"""
     a, b = _ranked("bmm", input, mat2, (3, 3), "(b, m, k) and (b, k, n)")
@@ -172,11 +175,13 @@ def bmm(input: Any, mat2: Any) -> Tensor:
     return matmul(a, b)
 
 
+@method
 def dot(input: Any, tensor: Any) -> Tensor:
     """y = Σ_i a_i b_i for two vectors.     (n), (n) → ()"""
     return matmul(*_ranked("dot", input, tensor, (1, 1), "(n) and (n)"))
 
 
+@method
 def outer(input: Any, vec2: Any) -> Tensor:
     """Y_ij = a_i b_j.     (n), (m) → (n, m)"""
     a, b = _ranked("outer", input, vec2, (1, 1), "(n) and (m)")

@@ -12,7 +12,7 @@ import numpy as np
 
 from scratchgen import device as devices
 from scratchgen.autograd import Function
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "cast",
@@ -136,3 +136,61 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
     if x.dtype == dtype:
         return x
     return Cast.apply(x, dtype=dtype) if dtype.kind in "fc" else constant(x.data.astype(dtype))  # integers have no gradient
+
+
+@method
+def to(
+    self: Tensor,
+    *args: Any,
+    dtype: Any = None,
+    device: str | None = None,
+    non_blocking: bool = False,
+    copy: bool = False,
+) -> Tensor:
+    """The tensor in another dtype (`to(float64)`), on another device (`to("cpu")`), or both as another tensor's.
+
+    Itself where nothing changes, unless a `copy` is asked for. `non_blocking` is taken as in PyTorch, and changes nothing.
+    """
+    flags: list[bool] = []  # non_blocking and copy, by position
+    for arg in args:
+        if devices.is_name(arg):
+            device = arg
+        elif isinstance(arg, Tensor):
+            dtype, device = arg.dtype, arg.device
+        elif isinstance(arg, bool):
+            flags.append(arg)
+        else:
+            dtype = arg
+    moved = self if device is None else move(self, device)
+    moved = moved if dtype is None else cast(moved, dtype)
+    return moved.clone() if moved is self and (copy or True in flags[1:]) else moved
+
+
+@method("cpu")
+def to_cpu(self: Tensor) -> Tensor:
+    """The tensor on the host."""
+    return move(self, "cpu")
+
+
+@method("float")
+def to_float32(self: Tensor) -> Tensor:
+    """The tensor as float32."""
+    return cast(self, "float32")
+
+
+@method("double")
+def to_float64(self: Tensor) -> Tensor:
+    """The tensor as float64."""
+    return cast(self, "float64")
+
+
+@method("long")
+def to_int64(self: Tensor) -> Tensor:
+    """The tensor as int64."""
+    return cast(self, "int64")
+
+
+@method("bool")
+def to_bool(self: Tensor) -> Tensor:
+    """The tensor as booleans: is each element other than 0?"""
+    return cast(self, "bool")

@@ -13,7 +13,7 @@ import numpy as np
 from scratchgen.ops.indexing import Gather, ScatterAdd
 from scratchgen.ops.operands import as_tensor, floating
 from scratchgen.ops.reduce import dims_of
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "argsort",
@@ -37,6 +37,7 @@ def _order(x: Any, dim: int, descending: bool) -> Any:
     return x.shape[dim] - 1 - np.flip(np.argsort(np.flip(x, dim), axis=dim, kind="stable"), dim)  # turned twice: equals stay
 
 
+@method
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     """i with x_{i_0} ≤ x_{i_1} ≤ … along `dim` (≥ where `descending`): int64. The order is always the stable one."""
     x = as_tensor(input)
@@ -44,6 +45,7 @@ def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = 
     return constant(_order(x.data, dims[0], descending) if dims else np.zeros_like(x.data, dtype=np.int64))
 
 
+@method
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Ordered:
     """y_k = x_{i_k}, i = argsort x along `dim`: (values, indices).          x̄_{i_k} = ȳ_k"""
     x = as_tensor(input)
@@ -51,6 +53,7 @@ def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Fal
     return Ordered(Gather.apply(x, dim=dim % x.ndim, index=index.data) if x.ndim else x, index)
 
 
+@method
 def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Ordered:
     """The k largest elements along `dim`, or smallest, the first of them first: (values, indices).   x̄_{i_k} = ȳ_k
 
@@ -67,6 +70,7 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     return Ordered(Gather.apply(x, dim=dims[0], index=index), constant(index))
 
 
+@method
 def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
     """y_v = #{j: x_j = v}, int64, or Σ_{j: x_j = v} w_j, for v from 0 to max x, and on to minlength − 1.      w̄_j = ȳ_{x_j}
 

@@ -13,7 +13,7 @@ import kernels
 from scratchgen.autograd import Function
 from scratchgen.ops.choice import Kept, Step, maximum, minimum, where
 from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "all",
@@ -281,6 +281,7 @@ def _total(x: Any, dims: tuple[int, ...]) -> Any:
     return kernels.sum_over(x, dims).reshape(_kept(x.shape, dims))
 
 
+@method
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """y = Σ x over `dim`. Booleans and integers add up as int64."""
     x = as_tensor(input)
@@ -297,6 +298,7 @@ def _count(x: Tensor, dim: Dim, name: str) -> int:
     return math.prod(x.shape[d] for d in _over(name, x, dim))
 
 
+@method
 def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """y = (1/n) Σ x over `dim`; of nothing it is NaN, as in PyTorch."""
     x = as_tensor(input) if dtype is None else cast(as_tensor(input), dtype)
@@ -306,6 +308,7 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = Non
     return Mean.apply(x, dims=dims, keepdim=keepdim)
 
 
+@method
 def var(
     input: Any,
     dim: Dim | bool = None,
@@ -327,6 +330,7 @@ def var(
     return sum(centred * centred, dim, keepdim) / degrees
 
 
+@method
 def std(
     input: Any,
     dim: Dim | bool = None,
@@ -353,6 +357,7 @@ def _degrees(x: Tensor, dim: Dim, unbiased: bool | None, correction: Number | No
     return n if n > 0 else math.nan
 
 
+@method
 def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = (Σ |x|^p)^{1/p} over `dim`; p = inf gives max |x|, −inf min |x|, 0 the number of non-zeros.
 
@@ -376,6 +381,7 @@ def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False
     return where(zero, 0.0, where(zero, 1.0, total) ** (1 / p))
 
 
+@method
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """y = Π x over one dimension, or over all of them."""
     x = _signed(as_tensor(input)) if dtype is None else cast(as_tensor(input), dtype)
@@ -387,6 +393,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     return y.unsqueeze(d) if keepdim and x.ndim else y
 
 
+@method
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """y_i = Σ_{j≤i} x_j along `dim`"""
     x = _signed(as_tensor(input)) if dtype is None else cast(as_tensor(input), dtype)
@@ -394,6 +401,7 @@ def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     return Cumsum.apply(x, dim=dims[0]) if dims else x
 
 
+@method
 def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """y_i = Π_{j≤i} x_j along `dim`"""
     x = _signed(as_tensor(input)) if dtype is None else cast(as_tensor(input), dtype)
@@ -406,6 +414,7 @@ def _not_empty(name: str, x: Tensor, dims: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected something to choose from, got shape {x.shape} reduced over {dims}")
 
 
+@method
 def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = max x over `dim`; a tie shares the gradient equally."""
     x = as_tensor(input)
@@ -414,6 +423,7 @@ def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     return Amax.apply(x, dims=dims, keepdim=keepdim, largest=True)
 
 
+@method
 def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """y = min x over `dim`; a tie shares the gradient equally."""
     x = as_tensor(input)
@@ -422,6 +432,7 @@ def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     return Amax.apply(x, dims=dims, keepdim=keepdim, largest=False)
 
 
+@method
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the largest element is: the first of equals; in the flattened tensor without `dim`."""
     x = as_tensor(input)
@@ -429,6 +440,7 @@ def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     return constant(np.argmax(x.data, axis=dim, keepdims=keepdim))
 
 
+@method
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the smallest element is: the first of equals; in the flattened tensor without `dim`."""
     x = as_tensor(input)
@@ -457,30 +469,35 @@ def _chosen(name: str, input: Any, dim: Any, keepdim: bool, whole: Any, arg: Any
     return Extremes(values if keepdim else values.squeeze(d), index)
 
 
+@method
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest of all elements (a tie shares the gradient); with `dim` (values, indices), the gradient following the index;
     with a second tensor, `maximum`."""
     return _chosen("max", input, dim, keepdim, amax, argmax, maximum)
 
 
+@method
 def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest of all elements (a tie shares the gradient); with `dim` (values, indices), the gradient following the index;
     with a second tensor, `minimum`."""
     return _chosen("min", input, dim, keepdim, amin, argmin, minimum)
 
 
+@method
 def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
     """y = log Σ eˣ over `dim`, without overflow; of nothing but −∞ it is −∞, with gradient 0."""
     x = floating("logsumexp", input)
     return LogSumExp.apply(x, dims=_over("logsumexp", x, dim), keepdim=keepdim)
 
 
+@method
 def all(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """Do all elements hold?"""
     x = as_tensor(input)
     return constant(np.all(x.data, axis=dims_of("all", x, dim), keepdims=keepdim))
 
 
+@method
 def any(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """Does any element hold?"""
     x = as_tensor(input)

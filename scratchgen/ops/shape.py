@@ -19,7 +19,7 @@ from scratchgen.ops.choice import where
 from scratchgen.ops.indexing import matrices, narrow, refuse_0d, whole
 from scratchgen.ops.operands import Number, as_tensor, broadcast, operands
 from scratchgen.ops.reduce import dims_of
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "broadcast_to",
@@ -161,6 +161,7 @@ def shape_of(name: str, shape: tuple[Any, ...], named: Any = None) -> tuple[int,
     return tuple(int(n) for n in shape)
 
 
+@method("reshape", "view")
 def reshape(input: Any, *sizes: Any, shape: Sequence[int] | None = None) -> Tensor:
     """The same elements, row by row, under another shape; one −1 is worked out. `view` is the same: it copies if it must."""
     x = as_tensor(input)
@@ -175,6 +176,7 @@ def reshape(input: Any, *sizes: Any, shape: Sequence[int] | None = None) -> Tens
         ) from None
 
 
+@method
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Dimensions start_dim … end_dim joined into one."""
     x = as_tensor(input)
@@ -186,6 +188,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     return x.reshape(x.shape[:start] + (math.prod(x.shape[start : end + 1]),) + x.shape[end + 1 :])
 
 
+@method
 def permute(input: Any, *order: Any, dims: Sequence[int] | None = None) -> Tensor:
     """The dimensions in another order."""
     x = as_tensor(input)
@@ -196,6 +199,7 @@ def permute(input: Any, *order: Any, dims: Sequence[int] | None = None) -> Tenso
     return Permute.apply(x, dims=found)
 
 
+@method
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     """Two dimensions swapped."""
     x = as_tensor(input)
@@ -207,6 +211,27 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     return Permute.apply(x, dims=tuple(dims))
 
 
+@method
+def t(self: Tensor) -> Tensor:
+    """The transpose of a matrix; a vector or a number stays as it is."""
+    return permute(self, (1, 0) if self.ndim > 1 else tuple(range(self.ndim)))
+
+
+@method
+@property
+def T(self: Tensor) -> Tensor:
+    """The dimensions in reverse order."""
+    return permute(self, tuple(reversed(range(self.ndim))))
+
+
+@method
+@property
+def mT(self: Tensor) -> Tensor:
+    """Each matrix transposed: the last two dimensions swapped."""
+    return transpose(self, -2, -1)
+
+
+@method
 def movedim(input: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """One dimension moved to another position, or several, each to its own, the others in order."""
     x = as_tensor(input)
@@ -224,6 +249,7 @@ def movedim(input: Any, source: int | Sequence[int], destination: int | Sequence
     return Permute.apply(x, dims=tuple(dims))
 
 
+@method
 def squeeze(input: Any, dim: int | Sequence[int] | None = None) -> Tensor:
     """Without the dimensions of length 1 (those in `dim`, or all)."""
     x = as_tensor(input)
@@ -231,6 +257,7 @@ def squeeze(input: Any, dim: int | Sequence[int] | None = None) -> Tensor:
     return x.reshape(tuple(n for d, n in enumerate(x.shape) if n != 1 or d not in dims))
 
 
+@method
 def unsqueeze(input: Any, dim: int) -> Tensor:
     """With a new dimension of length 1 at `dim`."""
     x = as_tensor(input)
@@ -240,6 +267,7 @@ def unsqueeze(input: Any, dim: int) -> Tensor:
     return x.reshape(x.shape[:d] + (1,) + x.shape[d:])
 
 
+@method
 def expand(input: Any, *shape: Any) -> Tensor:
     """Dimensions of length 1 stretched, new ones in front, without copying; −1 keeps a length."""
     x = as_tensor(input)
@@ -254,11 +282,13 @@ def expand(input: Any, *shape: Any) -> Tensor:
     return Expand.apply(x, shape=shape)
 
 
+@method
 def broadcast_to(input: Any, shape: Sequence[int]) -> Tensor:
     """`expand` under its other name."""
     return expand(input, tuple(shape))
 
 
+@method
 def clone(input: Any) -> Tensor:
     """A copy, with the gradient passed on."""
     return Clone.apply(as_tensor(input))
@@ -276,6 +306,7 @@ class Clone(Function):
         return dy
 
 
+@method
 def contiguous(input: Any) -> Tensor:
     """The tensor itself where its elements lie in row order, else a copy that does."""
     x = as_tensor(input)
@@ -287,6 +318,7 @@ def contiguous(input: Any) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@method
 def split(input: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces along `dim`: of equal size (the last may be smaller), or of the sizes listed."""
     x = as_tensor(input)
@@ -301,6 +333,7 @@ def split(input: Any, split_size_or_sections: int | Sequence[int], dim: int = 0)
     return Split.apply(x, sizes=list(sizes), dim=d)
 
 
+@method
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most `chunks` pieces along `dim`, of equal size but for the last."""
     x = as_tensor(input)
@@ -310,6 +343,7 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     return split(x, max(1, -(-x.shape[d] // chunks)), d)
 
 
+@method
 def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """The slices along `dim`, without it."""
     x = as_tensor(input)
@@ -317,17 +351,20 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple([piece.squeeze(d) for piece in split(x, 1, d)]) if x.shape[d] else ()
 
 
+@method("__iter__")
 def iterate(input: Tensor) -> Any:
     """for row in tensor"""
     return iter(unbind(input, 0))
 
 
+@method
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The lower triangle of each matrix, zeros above the `diagonal`."""
     x = matrices("tril", input)
     return where(constant(devices.beside(np.tri(*x.shape[-2:], diagonal, dtype=bool), x.data)), x, 0)
 
 
+@method
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The upper triangle of each matrix, zeros below the `diagonal`."""
     x = matrices("triu", input)
@@ -362,6 +399,7 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     return cat([x.unsqueeze(dim) for x in xs], dim)
 
 
+@method
 def repeat(input: Any, *sizes: Any) -> Tensor:
     """Copies side by side: `sizes[d]` of them along dimension d."""
     x = as_tensor(input)
@@ -374,6 +412,7 @@ def repeat(input: Any, *sizes: Any) -> Tensor:
     return x.reshape(pairs).expand(copies).reshape(tuple(k * n for k, n in zip(sizes, shape, strict=True)))
 
 
+@method
 def repeat_interleave(input: Any, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
     """Each element `repeats` times in a row along `dim` (one number, or one for each); of the flattened tensor without it.
 
@@ -399,6 +438,7 @@ def _repeated(x: Tensor, repeats: Any, dim: int | None) -> Tensor:
     return y.reshape(x.shape[:d] + (x.shape[d] * repeats,) + x.shape[d + 1 :])
 
 
+@method
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Number | None = None) -> Tensor:
     """Cells added around the last dimensions: pad = (left, right) of the last, then of the one before, and so on.
 
@@ -445,12 +485,14 @@ def _framed(x: Tensor, d: int, before: int, after: int, mode: str) -> Tensor:
     return cat(pieces, d) if len(pieces) > 1 else pieces[0]
 
 
+@method
 def flip(input: Any, *axes: Any, dims: Sequence[int] | None = None) -> Tensor:
     """The elements in reverse order along `dims`."""
     x = as_tensor(input)
     return Flip.apply(x, dims=dims_of("flip", x, shape_of("flip", axes, dims)))
 
 
+@method
 def roll(input: Any, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Tensor:
     """The elements shifted along one dimension, or each of several; those that leave come in on the other side.
 

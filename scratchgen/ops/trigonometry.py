@@ -9,7 +9,7 @@ import numpy as np
 from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
 from scratchgen.ops.operands import floating, pair
-from scratchgen.tensors import Tensor, constant
+from scratchgen.tensors import Tensor, constant, method
 
 __all__ = [
     "atan2",
@@ -75,21 +75,25 @@ class Atan2(Function):
         return dy * b if needs_a else None, -dy * a if needs_b else None
 
 
+@method
 def tan(input: Any) -> Tensor:
     """y = tan input (radians)"""
     return Tan.apply(floating("tan", input))
 
 
+@method
 def sinh(input: Any) -> Tensor:
     """y = sinh input = (e^input − e^{−input}) / 2"""
     return Sinh.apply(floating("sinh", input))
 
 
+@method
 def cosh(input: Any) -> Tensor:
     """y = cosh input = (e^input + e^{−input}) / 2"""
     return Cosh.apply(floating("cosh", input))
 
 
+@method
 def atan2(input: Any, other: Any) -> Tensor:
     """The angle (radians, from −π to π) of the point with ordinate `input` and abscissa `other`; gradient 0 at the origin."""
     a, b = pair("atan2", input, other)
