@@ -15,7 +15,7 @@ import pytest
 from kernels import reference
 
 pytest.importorskip("numba")
-from kernels.cpu import convolution, winograd
+from kernels.cpu import convolution, convolution_plans, jobs, winograd
 from kernels.cpu.simd import BITS
 
 WIDTHS = 128, 256, 512  # all of them run anywhere: LLVM splits vectors that the machine does not have
@@ -92,8 +92,8 @@ FEW = [GEOMETRIES[i] for i in (1, 3, 8, 9, 16, 20, 22, 27, 36, 39)]
 @pytest.fixture
 def choose(monkeypatch):
     """choose(threads); Winograd's transforms wherever they can be"""
-    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1.2)
-    monkeypatch.setattr(convolution, "WINOGRAD_TILES", 1)
+    monkeypatch.setattr(winograd, "CHANNELS", 1.2)
+    monkeypatch.setattr(winograd, "TILES", 1)
     return lambda threads: monkeypatch.setattr(convolution, "count_threads", lambda: threads)
 
 
@@ -162,7 +162,7 @@ def test_winograd_is_taken_and_agrees_with_the_direct_sum(monkeypatch, choose):
             patch.setattr(convolution, "_correlation", None)  # not called
             fast = three(convolution, x, w, dy, how)
         with monkeypatch.context() as patch:
-            patch.setattr(convolution, "_winograd_pays", lambda *_: False)
+            patch.setattr(winograd, "pays", lambda *_: False)
             direct = three(convolution, x, w, dy, how)
         for a, b in zip(fast, direct, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
@@ -192,7 +192,7 @@ def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch
     images, channels, size, outputs, kernel, stride = geometry
     x, w, dy, how = example((images, channels, size, outputs, *[(n,) * 2 for n in (kernel, stride, 1, 1)], 1), np.float32)
     choose(2)
-    workspace, after = convolution._workspace, []
+    workspace, after = jobs.workspace, []
 
     def guarded(*sizes):
         places = workspace(*sizes, 1 << 20)
@@ -200,7 +200,7 @@ def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch
         after[-1][:] = 0xA5
         return places[:-1]
 
-    monkeypatch.setattr(convolution, "_workspace", guarded)
+    monkeypatch.setattr(jobs, "workspace", guarded)
     got = convolution.conv_input_grad(dy, w, size, **how)
     expected = reference.conv_input_grad(dy, w, size, **how)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -210,8 +210,10 @@ def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch
 def test_where_winograd_pays():
     def pays(channels, size, kernel=3, stride=1, images=64):
         two = lambda m: (m, m)  # noqa: E731
-        g = convolution.Geometry(channels, two(size * stride), channels, two(size), two(kernel), two(stride), two(1), two(1))
-        return convolution._winograd_pays(g, 1, images)
+        g = convolution_plans.Geometry(
+            channels, two(size * stride), channels, two(size), two(kernel), two(stride), two(1), two(1)
+        )
+        return winograd.pays(g, 1, images)
 
     assert pays(64, 14) and pays(32, 28) and pays(64, 7)
     assert pays(64, 14, images=1) and not pays(64, 7, images=2)
@@ -294,7 +296,7 @@ GUARDED = """
     import ctypes, mmap, sys
     import numpy as np
     sys.path[:0] = [{root!r}, {tests!r}]
-    from kernels.cpu import convolution, depthwise, windows
+    from kernels.cpu import convolution, jobs, memory, winograd
     import test_kernels_conv as t
 
     libc, page, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
@@ -325,11 +327,10 @@ GUARDED = """
 
     def workspace(*sizes):
         pieces = [guarded(-(-size // 64) * 64, np.uint8, at_end) for size in sizes]
-        return [convolution.Held(piece.ctypes.data, piece) for piece in pieces]
+        return [memory.Held(piece.ctypes.data, piece) for piece in pieces]
 
-    convolution._workspace = workspace
-    depthwise.zeros = windows.zeros = lambda shape, letter: place(np.zeros(shape, letter), at_end)
-    convolution.WINOGRAD_CHANNELS, convolution.WINOGRAD_TILES = 1.2, 1
+    jobs.workspace = workspace
+    winograd.CHANNELS, winograd.TILES = 1.2, 1
     for at_end in (True, False):
         convolution._result = lambda shape, dtype: guarded(int(np.prod(shape)), dtype, at_end).reshape(shape)
         for number, geometry in enumerate(t.GEOMETRIES + t.BY_CHANNEL + t.WINDOWS):

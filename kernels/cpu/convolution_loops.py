@@ -1,7 +1,25 @@
-"""The loops of convolution around the register tile: thread t's share of the work of each pass.
+r"""The loops of a convolution around the register tile: what thread t does in each pass. `convolution.py` chooses among them.
 
-They take nothing but 64-bit integers (addresses, sizes, tables of element offsets), read from one array, `job`. So they
-are compiled once for both element types, whose size they are told, and call the tile of the right type by its address.
+    correlate:     for each block of images, for each group:          y or x̄, by the phases of a plan (`convolution_plans.py`)
+                       planes → canvas                                channels innermost, in a border of zeros
+                       for each phase: result = canvas ⋆ weights      `product`
+                       result → planes
+    over_pixels:   for each image and group: y = W x                  a kernel of one tap: vectors over pixels
+                       or x̄ = fold(Wᵀ y)                              few input channels: the columns Wᵀ y folded up
+    weight:        for each block of images, for each group:
+                       planes of x → canvas, planes of ȳ → panels
+                       sums += canvasᵀ panels                         `product`, with the tables of `correlate` exchanged
+    collect:       w̄ = Σ of the threads' sums, in w's own order
+
+    product:       for rows of A that fit the second cache together (`chunk`):
+                       for each panel of columns of B:                a panel is as wide as the widest tile
+                           for `depth` steps of k:                    so much of the panel stays in the first cache
+                               for each tile of rows:  C[tile] += A[tile, k] B[k, panel]         `simd.window_tile`
+
+Memory of one thread, each piece on a cache line:    canvas (block × elements)  |  result (block × pixels × columns)
+
+Packed weights: panel by panel of output columns, in a panel row by row k, `panel` elements in each row. Numbers: the tile's
+heights are those of `simd.WINDOW`; `chunk` and `depth` come with each job, from `convolution.py`, where they were measured.
 """
 
 from __future__ import annotations
@@ -9,302 +27,70 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from kernels.cpu.build import INT, VOID, Kernel, helper, kernel
-from kernels.cpu.memory import Held
-from kernels.cpu.simd import BITS, WINDOW, call, load, pack, scatter, view, window_tile
+from kernels.cpu.build import INT, VOID, helper, kernel
+from kernels.cpu.convolution_plans import PHASE, Geometry, multiples
+from kernels.cpu.jobs import Address, launch, lines, part, portion, read, record, zero
+from kernels.cpu.simd import BITS, WINDOW, call, pack, scatter, window_tile
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Running a loop
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def part(function: Any) -> Kernel:
-    """A loop: function(t, threads, job)."""
-    return Kernel(function, lambda T: VOID(INT, INT, INT), callback=True)
-
-
-@intrinsic(prefer_literal=True)
-def fields(typingctx: Any, where: Any, count: Any) -> Any:
-    """The first `count` integers at an address, as a tuple."""
-    kind = types.UniTuple(types.intp, count.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integer = ir.IntType(64)
-        at = builder.inttoptr(args[0], integer.as_pointer())
-        return context.make_tuple(builder, kind, [builder.load(builder.gep(at, [integer(i)])) for i in range(len(kind))])
-
-    return kind(types.intp, count), codegen
-
-
-@helper
-def entry(table, i):
-    """table[i], a table of integers given by its address"""
-    return load(table + 8 * i, np.int64(0))
-
-
-@helper
-def zero(where, size):
-    """Zeros over so many bytes, a multiple of 4."""
-    words = view(where, size // 4, np.float32(0))
-    for i in range(words.size):
-        words[i] = np.float32(0)
-
-
-@kernel(lambda T: VOID(INT, INT, INT), parallel=True)
-def _launch(function, job, threads):
-    if threads == 1:
-        call(function, (0, 1, job))
-    else:
-        for t in numba.prange(threads):
-            call(function, (np.int64(t), threads, job))
-
-
-class Offsets(Held):
-    """A table of integers that does not change, and where it lies; `of`: the tables whose addresses stand in it, if any."""
-
-    __slots__ = ("of",)
-
-    def __init__(self, table: Any, of: Any = ()) -> None:
-        table = np.ascontiguousarray(table, np.int64)
-        table.flags.writeable = False
-        super().__init__(table.ctypes.data, table)
-        self.of = of
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-
-def launch(loop: Kernel, threads: int, *job: Any) -> None:
-    """loop(t, threads, job) for each t < threads; a job is made of integers, arrays and `Held` addresses."""
-    numbers = [x.address if isinstance(x, Held) else x.ctypes.data if type(x) is np.ndarray else x for x in job]
-    array = np.array(numbers, np.int64)
-    _launch["f"](loop["f"], array.ctypes.data, threads)
-
-
-@helper
-def panel_of(item):
-    """Columns of the widest tile, for elements of so many bytes."""
-    return BITS // 8 // item * len(WINDOW)
-
+ALL = 1 << 40  # rows of a chunk or steps of a depth that are not cut
+DEPTH = 1024  # steps of k for which a panel's part, 256 KB, stays in the second cache beside the canvas
+PHASE_BYTES = PHASE.itemsize
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The loops
+# What depends on the element type: C functions, by their addresses
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@helper
-def product(tile, item, chunk, depth, a, ro, rows, ko, inner, b, b_panel, b_row, c, cr, columns, first, last, add):
-    """C[cr[i] + j] (+)= Σ_k A[ro[i] + ko[k]] B[k, j], tile by tile, for the panels first ≤ j // panel < last of the columns.
-
-    B[k, j] lies at (j // panel) b_panel + k b_row + j % panel. `chunk` rows of A stay in the second cache for all panels;
-    a row of tiles walks down them while its panel of B, `depth` steps of k, stays in the first. Rows are dealt out
-    evenly: 14 = 5 + 5 + 4, not 6 + 6 + 2.
-    """
-    lanes = BITS // 8 // item
-    panel = lanes * len(WINDOW)
-    for i0 in range(0, rows, chunk):
-        at_once = min(chunk, rows - i0)
-        for q in range(first, last):
-            n = min(panel, columns - q * panel)
-            height = WINDOW[(n + lanes - 1) // lanes - 1]
-            count = (at_once + height - 1) // height
-            for k in range(0, inner, depth):
-                right = b + item * (q * b_panel + k * b_row)
-                steps, adding = min(depth, inner - k), add | np.int64(k > 0)
-                for p in range(count):
-                    i = i0 + p * at_once // count
-                    m = i0 + (p + 1) * at_once // count - i
-                    left = (steps, a, ro + 8 * i, ko + 8 * k)
-                    call(tile, (*left, right, item * b_row, c + item * q * panel, cr + 8 * i, m, n, adding))
-
-
-@part
-def pack_weights(t, threads, job):
-    """packed[g, q, k, i] = w[…]: panel q of the vectors' channels, rows k = (tap, other channel m) in the order of the plan"""
-    scatter, item, w, packed, groups, wide, wide_step, other, other_step, taps, order = fields(job, 11)
-    panel = panel_of(item)
-    panels = (wide + panel - 1) // panel
-    for q in range(groups * panels):
-        g, first = q // panels, q % panels * panel
-        for m in range(t * other // threads, (t + 1) * other // threads):
-            src = w + item * (g * wide * other * taps + first * wide_step + m * other_step)
-            dst = packed + item * (q * taps * other + m) * panel
-            call(scatter, (src, item * wide_step, dst, order, min(panel, wide - first), taps))
-
-
-@part
-def correlate(t, threads, job):
-    """Blocks of images: into the canvas, through each phase's product, back to planes."""
-    (
-        tile, scatter, item, x, packed, y, images, groups, channels, x_pixels, columns, y_pixels,
-        taps, block, elements, pixels, phases, phase_count, complete, planes, own, own_bytes, image_threads, column_threads,
-    ) = fields(job, 24)  # fmt: skip
-    if t >= image_threads * column_threads:
-        return
-    panel = panel_of(item)
-    panels = (columns + panel - 1) // panel
-    first, last = t % column_threads * panels // column_threads, (t % column_threads + 1) * panels // column_threads
-    begin, end = first * panel, min(last * panel, columns)
-    ti = t // column_threads
-    start, stop = ti * images // image_threads, (ti + 1) * images // image_threads
-    blocks = (stop - start + block - 1) // block
-    canvas = own + t * own_bytes
-    result = canvas + (item * block * elements + 63) // 64 * 64
-    zero(canvas, item * block * elements)
-    if not complete:
-        zero(result, item * block * y_pixels * columns)
-    for u in range(blocks * groups):
-        g, b = u // blocks, u % blocks
-        n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
-        for n in range(n0, n1):
-            src = x + item * (n * groups + g) * channels * x_pixels
-            call(scatter, (src, item * x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
-        for f in range(phase_count):
-            per_image, rows, depth, steps, results, row = fields(phases + 48 * f, 6)
-            b_panel = taps * channels * panel
-            right = packed + item * (g * panels * b_panel + row * panel)
-            product(
-                tile, item, 1 << 40, 1024, canvas, rows, per_image * (n1 - n0), steps, depth,
-                right, b_panel, panel, result, results, columns, first, last, 0,
-            )  # fmt: skip
-        for n in range(n0, n1):
-            src = result + item * ((n - n0) * y_pixels * columns + begin)
-            dst = y + item * ((n * groups + g) * columns + begin) * y_pixels
-            call(scatter, (src, item * columns, dst, planes, y_pixels, end - begin))
-
-
-@part
-def over_pixels(t, threads, job):
-    """y[m, i] = Σ_k w[rows[m] + ks[k]] x[k, i] for each image and group, vectors over pixels i; folded up into y where asked"""
-    (
-        tile, fold, item, pack, x, w, y, total, groups, inner, pixels, results, w_step, rows, ks,
-        places, folded, own, own_bytes, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw,
-    ) = fields(job, 32)  # fmt: skip
-    lanes, panel = BITS // 8 // item, panel_of(item)
-    panels = (pixels + panel - 1) // panel
-    shares = 1 if folded else max(1, threads // total)  # with fewer images than threads, panels are shared out
-    size = height * width * channels
-    b_panel = (inner + 1) * panel  # one row more: panels 4 KB apart would share few lines of the cache
-    # Whole vectors of x are read where they lie, unless its rows, and those of y, lie at a distance that maps them all to the
-    # same few cache lines: then a panel of results at a time would open too many, and a row of tiles is taken at a time.
-    far = item * pixels % 4096 == 0
-    whole, at_once, depth = (0, WINDOW[-1], 1024) if far else (panels if pixels % lanes == 0 else pixels // panel, 1 << 40, 128)
-    for u in range(t * total * shares // threads, (t + 1) * total * shares // threads):
-        z, share = u // shares, u % shares
-        right = own + t * own_bytes
-        out = right + (item * panels * b_panel + 63) // 64 * 64 if folded else y + item * z * size
-        first, last = share * panels // shares, (share + 1) * panels // shares
-        torn = min(max(first, whole), last)
-        left = w + item * (z % groups) * w_step
-        product(
-            tile, item, at_once, depth, left, rows, results, ks, inner,
-            x + item * z * inner * pixels, panel, pixels, out, places, pixels, first, torn, 0,
-        )  # fmt: skip
-        for b in range(torn, last):
-            n, src = min(panel, pixels - b * panel), x + item * (z * inner * pixels + b * panel)
-            to, wide = right + item * b * b_panel, (n + lanes - 1) // lanes * lanes
-            call(pack, (inner, n, src, item * pixels, item, to, item * panel, wide))
-        product(
-            tile, item, at_once, depth, left, rows, results, ks, inner, right, b_panel, panel, out, places, pixels, torn,
-            last, 0,
-        )  # fmt: skip
-        if folded:
-            call(fold, (y + item * z * size, out, channels, kh, kw, height, width, p, q, sh, sw, ph, pw, dh, dw))
-
-
-@part
-def weight(t, threads, job):
-    """sums[t, g, k, o] = Σ over the thread's images of x[pixel + k] y[pixel, o], k = (tap, channel)
-
-    `straight`: one tap and no border, so that x is read where it is.
-    """
-    (
-        tile, scatter, item, x, dy, sums, images, groups, channels, x_pixels, columns, y_pixels,
-        rows, row_count, taps, block, elements, pixels, wide, places, chunk, depth, own, own_bytes, image_threads,
-        column_threads, straight,
-    ) = fields(job, 27)  # fmt: skip
-    if t >= image_threads * column_threads:
-        return
-    panel = panel_of(item)
-    panels = (columns + panel - 1) // panel
-    first, last = t % column_threads * panels // column_threads, (t % column_threads + 1) * panels // column_threads
-    ti = t // column_threads
-    start, stop = ti * images // image_threads, (ti + 1) * images // image_threads
-    blocks = (stop - start + block - 1) // block
-    canvas = own + t * own_bytes
-    right = canvas + (item * block * elements + 63) // 64 * 64
-    left = canvas
-    zero(canvas, item * block * elements)
-    for u in range(blocks * groups):
-        g, b = u // blocks, u % blocks
-        n0, n1 = start + b * (stop - start) // blocks, start + (b + 1) * (stop - start) // blocks
-        for n in range(n0, n1):
-            src = x + item * (n * groups + g) * channels * x_pixels
-            left = src if straight else canvas
-            if not straight:
-                call(scatter, (src, item * x_pixels, canvas + item * (n - n0) * elements, pixels, channels, x_pixels))
-            for q in range(first, last):
-                src = dy + item * ((n * groups + g) * columns + q * panel) * y_pixels
-                dst = right + item * (q * block + n - n0) * y_pixels * panel
-                call(scatter, (src, item * y_pixels, dst, wide, min(panel, columns - q * panel), y_pixels))
-        product(
-            tile, item, chunk, depth, left, taps, row_count, rows, (n1 - n0) * y_pixels,
-            right, block * y_pixels * panel, panel, sums + item * (ti * groups + g) * row_count * columns, places,
-            columns, first, last, b,
-        )  # fmt: skip
-
-
-@part
-def collect(t, threads, job):
-    """dw[g, o, c, tap] = Σ_i sums[i, g, tap, c, o];  `step`: from one tap to the next, backwards where it is negative"""
-    add, scatter, item, sums, count, dw, groups, channels, columns, taps, c_step, places, step = fields(job, 13)
-    for u in range(t * groups * channels // threads, (t + 1) * groups * channels // threads):
-        g, c = u // channels, u % channels
-        src = sums + item * (g * taps * channels + c) * columns
-        for i in range(1, count):
-            for k in range(taps):
-                row = src + item * k * channels * columns
-                call(add, (row, row + item * i * groups * taps * channels * columns, columns))
-        dst = dw + item * (g * columns * channels * taps + c * c_step)
-        if step < 0:
-            src += item * (taps - 1) * channels * columns
-        call(scatter, (src, item * step, dst, places, taps, columns))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What depends on the element type
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@kernel(lambda T: VOID(types.CPointer(T), types.CPointer(T), INT), callback=True)
+@kernel(lambda element: VOID(types.CPointer(element), types.CPointer(element), INT), callback=True)
 def add(to, of, n):
     """to[i] += of[i]"""
     for i in range(n):
         to[i] += of[i]
 
 
-@kernel(lambda T: VOID(types.CPointer(T), types.CPointer(T), *[INT] * 13), callback=True)
-def fold(to, of, images, kh, kw, height, width, rows, columns, sh, sw, ph, pw, dh, dw):
-    """to[c, s i + d t − p] = Σ of[c, t, i]"""
-    for i in range(images * height * width):
+class Fold(NamedTuple):
+    """A geometry, for `fold`: the image x̄, the taps and pixels of the columns, and how they meet."""
+
+    channels: int
+    height: int
+    width: int
+    taps_h: int
+    taps_w: int
+    rows: int
+    columns: int
+    stride_h: int
+    stride_w: int
+    top: int  # the padding
+    left: int
+    dilation_h: int
+    dilation_w: int
+
+
+FOLD = record(Fold)
+
+
+@kernel(lambda element: VOID(types.CPointer(element), types.CPointer(element), INT), callback=True)
+def fold(to, of, where):
+    """to[c, s i + d t − p] = Σ of[c, t, i], the sizes in a `Fold`"""
+    f = read(where, FOLD)
+    height, width, rows, columns = f.height, f.width, f.rows, f.columns
+    stride_h, stride_w = f.stride_h, f.stride_w
+    for i in range(f.channels * height * width):
         to[i] = 0
-    for c in range(images):
-        for th in range(kh):
-            for tw in range(kw):
-                plane = ((c * kh + th) * kw + tw) * rows * columns
-                top, left = dh * th - ph, dw * tw - pw
-                first = max(0, (sw - 1 - left) // sw)
-                last = min(columns, (width - 1 - left) // sw + 1)
-                for i in range(max(0, (sh - 1 - top) // sh), min(rows, (height - 1 - top) // sh + 1)):
-                    source, target = plane + i * columns, (c * height + i * sh + top) * width + left
+    for c in range(f.channels):
+        for th in range(f.taps_h):
+            for tw in range(f.taps_w):
+                plane = ((c * f.taps_h + th) * f.taps_w + tw) * rows * columns
+                top, left = f.dilation_h * th - f.top, f.dilation_w * tw - f.left
+                first = max(0, (stride_w - 1 - left) // stride_w)
+                last = min(columns, (width - 1 - left) // stride_w + 1)
+                for i in range(max(0, (stride_h - 1 - top) // stride_h), min(rows, (height - 1 - top) // stride_h + 1)):
+                    source, target = plane + i * columns, (c * height + i * stride_h + top) * width + left
                     for j in range(first, last):
-                        to[target + sw * j] += of[source + j]
+                        to[target + stride_w * j] += of[source + j]
 
 
 class Tools(NamedTuple):
@@ -321,3 +107,398 @@ class Tools(NamedTuple):
 @lru_cache
 def tools(letter: str) -> Tools:
     return Tools(*(f[letter] for f in (window_tile, scatter, pack, add, fold)), np.dtype(letter).itemsize)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The product
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def panel_of(item):
+    """Columns of the widest tile, for elements of so many bytes."""
+    return BITS // 8 // item * len(WINDOW)
+
+
+class Extent(NamedTuple):
+    """Sizes of a product (rows × inner) (inner × columns), and how many rows and steps of k are taken at once."""
+
+    rows: int
+    inner: int
+    columns: int
+    chunk: int
+    depth: int
+
+
+class Left(NamedTuple):
+    """A[i, k] at start + rows[i] + steps[k]."""
+
+    start: int
+    rows: int
+    steps: int
+
+
+class Right(NamedTuple):
+    """B[k, j] at start + (j // panel) between + k row + j % panel."""
+
+    start: int
+    between: int
+    row: int
+
+
+class Target(NamedTuple):
+    """C[i, j] at start + rows[i] + j."""
+
+    start: int
+    rows: int
+
+
+@helper
+def product(tools, extent, a, b, c, panels, add):
+    """C (+)= A B, tile by tile, for the `panels` (first, last) of the columns. Starts are addresses, the rest in elements.
+
+    The rows of a chunk are dealt out to tiles evenly: 14 = 5 + 5 + 4, not 6 + 6 + 2.
+    """
+    tile, item = tools.tile, tools.item
+    lanes = BITS // 8 // item
+    panel = lanes * len(WINDOW)
+    first, last = panels
+    for i0 in range(0, extent.rows, extent.chunk):
+        at_once = min(extent.chunk, extent.rows - i0)
+        for q in range(first, last):
+            n = min(panel, extent.columns - q * panel)
+            height = WINDOW[(n + lanes - 1) // lanes - 1]
+            count = (at_once + height - 1) // height
+            for k in range(0, extent.inner, extent.depth):
+                right = b.start + item * (q * b.between + k * b.row)
+                depth, adding = min(extent.depth, extent.inner - k), add | np.int64(k > 0)
+                for p in range(count):
+                    top, bottom = portion(p, count, at_once)
+                    i = i0 + top
+                    left = (depth, a.start, a.rows + 8 * i, a.steps + 8 * k)
+                    to = c.start + item * q * panel, c.rows + 8 * i
+                    call(tile, (*left, right, item * b.row, *to, bottom - top, n, adding))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the jobs have in common
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Share(NamedTuple):
+    """How threads share the work: some take images, and some for each of these the columns of its results."""
+
+    images: int
+    by_image: int
+    by_column: int
+    block: int  # images that a thread takes at once, at most
+    memory: Address  # the first thread's workspace
+    size: int  # bytes of each
+
+
+class Planes(NamedTuple):
+    """Images as they come and go, (images, groups, channels, pixels)."""
+
+    start: Address
+    channels: int  # of one group
+    pixels: int
+
+
+class Canvases(NamedTuple):
+    """Images with channels innermost in a border of zeros."""
+
+    elements: int  # of one image
+    pixels: Address  # offset of each pixel
+
+
+@helper
+def images_of(t, share):
+    """The images of thread t, first and last, and in how many blocks."""
+    start, stop = portion(t // share.by_column, share.by_image, share.images)
+    return start, stop, (stop - start + share.block - 1) // share.block
+
+
+@helper
+def block_of(b, blocks, start, stop):
+    """The images of block b: first and last."""
+    first, last = portion(b, blocks, stop - start)
+    return start + first, start + last
+
+
+@helper
+def panels_of(t, share, columns, panel):
+    """The panels of columns of thread t: first and last."""
+    return portion(t % share.by_column, share.by_column, (columns + panel - 1) // panel)
+
+
+@helper
+def to_canvas(tools, planes, n, canvas, pixels):
+    """The n-th image, or group of one, into a canvas."""
+    source = planes.start + tools.item * n * planes.channels * planes.pixels
+    call(tools.scatter, (source, tools.item * planes.pixels, canvas, pixels, planes.channels, planes.pixels))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loops
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Packing(NamedTuple):
+    """Weights into panels, for each group: `wide` channels side by side in the panels, the `other` channels and taps below.
+
+    In w, neighbours of either kind are `wide_step` and `other_step` apart, and taps lie side by side.
+    """
+
+    tools: Tools
+    weights: Address
+    packed: Address
+    groups: int
+    wide: int
+    wide_step: int
+    other: int
+    other_step: int
+    taps: int
+    order: Address  # offset of each tap's first row in a panel
+
+
+PACKING = record(Packing)
+
+
+@part
+def pack_weights(t, threads, where):
+    """packed[g, q, k, i] = w[…]: panel q of the wide channels, rows k = (tap, other channel) in the order of the plan"""
+    job = read(where, PACKING)
+    item, taps, panel = job.tools.item, job.taps, panel_of(job.tools.item)
+    panels = (job.wide + panel - 1) // panel
+    begin, end = portion(t, threads, job.other)
+    for q in range(job.groups * panels):
+        g, first = q // panels, q % panels * panel
+        for m in range(begin, end):
+            source = job.weights + item * (g * job.wide * job.other * taps + first * job.wide_step + m * job.other_step)
+            to = job.packed + item * (q * taps * job.other + m) * panel
+            call(job.tools.scatter, (source, item * job.wide_step, to, job.order, min(panel, job.wide - first), taps))
+
+
+class Correlation(NamedTuple):
+    """y or x̄ by the phases of a plan: `source` to `result`."""
+
+    tools: Tools
+    share: Share
+    groups: int
+    source: Planes
+    result: Planes
+    canvas: Canvases
+    packed: Address
+    taps: int
+    phases: Address
+    phase_count: int
+    complete: int  # whether the phases reach each pixel of the result
+    planes: Address  # offset of each channel's plane in an image of the result
+
+
+CORRELATION = record(Correlation)
+
+
+@part
+def correlate(t, threads, where):
+    """Blocks of images: into the canvas, through each phase's product, back to planes."""
+    job = read(where, CORRELATION)
+    tools, share, result = job.tools, job.share, job.result
+    if t >= share.by_image * share.by_column:
+        return
+    item, columns, pixels, panel = tools.item, result.channels, result.pixels, panel_of(tools.item)
+    panels = panels_of(t, share, columns, panel)
+    first_column, last_column = panels[0] * panel, min(panels[1] * panel, columns)
+    start, stop, blocks = images_of(t, share)
+    canvas = share.memory + t * share.size
+    results = canvas + lines(item * share.block * job.canvas.elements)
+    between = job.taps * job.source.channels * panel
+    zero(canvas, item * share.block * job.canvas.elements)
+    if not job.complete:
+        zero(results, item * share.block * pixels * columns)
+    for u in range(blocks * job.groups):
+        g, b = u // blocks, u % blocks
+        n0, n1 = block_of(b, blocks, start, stop)
+        for n in range(n0, n1):
+            to = canvas + item * (n - n0) * job.canvas.elements
+            to_canvas(tools, job.source, n * job.groups + g, to, job.canvas.pixels)
+        for f in range(job.phase_count):
+            phase = read(job.phases + f * PHASE_BYTES, PHASE)
+            weights = job.packed + item * (g * ((columns + panel - 1) // panel) * between + phase.first * panel)
+            extent = Extent(phase.pixels * (n1 - n0), phase.depth, columns, ALL, DEPTH)
+            a, c = Left(canvas, phase.rows, phase.steps), Target(results, phase.results)
+            product(tools, extent, a, Right(weights, between, panel), c, panels, 0)
+        for n in range(n0, n1):
+            source = results + item * ((n - n0) * pixels * columns + first_column)
+            to = result.start + item * ((n * job.groups + g) * columns + first_column) * pixels
+            call(tools.scatter, (source, item * columns, to, job.planes, pixels, last_column - first_column))
+
+
+class PixelProduct(NamedTuple):
+    """y[m, i] = Σ_k w[rows[m] + steps[k]] x[k, i] for each image and group, folded up into x̄ where asked."""
+
+    tools: Tools
+    units: int  # images × groups
+    groups: int
+    weights: Address
+    weight_step: int  # elements of w from group to group
+    rows: Address
+    steps: Address
+    inner: int
+    results: int
+    source: Address
+    pixels: int
+    to: Address
+    planes: Address  # offset of each row of y
+    folded: int
+    fold: Fold
+    memory: Address  # the first thread's workspace
+    size: int  # bytes of each
+
+
+PIXEL_PRODUCT = record(PixelProduct)
+FOLD_OFFSET = PIXEL_PRODUCT.fields["fold"][1]
+
+
+@part
+def over_pixels(t, threads, where):
+    """Images and groups are shared out; where these are fewer than threads and nothing is folded, panels of pixels too.
+
+    Whole vectors of x are read from x itself, where its rows and those of y lie at a distance that does not map them all to the
+    same few lines of the cache. Else a panel of results at a time would open too many of them: a row of tiles is taken at a
+    time, from x packed into panels.
+    """
+    job = read(where, PIXEL_PRODUCT)
+    tools, pixels, inner, results = job.tools, job.pixels, job.inner, job.results
+    item = tools.item
+    lanes, panel = BITS // 8 // item, panel_of(item)
+    panels = (pixels + panel - 1) // panel
+    shares = 1 if job.folded else max(1, threads // job.units)
+    image = job.fold.channels * job.fold.height * job.fold.width
+    between = (inner + 1) * panel  # one row more: panels 4 KB apart would share few lines of the cache
+    far = item * pixels % 4096 == 0
+    whole, chunk, depth = (0, WINDOW[-1], DEPTH) if far else (panels if pixels % lanes == 0 else pixels // panel, ALL, 128)
+    begin, end = portion(t, threads, job.units * shares)
+    for u in range(begin, end):
+        z, share = u // shares, u % shares
+        packed = job.memory + t * job.size
+        to = packed + lines(item * panels * between) if job.folded else job.to + item * z * image
+        first, last = portion(share, shares, panels)
+        torn = min(max(first, whole), last)
+        source = job.source + item * z * inner * pixels
+        extent = Extent(results, inner, pixels, chunk, depth)
+        a = Left(job.weights + item * (z % job.groups) * job.weight_step, job.rows, job.steps)
+        c = Target(to, job.planes)
+        product(tools, extent, a, Right(source, panel, pixels), c, (first, torn), 0)
+        for b in range(torn, last):
+            n = min(panel, pixels - b * panel)
+            wide = (n + lanes - 1) // lanes * lanes
+            into = packed + item * b * between
+            call(tools.pack, (inner, n, source + item * b * panel, item * pixels, item, into, item * panel, wide))
+        product(tools, extent, a, Right(packed, between, panel), c, (torn, last), 0)
+        if job.folded:
+            call(tools.fold, (job.to + item * z * image, to, where + FOLD_OFFSET))
+
+
+class Weighting(NamedTuple):
+    """sums[thread, g, k, o] = Σ over the thread's images of x[pixel + k] ȳ[pixel, o], k = (tap, channel)."""
+
+    tools: Tools
+    share: Share
+    groups: int
+    source: Planes
+    grads: Planes
+    canvas: Canvases
+    straight: int  # one tap and no border: x is read from its planes
+    sums: Address
+    rows: Address  # offset of each k in the canvas
+    row_count: int
+    steps: Address  # offset of each pixel in the canvas
+    panels: Address  # offset of each pixel in a panel of ȳ
+    results: Address  # offset of each k in the sums
+    chunk: int
+    depth: int
+
+
+WEIGHTING = record(Weighting)
+
+
+@part
+def weight(t, threads, where):
+    """Blocks of images: x into the canvas, ȳ into panels, their product added to the thread's sums."""
+    job = read(where, WEIGHTING)
+    tools, share, grads = job.tools, job.share, job.grads
+    if t >= share.by_image * share.by_column:
+        return
+    item, columns, pixels, panel = tools.item, grads.channels, grads.pixels, panel_of(tools.item)
+    panels = panels_of(t, share, columns, panel)
+    start, stop, blocks = images_of(t, share)
+    canvas = share.memory + t * share.size
+    right = canvas + lines(item * share.block * job.canvas.elements)
+    between, left = share.block * pixels * panel, canvas
+    zero(canvas, item * share.block * job.canvas.elements)
+    for u in range(blocks * job.groups):
+        g, b = u // blocks, u % blocks
+        n0, n1 = block_of(b, blocks, start, stop)
+        for n in range(n0, n1):
+            unit = n * job.groups + g
+            if job.straight:
+                left = job.source.start + item * unit * job.source.channels * job.source.pixels
+            else:
+                to_canvas(tools, job.source, unit, canvas + item * (n - n0) * job.canvas.elements, job.canvas.pixels)
+            for q in range(panels[0], panels[1]):
+                source = grads.start + item * (unit * columns + q * panel) * pixels
+                to = right + item * (q * share.block + n - n0) * pixels * panel
+                call(tools.scatter, (source, item * pixels, to, job.panels, min(panel, columns - q * panel), pixels))
+        extent = Extent(job.row_count, (n1 - n0) * pixels, columns, job.chunk, job.depth)
+        sums = job.sums + item * (t // share.by_column * job.groups + g) * job.row_count * columns
+        a, c = Left(left, job.rows, job.steps), Target(sums, job.results)
+        product(tools, extent, a, Right(right, between, panel), c, panels, b)
+
+
+class Collection(NamedTuple):
+    """w̄[g, o, c, tap] = Σ_i sums[i, g, tap, c, o]."""
+
+    tools: Tools
+    sums: Address
+    count: int  # of the threads' sums
+    to: Address
+    groups: int
+    channels: int
+    columns: int
+    taps: int
+    channel_step: int  # elements of w̄ from channel to channel
+    outputs: Address  # offset of each output in w̄
+    turned: int  # whether the taps of the sums are in reverse order
+
+
+COLLECTION = record(Collection)
+
+
+@part
+def collect(t, threads, where):
+    """Threads share the groups and channels; the first of the sums takes up the others."""
+    job = read(where, COLLECTION)
+    tools, channels, columns, taps = job.tools, job.channels, job.columns, job.taps
+    item, between = tools.item, tools.item * channels * columns  # bytes from tap to tap of the sums
+    begin, end = portion(t, threads, job.groups * channels)
+    for u in range(begin, end):
+        g, c = u // channels, u % channels
+        source = job.sums + item * (g * taps * channels + c) * columns
+        for i in range(1, job.count):
+            for k in range(taps):
+                row = source + k * between
+                call(tools.add, (row, row + i * job.groups * taps * between, columns))
+        to = job.to + item * (g * columns * channels * taps + c * job.channel_step)
+        first, step = (source + (taps - 1) * between, -between) if job.turned else (source, between)
+        call(tools.scatter, (first, step, to, job.outputs, taps, columns))
+
+
+def collected(tools: Tools, sums: Address, count: int, to: Any, groups: int, g: Geometry, turned: bool, threads: int) -> Any:
+    """w̄[g, o, c, t] from the threads' sums [g, t, c, o]; turned: w̄[g, c, o, K − 1 − t], K taps."""
+    taps = g.kernel[0] * g.kernel[1]
+    channel_step, output_step = (g.outputs * taps, taps) if turned else (taps, g.channels * taps)
+    outputs = multiples(g.outputs, output_step)
+    job = Collection(tools, sums, count, to, groups, g.channels, g.outputs, taps, channel_step, outputs, turned)
+    launch(collect, threads, job)
+    return to

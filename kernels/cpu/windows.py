@@ -1,138 +1,53 @@
-r"""Convolutions of few input channels: C taps numbers meet each output, so few that the windows are cheaper written out.
+r"""Convolutions of few input channels: C taps elements meet each output, so few that the windows are cheaper written out.
 
-    columns[(c, t), i] = x[c, s i + d t − p]            for one image, K = C taps rows of all pixels i, at most one panel
-    y[o, i] = Σ_k w[o, k] columns[k, i]                 vectors over pixels: y is written as it lies
-    w̄[o, k] = Σ_n Σ_i ȳ[o, i] columns[k, i]             vectors over pixels again: ȳ is read as it lies
+    for each image and group:                                                             threads share these
+        x → canvas                               in a border of zeros, parted by the stride's remainders
+        columns[(c, t), i] = x[c, s i + d t − p]           K = C taps rows of all pixels i, K one panel at most
+        y[o, i] = Σ_k w[o, k] columns[k, i]                `product`: vectors over pixels, y is written as it lies
+        w̄[o, k] += Σ_i ȳ[o, i] columns[k, i]               `dots`: vectors over pixels again, ȳ is read as it lies
 
-What a window's row needs is copied, not computed: an image goes to a canvas in a border of zeros, parted by the stride's
-remainders (as in `depthwise`), where each tap's row of pixels is one piece. Threads share the images.
+Memory of one thread:   canvas (C, s, s, lines, pitch)  |  columns (K, pixels and a vector)
+
+    canvas[c, h mod s, w mod s, top + h // s, left + w // s] = x[c, h, w]
+
+so that the row of pixels that one tap meets is one piece, which is copied, not computed. A line has a vector more than it
+needs: a vector that begins at its last element stays inside.
 
 In the last sum the pixels are what is summed over, so each w̄[o, k] has a vector of partial sums, and is the sum of its lanes
-in the end, in float64. A tile of these vectors, 4 by 6, stays in registers while a row of pixels runs (`dots`): 24 products for
-10 loads.
+in the end, in float64. A tile of ROWS × COLUMNS of these vectors stays in registers while a row of pixels runs: of 32
+registers 4 × 6 are sums, 6 hold columns and 1 holds ȳ, so that 10 loads serve 24 products.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, result
-from kernels.cpu.build import sums as in_any_order
-from kernels.cpu.convolution_loops import product
-from kernels.cpu.depthwise import fill, line
-from kernels.cpu.rows import flat
-from kernels.cpu.simd import BYTES, I64, REGISTERS, WINDOW, Vectors, address, call, lanes, pack, window_tile
+from kernels.cpu import jobs
+from kernels.cpu.build import INT, VOID, helper, kernel, sums
+from kernels.cpu.convolution_loops import ALL, DEPTH, Extent, Left, Planes, Right, Target, product
+from kernels.cpu.convolution_plans import Geometry, multiples
+from kernels.cpu.jobs import Address, Offsets, entry, launch, lines, part, portion, read, record, whole_lines, zero
+from kernels.cpu.simd import BITS, BYTES, I64, REGISTERS, WINDOW, Vectors, call, lanes, pack, window_tile
 
 Array = np.ndarray
-TALL, WIDE = (4, 6) if REGISTERS == 32 else (3, 3)  # vectors of sums in registers, beside WIDE of columns and one of ȳ
+ROWS, COLUMNS = (4, 6) if REGISTERS == 32 else (3, 3)  # vectors of sums in registers, beside COLUMNS vectors and one of ȳ
 SUMS = 1 << 19  # bytes of them at most: more would not stay in the second cache
 
-
-class Plan(NamedTuple):
-    """Where things lie, for one geometry and element size."""
-
-    canvas: tuple[int, ...]  # channels, remainders of rows and of columns, rows, columns
-    top: int
-    left: int
-    taps: Array  # of (channel, tap): where its first pixel lies in the canvas
-    weights: Array  # first places of the rows of w (O, K), of the rows of y (O, pixels), and steps along either
-    pixels: Array
-    along: Array
-
-
-@lru_cache(256)
-def plan(
-    channels: int, size: Any, outputs: int, counts: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, item: int
-) -> Plan:
-    sides = zip(size, counts, kernel, stride, padding, dilation, strict=True)
-    down, across = (line(*numbers, forward=True) for numbers in sides)
-    pitch = across.length + lanes(item)  # a vector that begins at the last element stays in the line
-    plane = down.length * pitch
-    taps = [
-        ((c * down.remainders + rest_h) * across.remainders + rest_w) * plane
-        + (offset_h + down.before) * pitch + offset_w + across.before
-        for c in range(channels)
-        for _, rest_h, offset_h in down.parts[0][3]
-        for _, rest_w, offset_w in across.parts[0][3]
-    ]  # fmt: skip
-    canvas = channels, down.remainders, across.remainders, down.length, pitch
-    pixels, rows = counts[0] * counts[1], np.arange(outputs)
-    tables = (np.array(taps), rows * len(taps), rows * pixels, np.arange(max(pixels, len(taps))))
-    return Plan(canvas, down.before, across.before, *(np.ascontiguousarray(t, np.int64) for t in tables))
-
-
-@helper
-def _columns(pack, x, canvas, columns, taps, top, left, high, long, wide):
-    """columns[k, i] for one image"""
-    size = x.itemsize
-    for c in range(len(x)):
-        fill(pack, x[c], canvas[c], top, left, wide)
-    pitch = canvas.shape[4]
-    for k in range(taps.size):
-        source, to = address(canvas) + size * taps[k], address(columns) + size * k * columns.shape[1]
-        for j in range((long - 1) // wide * wide, -1, -wide):  # from the right: zeros behind a line are then overwritten
-            call(pack, (high, min(wide, long - j), source + size * j, size * pitch, size, to + size * j, size * long, wide))
-
-
-def _forward_signature(T: Any) -> Any:
-    workspaces = result(T, 6, "C"), result(T, 3, "C")
-    return VOID(INT, INT, flat(T, 4), flat(T, 2), result(T, 4, "C"), *workspaces, *[TABLE] * 4, *[INT] * 5)
-
-
-@kernel(_forward_signature, parallel=True)
-def over_windows(tile, pack, x, w, y, canvases, columns, taps, weights, pixels, along, top, left, at_once, wide, nt):
-    """y = w ⋆ x for each image and group of x (N G, C, H, W);  w: (G O, K), y: (N G, O, P, Q)"""
-    size, panel = x.itemsize, wide * len(WINDOW)
-    groups, inner, count = len(w) // weights.size, taps.size, y.shape[2] * y.shape[3]
-    for t in numba.prange(nt):
-        for z in range(t * len(x) // nt, (t + 1) * len(x) // nt):
-            _columns(pack, x[z], canvases[t], columns[t], taps, top, left, y.shape[2], y.shape[3], wide)
-            left_side = address(w) + size * (z % groups * weights.size * inner)
-            product(
-                tile, size, at_once, 1024, left_side, address(weights), weights.size, address(along), inner,
-                address(columns[t]), panel, columns.shape[2], address(y) + size * z * weights.size * count, address(pixels),
-                count, 0, (count + panel - 1) // panel, 0,
-            )  # fmt: skip
-
-
-zeros = np.zeros  # the tests put memory here that may not be left
-
-
-def _workspaces(p: Plan, nt: int, pixels: int, letter: str, wide: int) -> tuple[Array, Array]:
-    """Canvases, and columns with room for a vector behind each, 64 bytes from rows that the cache maps alike."""
-    pitch = -(-(pixels + wide) // wide) * wide
-    pitch += wide * (pitch * np.dtype(letter).itemsize % 2048 == 0)
-    return zeros((nt, *p.canvas), letter), zeros((nt, len(p.taps), pitch), letter)
-
-
-def conv(x: Array, w: Array, y: Array, p: Plan, groups: int, threads: int) -> Array:
-    """y (N, G O, P, Q) from x (N, G C, H, W) and w (G O, C, kernel)"""
-    letter, wide, units = x.dtype.char, lanes(x.itemsize), len(x) * groups
-    nt, pixels = min(threads, units), y.shape[2] * y.shape[3]
-    far = x.itemsize * pixels % 4096 == 0  # rows of y that the cache maps alike: few of them at a time
-    over_windows[letter](
-        window_tile[letter], pack[letter], x.reshape(units, -1, *x.shape[2:]), w.reshape(len(w), -1),
-        y.reshape(units, -1, *y.shape[2:]), *_workspaces(p, nt, pixels, letter, wide), p.taps, p.weights, p.pixels, p.along,
-        p.top, p.left, WINDOW[-1] if far else 1 << 40, wide, nt,
-    )  # fmt: skip
-    return y
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The weights' gradient
+# What depends on the element type
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @intrinsic
 def _dots(typingctx: Any, count: Any, a: Any, a_row: Any, b: Any, b_row: Any, sums: Any, sums_row: Any, m: Any, n: Any) -> Any:
-    """sums[i, j] += a[i, p] b[j, p], lane by lane, for p < count, i < m ≤ TALL, j < n ≤ WIDE;  rows of sums in vectors"""
+    """sums[i, j] += a[i, p] b[j, p], lane by lane, for p < count, i < m ≤ ROWS, j < n ≤ COLUMNS;  rows of sums in vectors"""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vec = Vectors(builder, context.get_value_type(signature.args[1].dtype))
@@ -176,11 +91,11 @@ def _dots(typingctx: Any, count: Any, a: Any, a_row: Any, b: Any, b_row: Any, su
                 vec.store(total, place)
             builder.branch(leave)
 
-        switch = builder.switch(builder.add(builder.mul(m, ir.Constant(I64, WIDE + 1)), n), leave)
-        for tall in range(1, TALL + 1):
-            for wide in range(1, WIDE + 1):
+        switch = builder.switch(builder.add(builder.mul(m, ir.Constant(I64, COLUMNS + 1)), n), leave)
+        for tall in range(1, ROWS + 1):
+            for wide in range(1, COLUMNS + 1):
                 block = builder.append_basic_block(f"dots{tall}x{wide}")
-                switch.add_case(ir.Constant(I64, tall * (WIDE + 1) + wide), block)
+                switch.add_case(ir.Constant(I64, tall * (COLUMNS + 1) + wide), block)
                 builder.position_at_end(block)
                 emit(tall, wide)
         builder.position_at_end(leave)
@@ -189,50 +104,206 @@ def _dots(typingctx: Any, count: Any, a: Any, a_row: Any, b: Any, b_row: Any, su
     return types.void(count, a, a_row, b, b_row, sums, sums_row, m, n), codegen
 
 
-def _dots_signature(T: Any) -> Any:
-    elements = types.CPointer(T)
+def _dots_signature(element: Any) -> Any:
+    elements = types.CPointer(element)
     return VOID(INT, elements, INT, elements, INT, elements, INT, INT, INT)
 
 
 @kernel(_dots_signature, callback=True)
 def dots(count, a, a_row, b, b_row, sums, sums_row, m, n):
+    """See `_dots`."""
     _dots(count, a, a_row, b, b_row, sums, sums_row, m, n)
 
 
-@in_any_order
-def _over_lanes(vector):
+class Totals(NamedTuple):
+    """The sums of the threads, each of so many vectors."""
+
+    threads: int
+    vectors: int
+    lanes: int
+
+
+TOTALS = record(Totals)
+
+
+@sums
+def _over_lanes(of, first, wide):
     total = 0.0
-    for lane in range(np.uintp(vector.size)):
-        total += vector[lane]
+    for lane in range(np.uintp(wide)):
+        total += of[np.uintp(first) + lane]
     return total
 
 
-def _weight_signature(T: Any) -> Any:
-    workspaces = result(T, 6, "C"), result(T, 3, "C"), result(T, 5, "C")
-    return VOID(INT, INT, flat(T, 5), flat(T, 5), result(T, 3, "C"), *workspaces, TABLE, *[INT] * 4)
+@kernel(lambda element: VOID(types.CPointer(element), types.CPointer(element), INT), callback=True)
+def total(to, of, where):
+    """to[k] = Σ_{thread, lane} of[thread, k, lane]"""
+    sizes = read(where, TOTALS)
+    for k in range(sizes.vectors):
+        whole = 0.0
+        for t in range(sizes.threads):
+            whole += _over_lanes(of, (t * sizes.vectors + k) * sizes.lanes, sizes.lanes)
+        to[k] = whole
 
 
-@kernel(_weight_signature, parallel=True)
-def window_weights(tile, pack, x, dy, dw, canvases, columns, sums, taps, top, left, wide, nt):
-    """w̄ = Σ_n ȳ ⋆ x;  x: (N, G, C, H, W), ȳ: (N, G, O, P, Q), w̄: (G, O, K), sums: (threads, G, O, K, lanes), zeros"""
-    groups, outputs, inner = dw.shape
-    count, pitch = dy.shape[3] * dy.shape[4], columns.shape[2]
-    for t in numba.prange(nt):
-        for n in range(t * len(x) // nt, (t + 1) * len(x) // nt):
-            for g in range(groups):
-                _columns(pack, x[n, g], canvases[t], columns[t], taps, top, left, dy.shape[3], dy.shape[4], wide)
-                for o in range(0, outputs, TALL):
-                    for k in range(0, inner, WIDE):
-                        a, b = address(dy[n, g, o]), address(columns[t, k])
-                        height, width = min(TALL, outputs - o), min(WIDE, inner - k)
-                        call(tile, (count, a, count, b, pitch, address(sums[t, g, o, k]), inner, height, width))
-    for g in range(groups):
-        for o in range(outputs):
-            for k in range(inner):
-                total = 0.0
-                for t in range(nt):
-                    total += _over_lanes(sums[t, g, o, k])
-                dw[g, o, k] = total
+class Tools(NamedTuple):
+    """The functions of one element type by their addresses, and the size of an element."""
+
+    tile: int
+    pack: int
+    dots: int
+    total: int
+    item: int
+
+
+@lru_cache
+def tools(letter: str) -> Tools:
+    return Tools(*(f[letter] for f in (window_tile, pack, dots, total)), np.dtype(letter).itemsize)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loops
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """An image, its canvas and its columns."""
+
+    channels: int
+    height: int
+    width: int
+    rows: int  # of the pixels of y,
+    columns: int  # and columns
+    stride_h: int
+    stride_w: int
+    top: int  # lines of zeros above the image in each part of the canvas,
+    left: int  # and zeros before each line
+    lines: int  # of a part of the canvas
+    pitch: int  # elements from line to line
+    taps: Address  # for each (channel, tap), offset of its first pixel in the canvas
+    inner: int  # how many these are
+    between: int  # elements from one row of the columns to the next
+
+
+class Windows(NamedTuple):
+    """y from x, or w̄ from x and ȳ."""
+
+    tools: Tools
+    layout: Layout
+    images: int
+    groups: int
+    source: Address
+    weights: Address  # w; of no use for w̄
+    result: Planes  # y or ȳ
+    weight_rows: Address  # offset of each row of w (O, K)
+    planes: Address  # offset of each row of y (O, pixels)
+    along: Address  # 0, 1, 2, …
+    chunk: int  # rows of y at a time
+    sums: Address  # (threads, groups, O, K) vectors; of no use for y
+    memory: Address
+    size: int
+
+
+WINDOWS = record(Windows)
+
+
+@helper
+def write_columns(tools, layout, source, canvas, columns):
+    """columns[k, i] for one image"""
+    item, height, width, pitch = tools.item, layout.height, layout.width, layout.pitch
+    wide = BITS // 8 // item
+    step_h, step_w = layout.stride_h, layout.stride_w
+    for c in range(layout.channels):
+        for a in range(step_h):
+            for b in range(step_w):
+                of = source + item * ((c * height + a) * width + b)
+                plane = ((c * step_h + a) * step_w + b) * layout.lines + layout.top
+                high, long = (height - a + step_h - 1) // step_h, (width - b + step_w - 1) // step_w
+                whole = (long + wide - 1) // wide * wide if step_w == 1 else long
+                to = canvas + item * (plane * pitch + layout.left)
+                call(tools.pack, (high, long, of, item * step_h * width, item * step_w, to, item * pitch, whole))
+    rows, long = layout.rows, layout.columns
+    for k in range(layout.inner):
+        of, to = canvas + item * entry(layout.taps, k), columns + item * k * layout.between
+        for j in range((long - 1) // wide * wide, -1, -wide):  # from the right: zeros behind a line are then overwritten
+            call(
+                tools.pack,
+                (rows, min(wide, long - j), of + item * j, item * pitch, item, to + item * j, item * long, wide),
+            )
+
+
+@helper
+def pieces(t, job):
+    """Canvas and columns of thread t, the canvas full of zeros."""
+    item, layout = job.tools.item, job.layout
+    canvas = job.memory + t * job.size
+    size = item * layout.channels * layout.stride_h * layout.stride_w * layout.lines * layout.pitch
+    zero(canvas, size)
+    return canvas, canvas + lines(size)
+
+
+@part
+def over_windows(t, threads, where):
+    """y = w ⋆ x for each image and group of x (N G, C, H, W);  w: (G O, K), y: (N G, O, P, Q)"""
+    job = read(where, WINDOWS)
+    tools, layout, result = job.tools, job.layout, job.result
+    item, outputs, pixels = tools.item, result.channels, result.pixels
+    panel = BITS // 8 // item * len(WINDOW)
+    canvas, columns = pieces(t, job)
+    extent = Extent(outputs, layout.inner, pixels, job.chunk, DEPTH)
+    begin, end = portion(t, threads, job.images * job.groups)
+    for z in range(begin, end):
+        source = job.source + item * z * layout.channels * layout.height * layout.width
+        write_columns(tools, layout, source, canvas, columns)
+        a = Left(job.weights + item * (z % job.groups * outputs * layout.inner), job.weight_rows, job.along)
+        c = Target(result.start + item * z * outputs * pixels, job.planes)
+        product(tools, extent, a, Right(columns, panel, layout.between), c, (0, (pixels + panel - 1) // panel), 0)
+
+
+@part
+def window_weights(t, threads, where):
+    """sums[t, g, o, k] += ȳ[n, g, o] ⊙ columns[k] for the thread's images n, lane by lane"""
+    job = read(where, WINDOWS)
+    tools, layout, grads = job.tools, job.layout, job.result
+    item, outputs, pixels, inner, between = tools.item, grads.channels, grads.pixels, layout.inner, layout.between
+    vector = BITS // 8
+    canvas, columns = pieces(t, job)
+    begin, end = portion(t, threads, job.images)
+    for n in range(begin, end):
+        for g in range(job.groups):
+            z = n * job.groups + g
+            source = job.source + item * z * layout.channels * layout.height * layout.width
+            write_columns(tools, layout, source, canvas, columns)
+            for o in range(0, outputs, ROWS):
+                for k in range(0, inner, COLUMNS):
+                    a, b = grads.start + item * (z * outputs + o) * pixels, columns + item * k * between
+                    to = job.sums + vector * (((t * job.groups + g) * outputs + o) * inner + k)
+                    height, width = min(ROWS, outputs - o), min(COLUMNS, inner - k)
+                    call(tools.dots, (pixels, a, pixels, b, between, to, inner, height, width))
+
+
+class Totalling(NamedTuple):
+    """w̄ from the sums of all threads."""
+
+    tools: Tools
+    totals: Totals
+    sums: Address
+    to: Address
+
+
+TOTALLING = record(Totalling)
+TOTALS_OFFSET = TOTALLING.fields["totals"][1]
+
+
+@part
+def add_up(t, threads, where):
+    """w̄ = Σ over threads and lanes, by one thread"""
+    job = read(where, TOTALLING)
+    call(job.tools.total, (job.to, job.sums, where + TOTALS_OFFSET))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What `convolution` calls
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def pays(outputs: int, inner: int) -> bool:
@@ -240,14 +311,69 @@ def pays(outputs: int, inner: int) -> bool:
     return 4 * lanes(4) * outputs * inner <= SUMS
 
 
-def weight_grad(x: Array, dy: Array, dw: Array, p: Plan, groups: int, threads: int) -> Array:
+def _line(n: int, count: int, k: int, s: int, p: int, d: int) -> tuple[list[tuple[int, int]], int, int]:
+    """One dimension: (remainder, offset) of each tap, zeros ahead of a line, and its length: x_{s (i + offset) + remainder}."""
+    taps = [((d * t - p) % s, (d * t - p) // s) for t in range(k)]
+    before = max(0, *(-offset for _, offset in taps))
+    return taps, before, before + max(-(-n // s), *(offset + count for _, offset in taps))
+
+
+@lru_cache(256)
+def _layout(g: Geometry, item: int) -> tuple[Layout, int]:
+    """The layout of a geometry, and the bytes of a thread's workspace."""
+    sides = zip(g.size, g.counts, g.kernel, g.stride, g.padding, g.dilation, strict=True)
+    (down, top, high), (across, left, long) = (_line(*sizes) for sizes in sides)
+    (step_h, step_w), wide, pixels = g.stride, lanes(item), math.prod(g.counts)
+    pitch = long + wide  # a vector that begins at the last element stays in the line
+    taps = [
+        (((c * step_h + rest_h) * step_w + rest_w) * high + offset_h + top) * pitch + offset_w + left
+        for c in range(g.channels)
+        for rest_h, offset_h in down
+        for rest_w, offset_w in across
+    ]
+    between = -(-(pixels + wide) // wide) * wide  # a vector behind each row,
+    between += wide * (between * item % 2048 == 0)  # and 64 bytes between rows that the cache maps alike
+    sizes = g.channels, *g.size, *g.counts, *g.stride, top, left, high, pitch
+    layout = Layout(*sizes, Offsets(np.array(taps)), len(taps), between)
+    canvas = item * g.channels * step_h * step_w * high * pitch
+    return layout, whole_lines(canvas) + whole_lines(item * len(taps) * between)
+
+
+def _job(x: Array, w: Any, y: Array, g: Geometry, groups: int, sums: Any, threads: int) -> Windows:
+    layout, own = _layout(g, x.itemsize)
+    pixels = math.prod(g.counts)
+    far = x.itemsize * pixels % 4096 == 0  # rows of y that the cache maps alike: few of them at a time
+    (memory,) = jobs.workspace(own * threads)
+    return Windows(
+        tools=tools(x.dtype.char),
+        layout=layout,
+        images=len(x),
+        groups=groups,
+        source=x,
+        weights=w,
+        result=Planes(y, g.outputs, pixels),
+        weight_rows=multiples(g.outputs, layout.inner),
+        planes=multiples(g.outputs, pixels),
+        along=multiples(max(pixels, layout.inner), 1),
+        chunk=WINDOW[-1] if far else ALL,
+        sums=sums,
+        memory=memory,
+        size=own,
+    )
+
+
+def conv(x: Array, w: Array, y: Array, g: Geometry, groups: int, threads: int) -> Array:
+    """y (N, G O, P, Q) from x (N, G C, H, W) and w (G O, C, kernel)"""
+    threads = min(threads, len(x) * groups)
+    launch(over_windows, threads, _job(x, w, y, g, groups, 0, threads))
+    return y
+
+
+def weight_grad(x: Array, dy: Array, dw: Array, g: Geometry, groups: int, threads: int) -> Array:
     """w̄ (G O, C, kernel) from x (N, G C, H, W) and ȳ (N, G O, P, Q)"""
-    letter, wide, inner = x.dtype.char, lanes(x.itemsize), len(p.taps)
-    nt, pixels, outputs = min(threads, len(x)), dy.shape[2] * dy.shape[3], len(p.weights)
-    sums = np.zeros((nt, groups, outputs, inner, wide), letter)
-    window_weights[letter](
-        dots[letter], pack[letter], x.reshape(len(x), groups, -1, *x.shape[2:]),
-        dy.reshape(len(x), groups, outputs, *dy.shape[2:]), dw.reshape(groups, outputs, inner),
-        *_workspaces(p, nt, pixels, letter, wide), sums, p.taps, p.top, p.left, wide, nt,
-    )  # fmt: skip
+    threads = min(threads, len(x))
+    sums = np.zeros((threads, dw.size, lanes(x.itemsize)), x.dtype)
+    job = _job(x, 0, dy, g, groups, sums, threads)
+    launch(window_weights, threads, job)
+    launch(add_up, 1, Totalling(job.tools, Totals(*sums.shape), sums, dw))
     return dw
