@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")
 HOT = ["sgemm_NN_128_vector", "tensor_NN_vector", "attention_64", "attention_backward_keys_64"]
 SINGLE = """naive tiled blocked softmax_rows log_softmax_rows cross_entropy_rows cross_entropy_rows_backward normalised_rows
-    normalised_rows_backward column_sums channel_norm channel_norm_backward gelu gelu_tanh erf gelu_backward
+    normalised_rows_backward sum_rows sum_parameters channel_norm channel_norm_backward gelu gelu_tanh erf gelu_backward
     gelu_tanh_backward sigmoid sigmoid_backward tanh_backward softplus softplus_backward elu elu_backward silu silu_backward
     mish mish_backward glu_each glu_each_backward softmax_slopes group_norm_rows group_norm_rows_backward
     group_norm_parameters add_bias finish_relu finish_gelu finish_gelu_tanh dropout_each attention_dropout_each

@@ -24,7 +24,7 @@ from tests import standin
 pytest.importorskip("numba.cuda")
 
 import kernels as doors
-from kernels.cuda import activations, attention, build, convolution, elementwise, images, matmul, optimizer, rows
+from kernels.cuda import activations, attention, build, convolution, elementwise, images, maps, matmul, optimizer, rows
 from kernels.cuda import groups as group_kernels
 
 try:
@@ -467,7 +467,7 @@ def emulation(monkeypatch, orders):
 
     monkeypatch.setattr(build, "run", run)
     monkeypatch.setattr(matmul, "LEAST", 32)
-    for module in MODULES.values():
+    for module in [*MODULES.values(), maps]:
         monkeypatch.setattr(module, "empty", poisoned)
     return Place(lambda x: standin.wrapped(x.copy(order="K")), lambda x: x.host)
 
@@ -665,8 +665,8 @@ FAULTS = {  # module, door, the line as it is, and as it must not be
     "no barrier before the column sums": (
         "rows",
         "layer_norm_backward",
-        "    sums[part, column] = db\n    cuda.syncthreads()",
-        "    sums[part, column] = db",
+        "    gradients[part, column % COLUMNS] = settle(db, db_lost)\n    cuda.syncthreads()",
+        "    gradients[part, column % COLUMNS] = settle(db, db_lost)",
     ),
     "an ignored target counts": (
         "rows",
@@ -674,9 +674,24 @@ FAULTS = {  # module, door, the line as it is, and as it must not be
         "if t == ignored:\n            loss[i]",
         "if False:\n            loss[i]",
     ),
-    "one element too many": ("elementwise", "gelu", "if i < x.size:\n            y[i]", "if i <= x.size:\n            y[i]"),
-    "a swapped window": ("convolution", "conv", "i = window // ow * sh", "i = window % ow * sh"),
-    "padding forgotten on the way back": ("convolution", "conv_input_grad", "y = i + ph - a * dh", "y = i - a * dh"),
+    "one element too many": (
+        "elementwise",
+        "binary_cross_entropy",
+        "if i < x.size:\n        positive",
+        "if i <= x.size:\n        positive",
+    ),
+    "a swapped window": (
+        "convolution",
+        "conv",
+        "i = window // g.windows_j * g.stride_i",
+        "i = window % g.windows_j * g.stride_i",
+    ),
+    "padding forgotten on the way back": (
+        "convolution",
+        "conv_input_grad",
+        "y = i + g.padding_i - a * g.dilation_i",
+        "y = i - a * g.dilation_i",
+    ),
 }
 
 

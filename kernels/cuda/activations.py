@@ -1,24 +1,29 @@
-r"""Activations and their gradients. One thread computes one element, or, of a softmax's gradient, one block a row."""
+r"""Activations and their gradients, and the gradients of softmax and log-softmax.
+
+    sigmoid … mish      a thread for each element, as `maps.py` says; each is two functions, itself and its slope
+    glu                 a thread for each element of y: the two of x that it is made of lie n apart
+    softmax_backward    a block of 128 threads for each row; thread t the elements t, t + 128, …: Σ_j ȳ_j y_j, then x̄
+
+The functions are finite wherever the mathematics is: at ±∞ each has its limit, and so has its slope.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import boolean, cuda, float32
 
 from kernels import reference
+from kernels.cuda import maps
 from kernels.cuda.build import (
     F1,
     F2,
     FLAT,
-    FLOAT,
     INT,
     THREADS,
     WARPS,
     Array,
-    block_sum,
     cdiv,
     check,
     device,
@@ -28,8 +33,13 @@ from kernels.cuda.build import (
     launch,
     plain,
 )
+from kernels.cuda.sums import SHARED, add, block_sum
 
-LOW = -200.0  # e^LOW is 0; x is held above it where it stands in a product with σ(x), so that −∞ · 0 does not arise
+LOWEST = -200.0  # e^LOWEST is 0 in float32; where x is multiplied by σ(x), x is held above LOWEST, since −∞ · 0 is NaN
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device functions: f(x, a, b, c) and f'(x, a, b, c)
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @device
@@ -40,37 +50,37 @@ def _logistic(x):
 
 @device
 def _held(x):
-    """x between LOW and −LOW"""
-    if x < float32(LOW):
-        return float32(LOW)
-    return float32(-LOW) if x > float32(-LOW) else x
+    """x, held between LOWEST and −LOWEST"""
+    if x < float32(LOWEST):
+        return float32(LOWEST)
+    return float32(-LOWEST) if x > float32(-LOWEST) else x
 
 
 @device
-def _sigmoid(x, a, b, c):
+def _sigmoid(x, _a, _b, _c):
     return _logistic(x)
 
 
 @device
-def _sigmoid_slope(y, a, b, c):
+def _sigmoid_slope(y, _a, _b, _c):
     return y * (float32(1.0) - y)
 
 
 @device
-def _tanh_slope(y, a, b, c):
+def _tanh_slope(y, _a, _b, _c):
     return float32(1.0) - y * y
 
 
 @device
-def _softplus(x, beta, share, threshold):
+def _softplus(x, beta, inverse, threshold):
     z = x * beta
     if z > threshold:
         return x
-    return ((float32(0.0) if z < float32(0.0) else z) + math.log1p(math.exp(-abs(z)))) * share
+    return ((float32(0.0) if z < float32(0.0) else z) + math.log1p(math.exp(-abs(z)))) * inverse
 
 
 @device
-def _softplus_slope(x, beta, share, threshold):
+def _softplus_slope(x, beta, inverse, threshold):
     z = x * beta
     return float32(1.0) if z > threshold else _logistic(z)
 
@@ -86,12 +96,12 @@ def _elu_slope(x, scale, low, rate):
 
 
 @device
-def _silu(x, a, b, c):
-    return (float32(LOW) if x < float32(LOW) else x) * _logistic(x)
+def _silu(x, _a, _b, _c):
+    return (float32(LOWEST) if x < float32(LOWEST) else x) * _logistic(x)
 
 
 @device
-def _silu_slope(x, a, b, c):
+def _silu_slope(x, _a, _b, _c):
     return _logistic(x) * (float32(1.0) + _held(x) * _logistic(-x))
 
 
@@ -114,74 +124,42 @@ def _mish_rest(x):
 
 
 @device
-def _mish(x, a, b, c):
-    return (float32(LOW) if x < float32(LOW) else x) * _mish_gate(x)
+def _mish(x, _a, _b, _c):
+    return (float32(LOWEST) if x < float32(LOWEST) else x) * _mish_gate(x)
 
 
 @device
-def _mish_slope(x, a, b, c):
+def _mish_slope(x, _a, _b, _c):
     t = _mish_gate(x)
     return t + _held(x) * _mish_rest(x) * (float32(1.0) + t) * _logistic(x)
 
 
-def _map(name: str, function: Any) -> Any:
-    @kernel((F1, F1, FLOAT, FLOAT, FLOAT), threads=FLAT, registers=40, name=name)
-    def each(x, y, a, b, c):
-        i = cuda.grid(1)
-        if i < x.size:
-            y[i] = function(x[i], a, b, c)
-
-    return each
-
-
-def _map_backward(name: str, slope: Any) -> Any:
-    @kernel((F1, F1, F1, FLOAT, FLOAT, FLOAT), threads=FLAT, registers=40, name=name)
-    def each(dy, x, dx, a, b, c):
-        i = cuda.grid(1)
-        if i < x.size:
-            dx[i] = dy[i] * slope(x[i], a, b, c)
-
-    return each
-
+# ---------------------------------------------------------------------------------------------------------------------
+# Activations of single elements
+# ---------------------------------------------------------------------------------------------------------------------
 
 MAPS = {
-    "sigmoid": _map("sigmoid", _sigmoid),
-    "softplus": _map("softplus", _softplus),
-    "elu": _map("elu", _elu),
-    "silu": _map("silu", _silu),
-    "mish": _map("mish", _mish),
-}
-SLOPES = {
-    "sigmoid": _map_backward("sigmoid_backward", _sigmoid_slope),
-    "tanh": _map_backward("tanh_backward", _tanh_slope),
-    "softplus": _map_backward("softplus_backward", _softplus_slope),
-    "elu": _map_backward("elu_backward", _elu_slope),
-    "silu": _map_backward("silu_backward", _silu_slope),
-    "mish": _map_backward("mish_backward", _mish_slope),
+    "sigmoid": maps.of_elements("sigmoid", _sigmoid),
+    "softplus": maps.of_elements("softplus", _softplus),
+    "elu": maps.of_elements("elu", _elu),
+    "silu": maps.of_elements("silu", _silu),
+    "mish": maps.of_elements("mish", _mish),
+    "sigmoid_backward": maps.of_slopes("sigmoid_backward", _sigmoid_slope),
+    "tanh_backward": maps.of_slopes("tanh_backward", _tanh_slope),
+    "softplus_backward": maps.of_slopes("softplus_backward", _softplus_slope),
+    "elu_backward": maps.of_slopes("elu_backward", _elu_slope),
+    "silu_backward": maps.of_slopes("silu_backward", _silu_slope),
+    "mish_backward": maps.of_slopes("mish_backward", _mish_slope),
 }
 
 
-def _numbers(*numbers: float) -> list[Any]:
-    return [np.float32(number) for number in (*numbers, 0.0, 0.0, 0.0)[:3]]
+def _each(name: str, x: Array, *parameters: float, **options: float) -> Array:
+    return maps.apply(MAPS[name], x, *parameters, otherwise=lambda x: getattr(reference, name)(x, **options))
 
 
-def _each(name: str, x: Array, *numbers: float, **options: float) -> Array:
-    if not is_float32(x) or not x.size:
-        return getattr(reference, name)(x, **options)
-    x = plain(x)
-    y = empty(x, x.shape)
-    launch(MAPS[name], cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), *_numbers(*numbers))
-    return y
-
-
-def _each_backward(name: str, dy: Array, x: Array, *numbers: float, **options: float) -> Array:
-    check(f"{name}_backward", dy, x)
-    if not is_float32(dy, x) or not x.size or dy.shape != x.shape:
-        return getattr(reference, f"{name}_backward")(dy, x, **options)
-    dy, x = plain(dy), plain(x)
-    dx = empty(x, x.shape)
-    launch(SLOPES[name], cdiv(x.size, FLAT), dy.reshape(-1), x.reshape(-1), dx.reshape(-1), *_numbers(*numbers))
-    return dx
+def _each_slope(name: str, dy: Array, x: Array, *parameters: float, **options: float) -> Array:
+    composed = getattr(reference, name)
+    return maps.apply_slope(MAPS[name], dy, x, *parameters, otherwise=lambda dy, x: composed(dy, x, **options))
 
 
 def sigmoid(x: Array) -> Array:
@@ -191,12 +169,12 @@ def sigmoid(x: Array) -> Array:
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
     """x̄ = ȳ y (1 − y)"""
-    return _each_backward("sigmoid", dy, y)
+    return _each_slope("sigmoid_backward", dy, y)
 
 
 def tanh_backward(dy: Array, y: Array) -> Array:
     """x̄ = ȳ (1 − y²)"""
-    return _each_backward("tanh", dy, y)
+    return _each_slope("tanh_backward", dy, y)
 
 
 def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
@@ -206,7 +184,7 @@ def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
 
 def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
     """x̄ = ȳ σ(βx);  ȳ where βx > threshold"""
-    return _each_backward("softplus", dy, x, beta, 0.0, threshold, beta=beta, threshold=threshold)
+    return _each_slope("softplus_backward", dy, x, beta, 0.0, threshold, beta=beta, threshold=threshold)
 
 
 def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
@@ -216,7 +194,7 @@ def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) 
 
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
     """x̄ = s ȳ for x > 0, else s α r e^{rx} ȳ"""
-    return _each_backward("elu", dy, x, scale, scale * alpha * rate, rate, alpha=alpha, scale=scale, rate=rate)
+    return _each_slope("elu_backward", dy, x, scale, scale * alpha * rate, rate, alpha=alpha, scale=scale, rate=rate)
 
 
 def silu(x: Array) -> Array:
@@ -226,7 +204,7 @@ def silu(x: Array) -> Array:
 
 def silu_backward(dy: Array, x: Array) -> Array:
     """x̄ = ȳ σ (1 + x (1 − σ))"""
-    return _each_backward("silu", dy, x)
+    return _each_slope("silu_backward", dy, x)
 
 
 def mish(x: Array) -> Array:
@@ -236,12 +214,17 @@ def mish(x: Array) -> Array:
 
 def mish_backward(dy: Array, x: Array) -> Array:
     """x̄ = ȳ (t + x (1 − t²) σ(x)),  t = tanh(log(1 + eˣ))"""
-    return _each_backward("mish", dy, x)
+    return _each_slope("mish_backward", dy, x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gates, and gradients of rows
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @kernel((F1, F1, INT), threads=FLAT, registers=40)
 def glu_each(x, y, n):
-    """y = a σ(b): x holds n elements a and their n gates b, over and over."""
+    """y = a σ(b): in x, n elements a and their n gates b follow each other, again and again."""
     i = cuda.grid(1)
     if i < y.size:
         at = i // n * 2 * n + i % n
@@ -280,15 +263,15 @@ def glu_backward(dy: Array, x: Array, axis: int) -> Array:
     return dx
 
 
-@kernel((F2, F2, F2, boolean), threads=THREADS, registers=40, shared=4 * WARPS)
+@kernel((F2, F2, F2, boolean), threads=THREADS, registers=40, shared=SHARED)
 def softmax_slopes(dy, y, dx, logarithm):
     """x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j), or ȳ − e^y Σ_j ȳ_j of the logarithm, by rows"""
     shared = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
-    along = float32(0.0)
+    total, lost = float32(0.0), float32(0.0)
     for j in range(cuda.threadIdx.x, y.shape[1], THREADS):
-        along += dy[i, j] if logarithm else dy[i, j] * y[i, j]
-    along = block_sum(along, shared)
+        total, lost = add(total, lost, dy[i, j] if logarithm else dy[i, j] * y[i, j])
+    along = block_sum(total, lost, shared)
     for j in range(cuda.threadIdx.x, y.shape[1], THREADS):
         dx[i, j] = dy[i, j] - math.exp(y[i, j]) * along if logarithm else y[i, j] * (dy[i, j] - along)
 

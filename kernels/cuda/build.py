@@ -1,9 +1,19 @@
-"""What every kernel stands on: how one is declared and launched, vectors of 16 bytes, the tensor cores, sums over a block.
+"""How a kernel is declared and launched, helpers of the functions that launch, and instructions that Numba has no name for.
 
-The shape of code that NVVM turns into good machine code, held by tests/test_cuda_compile.py:
-local arrays are indexed only by loops of constant length, which are unrolled, so that they stay in registers; thread indices
-are unsigned (a signed index costs a test for negative ones); tile sizes are plain integers in the closure; every constant is a
-float32 (a Python float would drag the arithmetic into float64); no `min` and `max`, which Numba's own CUDA target lacks.
+    @kernel((F1, F1), threads=FLAT, registers=40)           types of the arguments; the budget of a block of threads
+    def twice(x, y):
+        i = cuda.grid(1)                                    block · threads + thread: a thread for each element
+        if i < x.size:                                      the last block has threads left over
+            y[i] = x[i] + x[i]
+
+    launch(twice, cdiv(x.size, FLAT), x, y)                 on as many blocks as the elements need
+
+NVVM makes good machine code of kernels that keep to five rules, which tests/test_cuda_compile.py checks:
+- A local array is indexed only by loops of constant length. NVVM unrolls these, so the array lies in registers.
+- Thread indices of the products and of attention are unsigned: a signed index costs a test for negative ones.
+- The sizes of tiles are Python integers of the closure, which the compiler knows.
+- Every constant is a float32: a Python float would make the arithmetic float64.
+- `min` and `max` are not called: Numba's own CUDA target lacks them.
 """
 
 from __future__ import annotations
@@ -27,26 +37,30 @@ except ImportError:  # Numba's own CUDA target
     from numba.core import cgutils
     from numba.extending import intrinsic
 
-config.CUDA_ARRAY_INTERFACE_SYNC = False  # CuPy and Numba share one stream, so its order is order enough
+config.CUDA_ARRAY_INTERFACE_SYNC = False  # CuPy and Numba share a stream, which keeps their work in order
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # a small grid is not a mistake
 
 Array = Any
-F1, F2, F3 = (types.Array(float32, n, "C") for n in (1, 2, 3))
+F1, F2, F3, F4 = (types.Array(float32, n, "C") for n in (1, 2, 3, 4))
 I1 = types.Array(types.int64, 1, "C")
 INT, FLOAT = types.int64, float32
+
+WARPS = 4
+THREADS = 32 * WARPS  # of a block that computes a row or a channel together
+FLAT = 256  # threads of a block whose threads compute an element each
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel, the types of its arguments, and what it may cost: checked for each architecture without a GPU."""
+    """A kernel, the types of its arguments and its budget, which the tests check for each architecture without a GPU."""
 
     name: str
     jitted: Any
     signature: tuple[Any, ...]
-    threads: int
-    registers: int  # at most, of one thread
-    shared: int  # bytes at most, of one block
-    least: int  # compute capability times 10 that it needs
+    threads: int  # of one block
+    registers: int  # that one thread may use
+    shared: int  # bytes that one block may use
+    least: int  # 10 times the least compute capability that has the kernel's instructions
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -71,7 +85,12 @@ def device(function: Any) -> Any:
     return cuda.jit(device=True)(function)
 
 
-LEGACY = 1  # the default stream by its own handle: handed on as 0, CuPy would warn of it
+def record(kind: type, **fields: Any) -> Any:
+    """The type of a kernel's argument that is a named tuple of numbers: each field float32, unless `fields` has its type."""
+    return types.NamedTuple([fields.get(name, FLOAT) for name in kind._fields], kind)
+
+
+LEGACY = 1  # the handle of the default stream; CuPy warns where it meets the stream as 0
 
 
 @functools.cache
@@ -86,11 +105,11 @@ def _run(kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
     kernel.jitted[blocks, kernel.threads, _stream(cupy.cuda.get_current_stream().ptr)](*arguments)
 
 
-run = _run  # the tests put an emulator here
+run = _run  # the tests replace it by an emulator
 
 
 def launch(kernel: Kernel, blocks: int, *arguments: Any) -> None:
-    """Start the kernel on so many blocks, if any."""
+    """Start the kernel on `blocks` blocks. With none nothing is started."""
     if blocks:
         run(kernel, blocks, arguments)
 
@@ -101,12 +120,12 @@ def cdiv(a: int, b: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a door does with its arrays
+# Arrays
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def check(name: str, *arrays: Any) -> None:
-    """Refuse arrays of two devices: all that are given are on this one."""
+    """Raise TypeError unless all arrays are on one device."""
     kinds = {type(x) for x in arrays if x is not None}
     if len(kinds) > 1:
         names = " and ".join(sorted(f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds))
@@ -114,7 +133,7 @@ def check(name: str, *arrays: Any) -> None:
 
 
 def is_float32(*arrays: Any) -> bool:
-    """Are all of them what the kernels are written for?"""
+    """Are all arrays float32, the type that the kernels are written for?"""
     return all(x.dtype == np.float32 for x in arrays if x is not None)
 
 
@@ -124,12 +143,12 @@ def plain(x: Array) -> Array:
 
 
 def whole(index: Array) -> Array:
-    """An index as the kernels take it."""
+    """An array of indices as int64 in row order, as the kernels take it."""
     return plain(index if index.dtype == np.int64 else index.astype(np.int64))
 
 
 def empty(like: Array, shape: Any) -> Array:
-    """A new float32 array where `like` is."""
+    """A new float32 array on the device of `like`."""
     return np.empty_like(like, shape=shape, dtype=np.float32, order="C")
 
 
@@ -185,41 +204,3 @@ def mma(typing: Any, d: Any, a: Any, b: Any) -> Any:
         return cgutils.pack_array(builder, [builder.extract_value(call, k) for k in range(4)])
 
     return fours(fours, fours, twos), generate
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Over a block
-# ---------------------------------------------------------------------------------------------------------------------
-
-WARPS = 4
-THREADS = 32 * WARPS  # of a block that computes one row
-FLAT = 256  # of a block that computes single elements
-
-
-@device
-def block_sum(x, shared):
-    """Σ x over the block's four warps, for each thread; `shared` has room for one number of each warp."""
-    for k in range(5):
-        x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 1 << k)
-    if cuda.threadIdx.x % 32 == 0:
-        shared[cuda.threadIdx.x // 32] = x
-    cuda.syncthreads()
-    total = shared[0] + shared[1] + shared[2] + shared[3]
-    cuda.syncthreads()  # before the room is used again
-    return total
-
-
-@device
-def block_max(x, shared):
-    """max x over the block's four warps, for each thread. A NaN stays one."""
-    for k in range(5):
-        other = cuda.shfl_xor_sync(0xFFFFFFFF, x, 1 << k)
-        x = x if x > other or x != x else other
-    if cuda.threadIdx.x % 32 == 0:
-        shared[cuda.threadIdx.x // 32] = x
-    cuda.syncthreads()
-    top = shared[0]
-    for w in range(1, WARPS):
-        top = top if top > shared[w] or top != top else shared[w]
-    cuda.syncthreads()
-    return top

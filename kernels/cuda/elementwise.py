@@ -1,4 +1,10 @@
-r"""Kernels that pass over single elements: activations, a loss, dropout. One thread computes one element."""
+r"""GELU, erf, what follows a product (bias and activation), binary cross-entropy, dropout: a thread computes one element.
+
+    thread i of ⌈n / 256⌉ blocks of 256:     y[i] from x[i], and from bias[i mod columns], target[i] or the random word of i
+
+Nothing is shared between threads. The random word of an element is a function of its position, the seed and the stream
+(Philox), so a dropout mask is the same in whatever order threads run, and the same on the host.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ import numpy as np
 from numba import cuda, float32, uint64
 
 from kernels import reference
+from kernels.cuda import maps
 from kernels.cuda.build import (
     F1,
     F2,
@@ -16,6 +23,7 @@ from kernels.cuda.build import (
     FLOAT,
     INT,
     Array,
+    Kernel,
     cdiv,
     check,
     device,
@@ -35,85 +43,64 @@ ONE_OVER_ROOT_TWO_PI = float(1 / np.sqrt(2 * np.pi))
 
 
 @device
-def _gelu(x):
+def _gelu(x, _a, _b, _c):
     return float32(0.5) * x * (float32(1.0) + math.erf(x * float32(ROOT_HALF)))
 
 
 @device
-def _gelu_slope(x):
+def _gelu_slope(x, _a, _b, _c):
     phi = float32(0.5) * (float32(1.0) + math.erf(x * float32(ROOT_HALF)))
     return phi + x * math.exp(float32(-0.5) * x * x) * float32(ONE_OVER_ROOT_TWO_PI)
 
 
 @device
-def _gelu_tanh(x):
+def _gelu_tanh(x, _a, _b, _c):
     t = math.tanh(float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(CUBIC) * x * x))
     return float32(0.5) * x * (float32(1.0) + t)
 
 
 @device
-def _gelu_tanh_slope(x):
+def _gelu_tanh_slope(x, _a, _b, _c):
     t = math.tanh(float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(CUBIC) * x * x))
-    slope = float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(3.0 * CUBIC) * x * x)  # x u'(x)
-    return float32(0.5) * (float32(1.0) + t) * ((float32(1.0) - t) * slope + float32(1.0))
+    x_du = float32(ROOT_TWO_OVER_PI) * x * (float32(1.0) + float32(3.0 * CUBIC) * x * x)  # x u'(x), u what tanh is taken of
+    return float32(0.5) * (float32(1.0) + t) * ((float32(1.0) - t) * x_du + float32(1.0))
 
 
 @device
-def _erf(x):
+def _erf(x, _a, _b, _c):
     return math.erf(x)
 
 
 @device
-def _relu(x):
+def _relu(x, _a, _b, _c):
     return x if x > float32(0.0) or x != x else float32(0.0)
 
 
-def _map(name: str, function: Any) -> Any:
-    @kernel((F1, F1), threads=FLAT, registers=40, name=name)
-    def each(x, y):
-        i = cuda.grid(1)
-        if i < x.size:
-            y[i] = function(x[i])
-
-    return each
-
-
-def _map_backward(name: str, slope: Any) -> Any:
-    @kernel((F1, F1, F1), threads=FLAT, registers=40, name=name)
-    def each(dy, x, dx):
-        i = cuda.grid(1)
-        if i < x.size:
-            dx[i] = dy[i] * slope(x[i])
-
-    return each
-
-
-def _finish(name: str, function: Any) -> Any:
-    @kernel((F2, F1), threads=FLAT, registers=40, name=name)
-    def each(c, bias):
-        """c = f(c + bias), without a bias where that is empty"""
-        at = cuda.grid(1)
-        if at < c.size:
-            i = at // c.shape[1]
-            j = at % c.shape[1]
-            c[i, j] = function(c[i, j] + bias[j]) if bias.size else function(c[i, j])
-
-    return each
-
-
 @device
-def _same(x):
+def _same(x, _a, _b, _c):
     return x
 
 
+def _finish(name: str, function: Any) -> Kernel:
+    @kernel((F2, F1), threads=FLAT, registers=40, name=name)
+    def each(c, bias):
+        """c = f(c + bias), without a bias where that array is empty"""
+        e = cuda.grid(1)
+        if e < c.size:
+            i = e // c.shape[1]
+            j = e % c.shape[1]
+            z = c[i, j] + bias[j] if bias.size else c[i, j]
+            c[i, j] = function(z, float32(0.0), float32(0.0), float32(0.0))
+
+    return each
+
+
 MAPS = {
-    "gelu": _map("gelu", _gelu),
-    "gelu_tanh": _map("gelu_tanh", _gelu_tanh),
-    "erf": _map("erf", _erf),
-}
-SLOPES = {
-    "gelu": _map_backward("gelu_backward", _gelu_slope),
-    "gelu_tanh": _map_backward("gelu_tanh_backward", _gelu_tanh_slope),
+    "gelu": maps.of_elements("gelu", _gelu),
+    "gelu_tanh": maps.of_elements("gelu_tanh", _gelu_tanh),
+    "erf": maps.of_elements("erf", _erf),
+    "gelu_backward": maps.of_slopes("gelu_backward", _gelu_slope),
+    "gelu_tanh_backward": maps.of_slopes("gelu_tanh_backward", _gelu_tanh_slope),
 }
 FINISH = {
     None: _finish("add_bias", _same),
@@ -132,32 +119,13 @@ def finish(c: Array, bias: Array | None, activation: str | None) -> None:
         launch(FINISH[activation], cdiv(c.size, FLAT), flat, empty(c, 0) if bias is None else plain(bias))
 
 
-def _each(x: Array, name: str, otherwise: Any) -> Array:
-    if not is_float32(x) or not x.size:
-        return otherwise(x)
-    x = plain(x)
-    y = empty(x, x.shape)
-    launch(MAPS[name], cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1))
-    return y
-
-
-def _each_backward(dy: Array, x: Array, name: str, otherwise: Any) -> Array:
-    check(f"{name}_backward", dy, x)
-    if not is_float32(dy, x) or not x.size or dy.shape != x.shape:
-        return otherwise(dy, x)
-    dy, x = plain(dy), plain(x)
-    dx = empty(x, x.shape)
-    launch(SLOPES[name], cdiv(x.size, FLAT), dy.reshape(-1), x.reshape(-1), dx.reshape(-1))
-    return dx
-
-
 def erf(x: Array) -> Array:
     """2/√π ∫₀ˣ e^{−t²} dt, of other types through float32"""
-    return _each(x, "erf", lambda x: erf(x.astype(np.float32)).astype(x.dtype) if x.size else x.copy())
 
+    def composed(x: Array) -> Array:
+        return erf(x.astype(np.float32)).astype(x.dtype) if x.size else x.copy()
 
-def _kind(approximate: str) -> str:
-    return "gelu_tanh" if approximate == "tanh" else "gelu"
+    return maps.apply(MAPS["erf"], x, otherwise=composed)
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
@@ -168,7 +136,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
             return reference.gelu(x, approximate=approximate)
         return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
-    return _each(x, _kind(approximate), composed)
+    return maps.apply(MAPS["gelu_tanh" if approximate == "tanh" else "gelu"], x, otherwise=composed)
 
 
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
@@ -180,7 +148,8 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
         phi = 0.5 * (1 + erf(x * math.sqrt(0.5)))
         return dy * (phi + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
 
-    return _each_backward(dy, x, _kind(approximate), composed)
+    slope = MAPS["gelu_tanh_backward" if approximate == "tanh" else "gelu_backward"]
+    return maps.apply_slope(slope, dy, x, otherwise=composed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,7 +161,8 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
 def binary_cross_entropy_each(x, t, loss):
     i = cuda.grid(1)
     if i < x.size:
-        loss[i] = math.log1p(math.exp(-abs(x[i]))) + _relu(x[i]) - t[i] * x[i]
+        positive = float32(0.0) if x[i] < float32(0.0) else x[i]
+        loss[i] = math.log1p(math.exp(-abs(x[i]))) + positive - t[i] * x[i]
 
 
 @kernel((F1, F1, F1, F1), threads=FLAT, registers=40)
@@ -210,7 +180,7 @@ def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
     x, t = plain(x), plain(t)
     loss = empty(x, x.shape)
     launch(binary_cross_entropy_each, cdiv(x.size, FLAT), *[y.reshape(-1) for y in (x, t, loss)])
-    return loss.sum() if total else loss
+    return reference.sum_over(loss.reshape(-1), (0,)) if total else loss
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
@@ -228,13 +198,13 @@ def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
 # Dropout
 # ---------------------------------------------------------------------------------------------------------------------
 
-LOW = 0xFFFFFFFF
+LOW_HALF = 0xFFFFFFFF
 
 
 @device
 def _philox(counter, stream, seed, word):
-    """Word `word` of the block cipher of `reference.philox`, in which every number is of 32 bits, held in 64."""
-    low = uint64(LOW)
+    """Word `word` (0 to 3) of `reference.philox`: a block cipher of 32-bit words, here in the low halves of 64-bit ones."""
+    low = uint64(LOW_HALF)
     shift = uint64(32)
     c0, c1 = counter & low, counter >> shift
     c2, c3 = stream & low, stream >> shift
@@ -270,22 +240,22 @@ def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
         return np.where(kept, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype)
     x = plain(x)
     y = empty(x, x.shape)
-    numbers = [_signed(seed), _signed(stream), round(p * 2**32)]
-    launch(dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), cdiv(x.size, 4), *numbers, np.float32(1 / (1 - p)))
+    noise = _signed(seed), _signed(stream), round(p * 2**32), np.float32(1 / (1 - p))
+    launch(dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), cdiv(x.size, 4), *noise)
     return y
 
 
 @kernel((F1, F1, INT, INT, INT, INT, INT, FLOAT), threads=FLAT, registers=48)
 def attention_dropout_each(x, y, height, width, seed, stream, limit, scale):
     """Word i mod 4 of counter (z ⌈T/4⌉ + ⌊i/4⌋) S + j decides on element j of row i of head z."""
-    at = cuda.grid(1)
-    if at < x.size:
-        j = at % width
-        i = at // width % height
-        z = at // width // height
+    e = cuda.grid(1)
+    if e < x.size:
+        j = e % width
+        i = e // width % height
+        z = e // width // height
         counter = (z * ((height + 3) // 4) + i // 4) * width + j
         word = _philox(uint64(counter), uint64(stream), uint64(seed), i % 4)
-        y[at] = x[at] * scale if word >= uint64(limit) else float32(0.0)
+        y[e] = x[e] * scale if word >= uint64(limit) else float32(0.0)
 
 
 def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
@@ -297,12 +267,12 @@ def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Arra
         return np.where(z, x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype)
     x = plain(x)
     y = empty(x, x.shape)
-    numbers = [*x.shape[-2:], _signed(seed), _signed(stream), round(p * 2**32), np.float32(1 / (1 - p))]
-    launch(attention_dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), *numbers)
+    noise = _signed(seed), _signed(stream), round(p * 2**32), np.float32(1 / (1 - p))
+    launch(attention_dropout_each, cdiv(x.size, FLAT), x.reshape(-1), y.reshape(-1), *x.shape[-2:], *noise)
     return y
 
 
 def _signed(word: int) -> int:
-    """The 64 bits of a number as those of a signed one, the type that a Python number has in a kernel."""
+    """The low 64 bits of an integer as an int64, the type that Python's integers have in a kernel."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word

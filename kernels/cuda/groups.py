@@ -1,6 +1,12 @@
-r"""Normalisation over groups of channels of single samples: one block a group, or, for parameters, a channel.
+r"""Normalisation over groups of channels of single samples.
 
-The mean is taken twice, the second time of what the first one left, so that a group of equal numbers is exactly 0.
+    for each sample n and group g, a block of 128 threads:                group_norm_rows, group_norm_rows_backward
+        thread t: the numbers t, t + 128, … of the C/G channels × pixels of this group, which lie in a row in memory
+    for each channel c, a block of 128 threads:                           group_norm_parameters
+        for each sample n: thread t: the pixels t, t + 128, …             w̄_c and b̄_c
+
+The arrays of the first two are (N G, C/G · pixels): row i is group i mod G of sample i / G, and its element j belongs to
+channel (i mod G) C/G + j / pixels. Blocks add up as `sums.py` says. Shared memory holds what such a sum needs.
 """
 
 from __future__ import annotations
@@ -20,7 +26,6 @@ from kernels.cuda.build import (
     THREADS,
     WARPS,
     Array,
-    block_sum,
     check,
     empty,
     is_float32,
@@ -28,8 +33,8 @@ from kernels.cuda.build import (
     launch,
     plain,
 )
-
-SHARED = 4 * WARPS  # bytes that a sum over a block takes
+from kernels.cuda.rows import row_statistics
+from kernels.cuda.sums import SHARED, add, block_sum
 
 
 @kernel((F2, F1, F1, F2, F1, F1, FLOAT, INT), threads=THREADS, registers=48, shared=SHARED)
@@ -39,27 +44,14 @@ def group_norm_rows(x, weight, bias, y, mean, rstd, eps, groups):
     i = cuda.blockIdx.x
     n = x.shape[1]
     channels = weight.size // groups
-    places = n // channels
+    pixels = n // channels
     first = i % groups * channels
-    share = float32(1.0) / float32(n)
-    mu = float32(0.0)
-    for j in range(cuda.threadIdx.x, n, THREADS):
-        mu += x[i, j]
-    mu = block_sum(mu, shared) * share
-    rest = float32(0.0)
-    for j in range(cuda.threadIdx.x, n, THREADS):
-        rest += x[i, j] - mu
-    mu += block_sum(rest, shared) * share
-    var = float32(0.0)
-    for j in range(cuda.threadIdx.x, n, THREADS):
-        d = x[i, j] - mu
-        var += d * d
-    rho = float32(1.0) / math.sqrt(block_sum(var, shared) * share + eps)
+    mu, rho = row_statistics(x, i, n, eps, True, shared)
     if cuda.threadIdx.x == 0:
         mean[i] = mu
         rstd[i] = rho
     for j in range(cuda.threadIdx.x, n, THREADS):
-        c = first + j // places
+        c = first + j // pixels
         y[i, j] = (x[i, j] - mu) * rho * weight[c] + bias[c]
 
 
@@ -70,43 +62,39 @@ def group_norm_rows_backward(dy, x, weight, mean, rstd, dx, groups):
     i = cuda.blockIdx.x
     n = x.shape[1]
     channels = weight.size // groups
-    places = n // channels
+    pixels = n // channels
     first = i % groups * channels
     share = float32(1.0) / float32(n)
     mu, rho = mean[i], rstd[i]
-    across = float32(0.0)
-    along = float32(0.0)
+    across, across_lost = float32(0.0), float32(0.0)
+    along, along_lost = float32(0.0), float32(0.0)
     for j in range(cuda.threadIdx.x, n, THREADS):
-        g = dy[i, j] * weight[first + j // places]
-        across += g
-        along += g * (x[i, j] - mu) * rho
-    across = block_sum(across, shared) * share
-    along = block_sum(along, shared) * share
+        g = dy[i, j] * weight[first + j // pixels]
+        across, across_lost = add(across, across_lost, g)
+        along, along_lost = add(along, along_lost, g * ((x[i, j] - mu) * rho))
+    mean_g = block_sum(across, across_lost, shared) * share
+    mean_g_xhat = block_sum(along, along_lost, shared) * share
     for j in range(cuda.threadIdx.x, n, THREADS):
-        g = dy[i, j] * weight[first + j // places]
-        dx[i, j] = rho * (g - across - (x[i, j] - mu) * rho * along)
+        g = dy[i, j] * weight[first + j // pixels]
+        dx[i, j] = rho * (g - mean_g - (x[i, j] - mu) * rho * mean_g_xhat)
 
 
 @kernel((F3, F3, F2, F2, F1, F1), threads=THREADS, registers=80, shared=SHARED)
 def group_norm_parameters(dy, x, mean, rstd, dweight, dbias):
-    """w̄_c = Σ ȳ x̂ and b̄_c = Σ ȳ: a block for each channel, sample by sample.     (N, C, places)"""
+    """w̄_c = Σ ȳ x̂ and b̄_c = Σ ȳ: a block for each channel, sample by sample.     (N, C, pixels)"""
     shared = cuda.shared.array(WARPS, float32)
     c = cuda.blockIdx.x
     group = c // (x.shape[1] // mean.shape[1])
-    dw = float32(0.0)
-    db = float32(0.0)
+    products, products_lost = float32(0.0), float32(0.0)
+    gradients, gradients_lost = float32(0.0), float32(0.0)
     for sample in range(x.shape[0]):
         mu, rho = mean[sample, group], rstd[sample, group]
-        products = float32(0.0)
-        total = float32(0.0)
         for j in range(cuda.threadIdx.x, x.shape[2], THREADS):
             g = dy[sample, c, j]
-            products += g * (x[sample, c, j] - mu) * rho
-            total += g
-        dw += products
-        db += total
-    dw = block_sum(dw, shared)
-    db = block_sum(db, shared)
+            products, products_lost = add(products, products_lost, g * ((x[sample, c, j] - mu) * rho))
+            gradients, gradients_lost = add(gradients, gradients_lost, g)
+    dw = block_sum(products, products_lost, shared)
+    db = block_sum(gradients, gradients_lost, shared)
     if cuda.threadIdx.x == 0:
         dweight[c] = dw
         dbias[c] = db

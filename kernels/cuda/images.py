@@ -1,4 +1,12 @@
-r"""What images go through besides convolutions: rectifiers, and the copying of pixels to a finer or coarser grid."""
+r"""Rectifiers, and copying pixels to a finer or a coarser grid and back.
+
+    leaky_relu           a thread for each element
+    nearest              a thread for each pixel (z, i, j) of y, which it copies from x[z, rows[i], columns[j]]
+    nearest_backward     a thread for each pixel (z, h, w) of x̄, which adds up ȳ over the pixels that were copied from it
+
+Indices do not fall, so those that equal h follow each other, and bisection finds the first. Threads add up as `sums.py` says.
+No two threads write to one pixel, so no atomic sum is needed, and the same input gives the same bits.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +14,24 @@ import numpy as np
 from numba import cuda, float32
 
 from kernels import reference
-from kernels.cuda.build import F1, F3, FLAT, FLOAT, I1, Array, cdiv, check, empty, is_float32, kernel, launch, plain, whole
+from kernels.cuda.build import (
+    F1,
+    F3,
+    FLAT,
+    FLOAT,
+    I1,
+    Array,
+    cdiv,
+    check,
+    device,
+    empty,
+    is_float32,
+    kernel,
+    launch,
+    plain,
+    whole,
+)
+from kernels.cuda.sums import add, settle
 
 
 @kernel((F1, F1, FLOAT), threads=FLAT, registers=40)
@@ -48,45 +73,45 @@ def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
 
 @kernel((F3, I1, I1, F3), threads=FLAT, registers=40)
 def nearest_each(x, rows, columns, y):
-    at = cuda.grid(1)
-    if at < y.size:
-        j = at % y.shape[2]
-        i = at // y.shape[2] % y.shape[1]
-        z = at // y.shape[2] // y.shape[1]
+    e = cuda.grid(1)
+    if e < y.size:
+        j = e % y.shape[2]
+        i = e // y.shape[2] % y.shape[1]
+        z = e // y.shape[2] // y.shape[1]
         y[z, i, j] = x[z, rows[i], columns[j]]
+
+
+@device
+def _first(index, value):
+    """The first position whose index is not below the value."""
+    begin, end = 0, index.size
+    while begin < end:
+        middle = (begin + end) // 2
+        if index[middle] < value:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
 
 
 @kernel((F3, I1, I1, F3), threads=FLAT, registers=48)
 def nearest_each_backward(dy, rows, columns, dx):
-    """A pixel collects from those that were made of it: the places do not fall, so the first is found by halving."""
-    at = cuda.grid(1)
-    if at < dx.size:
-        w = at % dx.shape[2]
-        h = at // dx.shape[2] % dx.shape[1]
-        z = at // dx.shape[2] // dx.shape[1]
-        first, end = 0, rows.size
-        while first < end:
-            middle = (first + end) // 2
-            if rows[middle] < h:
-                first = middle + 1
-            else:
-                end = middle
-        start, end = 0, columns.size
-        while start < end:
-            middle = (start + end) // 2
-            if columns[middle] < w:
-                start = middle + 1
-            else:
-                end = middle
-        total = float32(0.0)
-        i = first
+    """x̄[z, h, w] = Σ ȳ[z, i, j] over all rows_i = h, columns_j = w"""
+    e = cuda.grid(1)
+    if e < dx.size:
+        w = e % dx.shape[2]
+        h = e // dx.shape[2] % dx.shape[1]
+        z = e // dx.shape[2] // dx.shape[1]
+        start = _first(columns, w)
+        total, lost = float32(0.0), float32(0.0)
+        i = _first(rows, h)
         while i < rows.size and rows[i] == h:
             j = start
             while j < columns.size and columns[j] == w:
-                total += dy[z, i, j]
+                total, lost = add(total, lost, dy[z, i, j])
                 j += 1
             i += 1
-        dx[z, h, w] = total
+        dx[z, h, w] = settle(total, lost)
 
 
 def nearest(x: Array, rows: Array, columns: Array) -> Array:

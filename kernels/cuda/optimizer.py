@@ -1,10 +1,16 @@
-r"""One step of an optimiser, and the norm of all gradients that it may be cut to."""
+r"""One step of Adam or AdamW, and the sum of squares of all gradients, by whose root they may be cut.
+
+    adam, adamw        a launch for each parameter; a thread for each element reads p, g, m, v and writes p, m, v
+    sum_of_squares     a block of 128 threads for each 8,192 elements: thread t the elements t, t + 128, …, 64 of them
+
+The blocks' sums are added in float64 by the library of the arrays, so the error does not grow with the count of elements.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float32
@@ -13,11 +19,9 @@ from kernels import reference
 from kernels.cuda.build import (
     F1,
     FLAT,
-    FLOAT,
     THREADS,
     WARPS,
     Array,
-    block_sum,
     cdiv,
     check,
     empty,
@@ -25,35 +29,50 @@ from kernels.cuda.build import (
     kernel,
     launch,
     plain,
+    record,
 )
-from kernels.cuda.rows import ROOM
+from kernels.cuda.sums import SHARED, add, block_sum
 
 
-@kernel((F1, F1, F1, F1, *[FLOAT] * 9), threads=FLAT, registers=40)
-def adam_each(p, g, m, v, keep, penalty, beta1, gain1, beta2, gain2, rate, root, eps):
-    """m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  p ← keep p − rate m / (√v / root + ε), g with its penalty"""
+class Step(NamedTuple):
+    """What is the same for every element of a step."""
+
+    keep: float  # 1 − lr λ: what AdamW's decay leaves of p
+    penalty: float  # λ of Adam: the decay is part of the gradient
+    beta1: float
+    gain1: float  # 1 − β₁
+    beta2: float
+    gain2: float  # 1 − β₂
+    rate: float  # lr / (1 − β₁ᵗ)
+    root: float  # √(1 − β₂ᵗ)
+    eps: float
+
+
+@kernel((F1, F1, F1, F1, record(Step)), threads=FLAT, registers=40)
+def adam_each(p, g, m, v, step):
+    """m ← β₁ m + (1 − β₁) d;  v ← β₂ v + (1 − β₂) d²;  p ← keep p − rate m / (√v / root + ε),  d = g + penalty p"""
     i = cuda.grid(1)
     if i < p.size:
-        d = g[i] + penalty * p[i]
-        mi = beta1 * m[i] + gain1 * d
-        vi = beta2 * v[i] + gain2 * d * d
+        d = g[i] + step.penalty * p[i]
+        mi = step.beta1 * m[i] + step.gain1 * d
+        vi = step.beta2 * v[i] + step.gain2 * d * d
         m[i] = mi
         v[i] = vi
-        p[i] = keep * p[i] - rate * mi / (math.sqrt(vi) / root + eps)
+        p[i] = step.keep * p[i] - step.rate * mi / (math.sqrt(vi) / step.root + step.eps)
 
 
-def _step(
-    arrays: tuple[Sequence[Array], ...], keep: float, penalty: float, o: dict[str, Any], otherwise: Any, decay: float
-) -> None:
-    beta1, beta2, step = o["beta1"], o["beta2"], o["step"]
-    rate, root = o["lr"] / (1 - beta1**step), math.sqrt(1 - beta2**step)
-    numbers = [np.float32(s) for s in (keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, o["eps"])]
+def _adam(arrays: tuple[Sequence[Array], ...], keep: float, penalty: float, options: dict[str, Any], composed: Any) -> None:
+    """`options` are those of `adamw`, which `composed` takes for the parameters that the kernel does not cover."""
+    beta1, beta2, t = options["beta1"], options["beta2"], options["step"]
+    rate, root = options["lr"] / (1 - beta1**t), math.sqrt(1 - beta2**t)
+    numbers = keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, options["eps"]
+    step = Step(*map(np.float32, numbers))
     for p, g, m, v in zip(*arrays, strict=True):
         check("adam", p, g, m, v)
         if not is_float32(p, g, m, v) or not all(x.flags.c_contiguous for x in (p, m, v)):
-            otherwise([p], [g], [m], [v], **o, weight_decay=decay)
+            composed([p], [g], [m], [v], **options)
         elif p.size:
-            launch(adam_each, cdiv(p.size, FLAT), *[x.reshape(-1) for x in (p, plain(g), m, v)], *numbers)
+            launch(adam_each, cdiv(p.size, FLAT), *[x.reshape(-1) for x in (p, plain(g), m, v)], step)
 
 
 def adamw(
@@ -67,7 +86,7 @@ def adamw(
 ) -> None:
     """One step of AdamW for each parameter, in place on it and its averages."""
     arrays = params, grads, exp_avgs, exp_avg_sqs
-    _step(arrays, 1 - options["lr"] * weight_decay, 0.0, options, reference.adamw, weight_decay)
+    _adam(arrays, 1 - options["lr"] * weight_decay, 0.0, {**options, "weight_decay": weight_decay}, reference.adamw)
 
 
 def adam(
@@ -80,23 +99,25 @@ def adam(
     **options: Any,
 ) -> None:
     """One step of Adam for each parameter, in place on it and its averages: the decay is part of the gradient."""
-    _step((params, grads, exp_avgs, exp_avg_sqs), 1.0, weight_decay, options, reference.adam, weight_decay)
+    arrays = params, grads, exp_avgs, exp_avg_sqs
+    _adam(arrays, 1.0, weight_decay, {**options, "weight_decay": weight_decay}, reference.adam)
 
 
-SPAN = 64 * THREADS  # numbers that one block adds up
+SPAN = 64 * THREADS  # elements of a block: few enough for many blocks, and enough for their sums to be few
 
 
-@kernel((F1, F1), threads=THREADS, registers=40, shared=ROOM)
+@kernel((F1, F1), threads=THREADS, registers=40, shared=SHARED)
 def squares(x, parts):
-    room = cuda.shared.array(WARPS, float32)
+    """Σ x² over each SPAN of elements"""
+    shared = cuda.shared.array(WARPS, float32)
     begin = cuda.blockIdx.x * SPAN
     end = begin + SPAN
     if end > x.size:
         end = x.size
-    total = float32(0.0)
+    total, lost = float32(0.0), float32(0.0)
     for i in range(begin + cuda.threadIdx.x, end, THREADS):
-        total += x[i] * x[i]
-    total = block_sum(total, room)
+        total, lost = add(total, lost, x[i] * x[i])
+    total = block_sum(total, lost, shared)
     if cuda.threadIdx.x == 0:
         parts[cuda.blockIdx.x] = total
 

@@ -1,7 +1,13 @@
-r"""Kernels that pass over rows.
+r"""Softmax, normalisation of rows and of channels, sums over rows, and tables.
 
-A row is one block's: its 128 threads take every 128th element each, and join their sums over warps and shared memory. The
-order of every sum is fixed, so the same input gives the same bits.
+    kernel                                              grid                                    each thread
+    softmax, log-softmax, cross-entropy, layer norm     a block of 128 threads for each row     every 128th element of the row
+    batch norm                                          a block of 128 threads for each channel every 128th pixel of the channel
+    sums over rows                                      8 × 32 threads for 64 rows, 32 columns  8 rows of a column
+    tables                                              256 threads a block                     one element
+
+Blocks add up as `sums.py` says, with an error that does not grow with the count. A block reads its row two to four times, once
+for each sum and once for the result: rows of a few thousand numbers still lie in the cache then.
 """
 
 from __future__ import annotations
@@ -24,8 +30,6 @@ from kernels.cuda.build import (
     THREADS,
     WARPS,
     Array,
-    block_max,
-    block_sum,
     cdiv,
     check,
     device,
@@ -36,8 +40,7 @@ from kernels.cuda.build import (
     plain,
     whole,
 )
-
-ROOM = 4 * WARPS  # bytes of shared memory that a sum over a block takes
+from kernels.cuda.sums import SHARED, add, block_max, block_sum, settle, statistics_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Softmax and its relatives
@@ -45,45 +48,45 @@ ROOM = 4 * WARPS  # bytes of shared memory that a sum over a block takes
 
 
 @device
-def _peak_and_total(x, i, room):
-    """m = max x_i, 0 if that is −∞, and Σ e^{x_i − m}, for every thread of the block"""
+def _peak_and_total(x, i, shared):
+    """m = max_j x_ij, 0 if that is −∞, and Σ_j e^{x_ij − m}, for every thread of the block"""
     m = float32(-np.inf)
     for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
         m = m if m > x[i, j] or m != m else x[i, j]
-    m = block_max(m, room)
+    m = block_max(m, shared)
     if m == float32(-np.inf):
         m = float32(0.0)
-    total = float32(0.0)
+    total, lost = float32(0.0), float32(0.0)
     for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
-        total += math.exp(x[i, j] - m)
-    return m, block_sum(total, room)
+        total, lost = add(total, lost, math.exp(x[i, j] - m))
+    return m, block_sum(total, lost, shared)
 
 
-@kernel((F2, F2), threads=THREADS, registers=40, shared=ROOM)
+@kernel((F2, F2), threads=THREADS, registers=40, shared=SHARED)
 def softmax_rows(x, y):
-    room = cuda.shared.array(WARPS, float32)
+    shared = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
-    m, total = _peak_and_total(x, i, room)
+    m, total = _peak_and_total(x, i, shared)
     scale = float32(1.0) if total == float32(0.0) else float32(1.0) / total
     for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
         y[i, j] = math.exp(x[i, j] - m) * scale
 
 
-@kernel((F2, F2), threads=THREADS, registers=40, shared=ROOM)
+@kernel((F2, F2), threads=THREADS, registers=40, shared=SHARED)
 def log_softmax_rows(x, y):
-    room = cuda.shared.array(WARPS, float32)
+    shared = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
-    m, total = _peak_and_total(x, i, room)
+    m, total = _peak_and_total(x, i, shared)
     shift = float32(0.0) if total == float32(0.0) else math.log(total)
     for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
         y[i, j] = (x[i, j] - m) - shift
 
 
-@kernel((F2, I1, F1, F2, INT), threads=THREADS, registers=40, shared=ROOM)
+@kernel((F2, I1, F1, F2, INT), threads=THREADS, registers=40, shared=SHARED)
 def cross_entropy_rows(x, target, loss, statistics, ignored):
-    room = cuda.shared.array(WARPS, float32)
+    shared = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
-    m, total = _peak_and_total(x, i, room)
+    m, total = _peak_and_total(x, i, shared)
     if cuda.threadIdx.x == 0:
         if total == float32(0.0):
             total = float32(1.0)
@@ -95,7 +98,7 @@ def cross_entropy_rows(x, target, loss, statistics, ignored):
         elif t < 0 or t >= x.shape[1]:
             loss[i] = float32(np.nan)
         else:
-            loss[i] = (m - x[i, t]) + math.log(total)  # a large m cancels first
+            loss[i] = (m - x[i, t]) + math.log(total)  # in this order: a large m would round away the logarithm
 
 
 @kernel((F1, F2, I1, F2, F2, INT), threads=THREADS, registers=40)
@@ -178,94 +181,129 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Sums over rows
+# ---------------------------------------------------------------------------------------------------------------------
+# A block adds up a strip of 64 rows and 32 columns: thread (part, column) the rows part, part + 8, … of its column, and then
+# one warp the 8 parts. Neighbouring threads read neighbouring numbers. The sums of the strips are rows again, and are added
+# up in the same way, until one is left.
+
+STRIP = 64  # rows of a block: a thread adds up 8 of them, and 1,000 rows make 16 blocks for each 32 columns
+COLUMNS, PARTS = 32, 8
+
+
+@device
+def _strip(rows, columns):
+    """First and last row, part and column of this thread: strips lie below each other, 32 columns of them side by side."""
+    across = (columns + COLUMNS - 1) // COLUMNS
+    begin = cuda.blockIdx.x // across * STRIP
+    end = begin + STRIP if begin + STRIP < rows else rows
+    part = cuda.threadIdx.x // COLUMNS
+    return begin, end, part, cuda.blockIdx.x % across * COLUMNS + cuda.threadIdx.x % COLUMNS
+
+
+@device
+def _sum_of_parts(shared, column):
+    total, lost = float32(0.0), float32(0.0)
+    for part in range(PARTS):
+        total, lost = add(total, lost, shared[part, column % COLUMNS])
+    return settle(total, lost)
+
+
+@kernel((F2, F2), threads=COLUMNS * PARTS, registers=48, shared=4 * COLUMNS * PARTS)
+def sum_rows(x, sums):
+    """Σ x over each strip of rows.     (N, n) → (strips, n)"""
+    shared = cuda.shared.array((PARTS, COLUMNS), float32)
+    begin, end, part, column = _strip(x.shape[0], x.shape[1])
+    total, lost = float32(0.0), float32(0.0)
+    if column < x.shape[1]:
+        for i in range(begin + part, end, PARTS):
+            total, lost = add(total, lost, x[i, column])
+    shared[part, column % COLUMNS] = settle(total, lost)
+    cuda.syncthreads()
+    if part == 0 and column < x.shape[1]:
+        sums[begin // STRIP, column] = _sum_of_parts(shared, column)
+
+
+@kernel((F2, F2, F1, F1, F2, F2), threads=COLUMNS * PARTS, registers=64, shared=2 * 4 * COLUMNS * PARTS)
+def sum_parameters(dy, x, mean, rstd, dweight, dbias):
+    """Σ ȳ ⊙ x̂ and Σ ȳ over each strip of rows.     (N, n) → (strips, n) both"""
+    products = cuda.shared.array((PARTS, COLUMNS), float32)
+    gradients = cuda.shared.array((PARTS, COLUMNS), float32)
+    begin, end, part, column = _strip(x.shape[0], x.shape[1])
+    dw, dw_lost = float32(0.0), float32(0.0)
+    db, db_lost = float32(0.0), float32(0.0)
+    if column < x.shape[1]:
+        for i in range(begin + part, end, PARTS):
+            g = dy[i, column]
+            dw, dw_lost = add(dw, dw_lost, g * ((x[i, column] - mean[i]) * rstd[i]))
+            db, db_lost = add(db, db_lost, g)
+    products[part, column % COLUMNS] = settle(dw, dw_lost)
+    gradients[part, column % COLUMNS] = settle(db, db_lost)
+    cuda.syncthreads()
+    if part == 0 and column < x.shape[1]:
+        dweight[begin // STRIP, column] = _sum_of_parts(products, column)
+        dbias[begin // STRIP, column] = _sum_of_parts(gradients, column)
+
+
+def column_sums(x: Array) -> Array:
+    if not is_float32(x) or not x.size:
+        return reference.column_sums(x)
+    x = plain(x)
+    while True:
+        sums = empty(x, (cdiv(len(x), STRIP), x.shape[1]))
+        launch(sum_rows, len(sums) * cdiv(x.shape[1], COLUMNS), x, sums)
+        if len(sums) == 1:
+            return sums[0]
+        x = sums
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Normalisation
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel((F2, F1, F1, F2, F1, F1, FLOAT, boolean), threads=THREADS, registers=48, shared=ROOM)
+@device
+def _of_row(x, i, j):
+    return x[i, j]
+
+
+row_statistics = statistics_of(_of_row)
+
+
+@kernel((F2, F1, F1, F2, F1, F1, FLOAT, boolean), threads=THREADS, registers=48, shared=SHARED)
 def normalised_rows(x, weight, bias, y, mean, rstd, eps, centred):
     """y = (x − μ) ρ ⊙ w + b;  μ = 0 and no b unless `centred`"""
-    room = cuda.shared.array(WARPS, float32)
+    shared = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
     n = x.shape[1]
-    share = float32(1.0) / float32(n)
-    mu = float32(0.0)
-    if centred:
-        for j in range(cuda.threadIdx.x, n, THREADS):
-            mu += x[i, j]
-        mu = block_sum(mu, room) * share
-        moved = float32(0.0)
-        for j in range(cuda.threadIdx.x, n, THREADS):
-            moved += x[i, j] - mu
-        mu += block_sum(moved, room) * share  # of equal numbers, exactly their own
-    var = float32(0.0)
-    for j in range(cuda.threadIdx.x, n, THREADS):
-        d = x[i, j] - mu
-        var += d * d
-    rho = float32(1.0) / math.sqrt(block_sum(var, room) * share + eps)
+    mu, rho = row_statistics(x, i, n, eps, centred, shared)
     if cuda.threadIdx.x == 0:
         mean[i] = mu
         rstd[i] = rho
     for j in range(cuda.threadIdx.x, n, THREADS):
-        value = (x[i, j] - mu) * rho * weight[j]
-        y[i, j] = value + bias[j] if centred else value
+        scaled = (x[i, j] - mu) * rho * weight[j]
+        y[i, j] = scaled + bias[j] if centred else scaled
 
 
-@kernel((F2, F2, F1, F1, F1, F2, boolean), threads=THREADS, registers=48, shared=ROOM)
+@kernel((F2, F2, F1, F1, F1, F2, boolean), threads=THREADS, registers=48, shared=SHARED)
 def normalised_rows_backward(dy, x, weight, mean, rstd, dx, centred):
     """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂));  without mean(g) unless `centred`"""
-    room = cuda.shared.array(WARPS, float32)
+    shared = cuda.shared.array(WARPS, float32)
     i = cuda.blockIdx.x
     n = x.shape[1]
     share = float32(1.0) / float32(n)
     mu, rho = mean[i], rstd[i]
-    across = float32(0.0)
-    along = float32(0.0)
+    across, across_lost = float32(0.0), float32(0.0)
+    along, along_lost = float32(0.0), float32(0.0)
     for j in range(cuda.threadIdx.x, n, THREADS):
         g = dy[i, j] * weight[j]
-        across += g
-        along += g * (x[i, j] - mu) * rho
-    across = block_sum(across, room) * share
-    along = block_sum(along, room) * share
-    if not centred:
-        across = float32(0.0)
+        across, across_lost = add(across, across_lost, g)
+        along, along_lost = add(along, along_lost, g * ((x[i, j] - mu) * rho))
+    mean_g = block_sum(across, across_lost, shared) * share if centred else float32(0.0)
+    mean_g_xhat = block_sum(along, along_lost, shared) * share
     for j in range(cuda.threadIdx.x, n, THREADS):
         xhat = (x[i, j] - mu) * rho
-        dx[i, j] = rho * (dy[i, j] * weight[j] - across - xhat * along)
-
-
-STRIP = 64  # rows that one block adds up of each of its 32 columns
-
-
-@kernel((F2, F2, F1, F1, F2, F2), threads=256, registers=48, shared=2 * 8 * 32 * 4)
-def column_sums(dy, x, mean, rstd, dweight, dbias):
-    """Σ ȳ ⊙ x̂ and Σ ȳ over a strip of rows: 8 rows of 32 columns at a time, then these 8.     (strips, n) each"""
-    products = cuda.shared.array((8, 32), float32)
-    sums = cuda.shared.array((8, 32), float32)
-    across = (x.shape[1] + 31) // 32
-    strip = cuda.blockIdx.x // across
-    column = cuda.threadIdx.x % 32
-    part = cuda.threadIdx.x // 32
-    j = cuda.blockIdx.x % across * 32 + column
-    end = (strip + 1) * STRIP
-    if end > x.shape[0]:
-        end = x.shape[0]
-    dw = float32(0.0)
-    db = float32(0.0)
-    if j < x.shape[1]:
-        for i in range(strip * STRIP + part, end, 8):
-            g = dy[i, j]
-            dw += g * (x[i, j] - mean[i]) * rstd[i]
-            db += g
-    products[part, column] = dw
-    sums[part, column] = db
-    cuda.syncthreads()
-    if part == 0 and j < x.shape[1]:
-        for p in range(1, 8):
-            dw += products[p, column]
-            db += sums[p, column]
-        dweight[strip, j] = dw
-        dbias[strip, j] = db
+        dx[i, j] = rho * (dy[i, j] * weight[j] - mean_g - xhat * mean_g_xhat)
 
 
 def _normalised(x: Array, weight: Array, bias: Array, eps: float, centred: bool) -> tuple[Array, Array, Array]:
@@ -281,8 +319,8 @@ def _normalised_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: 
     launch(normalised_rows_backward, len(x), dy, x, plain(weight), mean, rstd, dx, centred)
     strips = cdiv(len(x), STRIP)
     dweight, dbias = empty(x, (strips, x.shape[1])), empty(x, (strips, x.shape[1]))
-    launch(column_sums, strips * cdiv(x.shape[1], 32), dy, x, mean, rstd, dweight, dbias)
-    return dx, dweight.sum(axis=0), dbias.sum(axis=0)
+    launch(sum_parameters, strips * cdiv(x.shape[1], COLUMNS), dy, x, mean, rstd, dweight, dbias)
+    return dx, column_sums(dweight), column_sums(dbias)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
@@ -318,58 +356,55 @@ def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[
     return _normalised_backward(dy, x, weight, np.zeros_like(rstd), rstd, False)[:2]
 
 
-@kernel((F3, F1, F1, F3, F1, F1, FLOAT), threads=THREADS, registers=48, shared=ROOM)
+@device
+def _of_channel(x, c, e):
+    pixels = x.shape[2]
+    return x[e // pixels, c, e % pixels]
+
+
+_channel_statistics = statistics_of(_of_channel)
+
+
+@kernel((F3, F1, F1, F3, F1, F1, FLOAT), threads=THREADS, registers=48, shared=SHARED)
 def channel_norm(x, weight, bias, y, mean, rstd, eps):
-    """y = (x − μ_c) ρ_c w_c + b_c: a block for each channel.     (N, C, places)"""
-    room = cuda.shared.array(WARPS, float32)
+    """y = (x − μ_c) ρ_c w_c + b_c: a block for each channel.     (N, C, pixels)"""
+    shared = cuda.shared.array(WARPS, float32)
     c = cuda.blockIdx.x
-    places = x.shape[2]
-    count = x.shape[0] * places
-    share = float32(1.0) / float32(count)
-    mu = float32(0.0)
-    for e in range(cuda.threadIdx.x, count, THREADS):
-        mu += x[e // places, c, e % places]
-    mu = block_sum(mu, room) * share
-    moved = float32(0.0)
-    for e in range(cuda.threadIdx.x, count, THREADS):
-        moved += x[e // places, c, e % places] - mu
-    mu += block_sum(moved, room) * share  # of equal numbers, exactly their own
-    var = float32(0.0)
-    for e in range(cuda.threadIdx.x, count, THREADS):
-        d = x[e // places, c, e % places] - mu
-        var += d * d
-    rho = float32(1.0) / math.sqrt(block_sum(var, room) * share + eps)
+    pixels = x.shape[2]
+    count = x.shape[0] * pixels
+    mu, rho = _channel_statistics(x, c, count, eps, True, shared)
     if cuda.threadIdx.x == 0:
         mean[c] = mu
         rstd[c] = rho
     scale = rho * weight[c]
     for e in range(cuda.threadIdx.x, count, THREADS):
-        y[e // places, c, e % places] = (x[e // places, c, e % places] - mu) * scale + bias[c]
+        y[e // pixels, c, e % pixels] = (x[e // pixels, c, e % pixels] - mu) * scale + bias[c]
 
 
-@kernel((F3, F3, F1, F1, F1, F3, F1, F1), threads=THREADS, registers=56, shared=ROOM)
+@kernel((F3, F3, F1, F1, F1, F3, F1, F1), threads=THREADS, registers=56, shared=SHARED)
 def channel_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias):
-    room = cuda.shared.array(WARPS, float32)
+    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ: a block for each channel"""
+    shared = cuda.shared.array(WARPS, float32)
     c = cuda.blockIdx.x
-    places = x.shape[2]
-    count = x.shape[0] * places
+    pixels = x.shape[2]
+    count = x.shape[0] * pixels
     share = float32(1.0) / float32(count)
     mu, rho = mean[c], rstd[c]
-    dw = float32(0.0)
-    db = float32(0.0)
+    products, products_lost = float32(0.0), float32(0.0)
+    gradients, gradients_lost = float32(0.0), float32(0.0)
     for e in range(cuda.threadIdx.x, count, THREADS):
-        g = dy[e // places, c, e % places]
-        dw += g * (x[e // places, c, e % places] - mu) * rho
-        db += g
-    dw = block_sum(dw, room)
-    db = block_sum(db, room)
+        g = dy[e // pixels, c, e % pixels]
+        products, products_lost = add(products, products_lost, g * ((x[e // pixels, c, e % pixels] - mu) * rho))
+        gradients, gradients_lost = add(gradients, gradients_lost, g)
+    dw = block_sum(products, products_lost, shared)
+    db = block_sum(gradients, gradients_lost, shared)
     if cuda.threadIdx.x == 0:
         dweight[c] = dw
         dbias[c] = db
     scale = rho * weight[c]
     for e in range(cuda.threadIdx.x, count, THREADS):
-        xhat = (x[e // places, c, e % places] - mu) * rho
-        dx[e // places, c, e % places] = scale * (dy[e // places, c, e % places] - db * share - xhat * (dw * share))
+        xhat = (x[e // pixels, c, e % pixels] - mu) * rho
+        dx[e // pixels, c, e % pixels] = scale * (dy[e // pixels, c, e % pixels] - db * share - xhat * (dw * share))
 
 
 def _channels(x: Array) -> Array:
@@ -427,7 +462,8 @@ def embedding(table: Array, index: Array) -> Array:
 
 @kernel((F2, I1, I1, F2), threads=FLAT, registers=48)
 def scatter_rows(out, order, index, source):
-    """out[index_i] += source_i: where a new index begins in the order, one thread a column adds up all of its rows."""
+    """out[index_i] += source_i.  `order` sorts the index: where a new row begins in it, a thread for each column adds up all
+    the sources of that row, in order. So no two threads write to one element, and no atomic sum is needed."""
     at = cuda.grid(1)
     n = source.shape[1]
     p = at // n
@@ -435,12 +471,12 @@ def scatter_rows(out, order, index, source):
     if p < order.size:
         row = index[order[p]]
         if p == 0 or index[order[p - 1]] != row:
-            total = float32(0.0)
+            total, lost = float32(0.0), float32(0.0)
             while p < order.size and index[order[p]] == row:
-                total += source[order[p], j]
+                total, lost = add(total, lost, source[order[p], j])
                 p += 1
             if row >= 0 and row < out.shape[0]:
-                out[row, j] += total
+                out[row, j] += settle(total, lost)
 
 
 def scatter_add(out: Array, index: Array, source: Array) -> None:
