@@ -193,7 +193,7 @@ def _exp_rows(x: Array, axis: int) -> tuple[Array, Array, Array]:
         m = np.where(m == -np.inf, 0, m).astype(x.dtype, copy=False)
     e = x - m
     np.exp(e, out=e)
-    return e, e.sum(axis=axis, keepdims=True), m
+    return e, np.expand_dims(sum_over(e, (axis,)), axis), m
 
 
 def softmax(x: Array, axis: int = -1) -> Array:

@@ -108,8 +108,9 @@ def binary_cross_entropy_with_logits(
         if weight is None and reduction == "sum":
             return BinaryCrossEntropy.apply(x, t, total=True)
         loss = BinaryCrossEntropy.apply(x, t, total=False)
-    else:  # (1 − t) x + (1 + (w − 1) t) softplus(−x)
-        loss = (1 - t) * x + (1 + (as_tensor(pos_weight) - 1) * t) * softplus(-x, threshold=math.inf)
+    else:
+        w = pos_weight if isinstance(pos_weight, Number) else as_tensor(pos_weight)
+        loss = (1 - t) * softplus(x, threshold=math.inf) + w * t * softplus(-x, threshold=math.inf)
     return _reduced(name, loss if weight is None else loss * weight, reduction)
 
 

@@ -1,20 +1,28 @@
 """float32 against float64, and against values that are known, on each backend: errors in units in the last place.
 
+First a table of everything that adds, normalises or measures, at sizes, offsets and layouts that hypothesis draws; then what
+such draws seldom meet: logits beside a large maximum, attention, millions of terms, numbers at the ends of the range.
+
 A unit of a result is the distance from it to the next float32, or, for a sum, that of Σ |terms|: what a sum of terms of both
 signs can be right to. Bounds are stated beside each case, and none of them knows how many terms there are.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import kernels
 import scratchgen as sg
 from kernels import reference
 from scratchgen import functional as F
-from tests.strategies import DEEP
+from scratchgen.tensors import constant
+from tests.strategies import DEEP, examples, seeds
 
 UNIT = 2.0**-23  # of float32: what is between 1 and the next number
 
@@ -66,8 +74,400 @@ def units(found, wanted, scale=None):
     found, wanted = np.asarray(found), np.asarray(wanted, np.longdouble)
     assert found.dtype == np.float32 and found.shape == wanted.shape, (found.dtype, found.shape, wanted.shape)
     size = np.abs(wanted if scale is None else np.broadcast_to(scale, wanted.shape)).astype(np.float64)
+    other = found != wanted  # infinities that are equal have no difference
+    size, error = size[other], np.abs(found[other] - wanted[other])
     unit = np.ldexp(UNIT, np.maximum(np.frexp(size)[1] - 1, -126))  # below the least normal number they no longer shrink
-    return float(np.max(np.abs(found - wanted) / unit, initial=0))
+    return float(np.max(error / unit, initial=0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Everything that adds, normalises or measures
+# ---------------------------------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "C": lambda x: x,
+    "F": np.asfortranarray,
+    "strided": lambda x: np.repeat(x, 2, 0)[::2],
+    "reversed": lambda x: np.ascontiguousarray(x[::-1])[::-1],
+    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
+}
+SHAPES = [(1, 1), (1, 9), (5, 37), (300, 3), (3, 301), (65, 130), (4, 20_011), (20_011, 4)]
+LONG = [(10**7, 1), (1, 10**7), (3, 2_000_003), (2_000_003, 3)] if DEEP else []
+CENTRES = (0.0, 1.0, -30.0, 1e4, -1e9, 3e15, -1e30)
+SPREADS = (1.0, 1e-3, 20.0)
+TINY = np.finfo(np.float64).tiny
+FAINT = 2.0**-103  # of compiled exponentials, those below the least normal number may be 0
+
+
+@dataclass
+class Draw:
+    """What a case draws its arrays from"""
+
+    shape: tuple[int, int]
+    offset: float
+    spread: float
+    masked: bool  # are some logits −∞, some targets no whole numbers?
+    rng: np.random.Generator
+
+    def numbers(self, limit=1e30):
+        """Numbers around an offset of at most `limit`."""
+        offset = math.copysign(min(abs(self.offset), limit), self.offset)
+        return f32(offset) + f32(self.spread) * self.normal()
+
+    def squares(self):
+        """Numbers around an offset, whose squares are float32 numbers too."""
+        return self.numbers(3e15)
+
+    def normal(self, *shape):
+        return f32(self.rng.standard_normal(shape or self.shape))
+
+    def uniform(self, *shape):
+        return f32(self.rng.uniform(0.5, 1.5, shape or self.shape))
+
+    def factors(self):
+        """Numbers near ±1, whose product neither overflows nor vanishes."""
+        return f32(np.exp(self.normal() / max(self.shape)) * self.rng.choice([-1, 1], self.shape))
+
+    def logits(self):
+        """Logits around an offset; if masked some are −∞, and a row of nothing else."""
+        x = self.numbers()
+        if self.masked:
+            x[self.rng.random(self.shape) < 0.3] = -np.inf
+            x[self.rng.integers(len(x))] = -np.inf
+        return x
+
+    def targets(self):
+        """Probabilities: 0, 1, or, if masked, in between too"""
+        return f32(self.rng.random(self.shape).round(1) if self.masked else self.rng.integers(0, 2, self.shape))
+
+    def channels(self):
+        """An input (N, 6, 3), and a weight and a bias for its channels"""
+        draw = Draw((max(math.prod(self.shape) // 18, 2), 18), self.offset, self.spread, False, self.rng)
+        return draw.squares().reshape(-1, 6, 3), self.uniform(6), self.normal(6)
+
+    def rows(self):
+        """Rows, and a weight and a bias for their elements"""
+        return self.squares(), self.uniform(self.shape[1]), self.normal(self.shape[1])
+
+
+@dataclass
+class Case:
+    """f(dim, *arrays), and by how many units a result in float32 may differ from one in float64
+
+    A value by so many of its own, or of `size`: where f is a sum of terms of both signs, the sum of their magnitudes. A
+    gradient by so many of the largest of its array, times `condition`: by how much f magnifies a rounding of what it is made
+    of (the mean of numbers far from 0 is rounded to a unit of theirs, and moves all differences to it); and by so many of
+    `terms`, for each array, where its gradient is a sum whose terms may cancel.
+    """
+
+    function: Callable[..., sg.Tensor]
+    draw: Callable[[Draw], tuple[np.ndarray, ...]]
+    value: float
+    gradient: float
+    size: Callable[..., np.ndarray] | None = None
+    condition: Callable[..., np.ndarray] = lambda dim, *xs: 1.0
+    terms: Callable[..., tuple[np.ndarray, ...]] = lambda dim, *xs: (0.0,) * len(xs)
+
+
+def reduction(dim):
+    return {0: "none", 1: "mean"}.get(dim, "sum")
+
+
+def reduced(dim, x):
+    """Of the terms of a loss, the same reduction of their magnitudes"""
+    return {"none": np.array, "mean": np.mean, "sum": np.sum}[reduction(dim)](np.abs(x))
+
+
+def along(dim):
+    """One dimension, for what takes no more"""
+    return dim if dim in (0, 1) else 1
+
+
+def distance(x, dim, eps=0.0):
+    """How far numbers are from 0, in standard deviations: by so much a rounding of the mean is larger beside differences."""
+    return np.abs(x).max(dim, keepdims=True) / np.sqrt(np.maximum(x.var(dim, keepdims=True) + eps, TINY))
+
+
+def squared(x, dim):
+    """The same for a variance, which sees only the square of an error of the mean"""
+    return 1 + UNIT * np.squeeze(np.minimum(distance(x, dim), 1e30), dim) ** 2
+
+
+def shifted(x, dim):
+    """Logits less their maximum, 0 for rows of −∞"""
+    top = x.max(along(dim), keepdims=True)
+    return x - np.where(np.isinf(top), 0, top)
+
+
+def finite(x):
+    return np.where(np.isinf(x), 0, x)
+
+
+def probabilities(x, dim):
+    e = np.exp(shifted(x, dim))
+    total = e.sum(dim, keepdims=True)
+    return e / np.where(total == 0, 1, total)
+
+
+def classes(x):
+    return sg.tensor(np.arange(len(x)) % x.shape[1])
+
+
+def loss(f, size, draw=lambda d: (d.squares(), d.squares()), value=4, gradient=4, terms=None, **options):
+    """A case of a loss that takes a reduction; `size`: the magnitudes of what is added up"""
+    return Case(
+        lambda dim, *xs: f(*xs, reduction=reduction(dim), **options),
+        draw,
+        value,
+        gradient,
+        lambda dim, *xs: reduced(dim, size(*xs)),
+        **({} if terms is None else {"terms": lambda dim, *xs: terms(*xs)}),
+    )
+
+
+def normed(f, draw, axis, value=8, gradient=16):
+    """A case of a norm over `axis` of its first argument"""
+    return Case(
+        lambda dim, *xs: f(*xs),
+        draw,
+        value,
+        gradient,
+        lambda dim, x, w, b: np.broadcast_to(2 + 2 * distance(x, axis, 1e-5), x.shape) * 1.5 + 4,
+        lambda dim, x, *_: 1 + distance(x, axis, 1e-5).max(),
+        lambda dim, x, *_: (6 / np.sqrt(x.var(axis).min() + 1e-5), 0, 0),
+    )
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+CASES = {
+    "sum": Case(lambda dim, x: x.sum(dim), lambda d: (d.numbers(),), 2, 0, lambda dim, x: np.abs(x).sum(dim)),
+    "mean": Case(lambda dim, x: x.mean(dim), lambda d: (d.numbers(),), 1, 1, lambda dim, x: np.abs(x).mean(dim)),
+    "var": Case(
+        lambda dim, x: x.var(dim, correction=0),
+        lambda d: (d.squares(),),
+        4,
+        4,
+        lambda dim, x: x.var(dim) * squared(x, dim),
+        lambda dim, x: 1 + distance(x, dim).max(),
+    ),
+    "std": Case(
+        lambda dim, x: x.std(dim, correction=0),
+        lambda d: (d.squares(),),
+        4,
+        4,
+        lambda dim, x: x.std(dim) * squared(x, dim),
+        lambda dim, x: 1 + distance(x, dim).max(),
+    ),
+    "norm": Case(lambda dim, x: x.norm(dim=dim), lambda d: (d.numbers(),), 4, 4),
+    "norm of p = 1": Case(lambda dim, x: x.norm(1, dim=dim), lambda d: (d.numbers(),), 2, 0),
+    "norm of p = 3": Case(lambda dim, x: x.norm(3, dim=dim), lambda d: (d.numbers(),), 4, 8),
+    "norm of p = ½": Case(lambda dim, x: x.norm(0.5, dim=dim), lambda d: (d.numbers(1e25),), 8, 8),
+    "norm of p = −2": Case(lambda dim, x: x.norm(-2, dim=dim), lambda d: (d.numbers(),), 4, 16),
+    "largest": Case(lambda dim, x: x.amax(dim), lambda d: (d.numbers(),), 0, 1),
+    "prod": Case(lambda dim, x: x.prod(along(dim)), lambda d: (d.factors(),), 2, 4),
+    "cumsum": Case(
+        lambda dim, x: x.cumsum(along(dim)),
+        lambda d: (d.numbers(),),
+        1,
+        1,
+        lambda dim, x: np.cumsum(np.abs(x), along(dim)),
+    ),
+    "cumprod": Case(lambda dim, x: x.cumprod(along(dim)), lambda d: (d.factors(),), 2, 64),
+    "logsumexp": Case(
+        lambda dim, x: x.logsumexp(dim), lambda d: (d.logits(),), 2, 8, lambda dim, x: np.abs(finite(x.max(dim))) + 20
+    ),
+    "softmax": Case(
+        lambda dim, x: F.softmax(x, along(dim)),
+        lambda d: (d.logits(),),
+        4,
+        8,
+        lambda dim, x: np.maximum(probabilities(x, along(dim)) * (1 + np.abs(finite(shifted(x, dim)))), FAINT),
+        terms=lambda dim, x: (1,),
+    ),
+    "log_softmax": Case(
+        lambda dim, x: F.log_softmax(x, along(dim)),
+        lambda d: (d.numbers(),),
+        2,
+        8,
+        lambda dim, x: np.abs(shifted(x, dim)) + 8,
+    ),
+    "layer_norm": normed(lambda x, w, b: F.layer_norm(x, x.shape[1:], w, b), Draw.rows, (1,)),
+    "batch_norm": normed(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), Draw.channels, (0, 2)),
+    "group_norm": normed(
+        lambda x, w, b: F.group_norm(x.reshape(len(x), 6, 3), 1, w, b).reshape(x.shape), Draw.channels, (1, 2)
+    ),
+    "instance_norm": normed(lambda x, w, b: F.instance_norm(x, weight=w, bias=b), Draw.channels, (2,)),
+    "rms_norm": Case(
+        lambda dim, x, w: F.rms_norm(x, x.shape[1:], w, 1e-5),
+        lambda d: d.rows()[:2],
+        4,
+        16,
+        terms=lambda dim, x, w: (6 / np.sqrt((x**2).mean(1) + 1e-5).min(), 1),
+    ),
+    "normalize": Case(
+        lambda dim, x: F.normalize(x, dim=along(dim)),
+        lambda d: (d.numbers(),),
+        4,
+        8,
+        terms=lambda dim, x: (4 / np.sqrt((x**2).sum(along(dim))).min(),),
+    ),
+    "cosine_similarity": Case(
+        lambda dim, a, b: F.cosine_similarity(a, b, along(dim)),
+        lambda d: (d.numbers(), d.numbers()),
+        8,
+        16,
+        lambda dim, *_: 1.0,
+        terms=lambda dim, *xs: [4 / np.sqrt((x**2).sum(along(dim))).min() for x in xs],
+    ),
+    "mse_loss": loss(F.mse_loss, lambda x, t: (x - t) ** 2),
+    "l1_loss": loss(F.l1_loss, lambda x, t: x - t),
+    "huber_loss": loss(F.huber_loss, lambda x, t: np.minimum((x - t) ** 2, np.abs(x - t) + 1), delta=0.7),
+    "smooth_l1_loss": loss(F.smooth_l1_loss, lambda x, t: np.minimum((x - t) ** 2, np.abs(x - t) + 1), beta=0.7),
+    "binary_cross_entropy_with_logits": loss(
+        F.binary_cross_entropy_with_logits,
+        lambda x, t: np.maximum(np.maximum(x, 0) + np.abs(x * t) + softplus(-np.abs(x)), FAINT),
+        lambda d: (d.numbers(1e4), d.targets()),
+        terms=lambda x, t: (1, 0),
+    ),
+    "the same with pos_weight": loss(
+        lambda x, t, **options: F.binary_cross_entropy_with_logits(x, t, pos_weight=3.0, **options),
+        lambda x, t: np.maximum((1 - t) * softplus(x) + 3 * t * softplus(-x), FAINT),
+        lambda d: (d.numbers(1e4), d.targets()),
+        terms=lambda x, t: (3, np.abs(x).max() + 3),
+    ),
+    "cross_entropy": loss(
+        lambda x, **options: F.cross_entropy(x, classes(x), **options),
+        lambda x: np.abs(shifted(x, 1)).max(1) + 8,
+        lambda d: (d.numbers(),),
+        gradient=8,
+    ),
+    "cross_entropy of weights": loss(
+        lambda x, w, **options: F.cross_entropy(x, classes(x), w, **options),
+        lambda x, w: np.abs(shifted(x, 1)).max(1) + 8,
+        lambda d: (d.numbers(), d.uniform(d.shape[1])),
+        terms=lambda x, w: (1, np.abs(shifted(x, 1)).max() + 8),
+    ),
+    "cross_entropy of probabilities": loss(
+        lambda x, t, **options: F.cross_entropy(x, t / t.sum(1, keepdim=True), label_smoothing=0.1, **options),
+        lambda x, t: np.abs(shifted(x, 1)).max(1) + 8,
+        lambda d: (d.numbers(), d.uniform()),
+        gradient=8,
+        terms=lambda x, t: (1, np.abs(shifted(x, 1)).max() + 8),
+    ),
+    "nll_loss": loss(
+        lambda x, **options: F.nll_loss(x, classes(x), **options), lambda x: np.abs(x).max(1), lambda d: (d.numbers(),)
+    ),
+    "kl_div": loss(
+        F.kl_div,
+        lambda x, t: t * (np.abs(np.log(np.maximum(t, TINY))) + np.abs(x)),
+        lambda d: (d.normal(), d.targets()),
+        terms=lambda x, t: (0, 4),
+    ),
+    "gaussian_nll_loss": loss(
+        F.gaussian_nll_loss,
+        lambda x, t, v: np.abs(np.log(v)) + (x - t) ** 2 / v,
+        lambda d: (d.numbers(1e4), d.numbers(1e4), d.uniform()),
+        terms=lambda x, t, v: (0, 0, 2),
+    ),
+    "gaussian_log_prob": Case(
+        lambda dim, *xs: F.gaussian_log_prob(*xs),
+        lambda d: (d.numbers(1e4), d.numbers(1e4), d.normal()),
+        4,
+        8,
+        lambda dim, x, m, s: 2 + np.abs(s) + (x - m) ** 2 * np.exp(-s) * (1 + np.abs(s)),
+        terms=lambda dim, x, m, s: (0, 0, 4),
+    ),
+    "kl_standard_gaussian": Case(
+        lambda dim, m, s: F.kl_standard_gaussian(m, s).sum(dim),
+        lambda d: (d.normal(), 4 * d.normal()),
+        4,
+        4,
+        lambda dim, m, s: (m**2 + np.exp(s) + 1 + np.abs(s)).sum(dim),
+    ),
+    "kl_gaussian": Case(
+        lambda dim, *xs: F.kl_gaussian(*xs).sum(dim),
+        lambda d: tuple(d.normal() for _ in range(4)),
+        4,
+        8,
+        lambda dim, m, s, n, r: (
+            np.abs(r) + np.abs(s) + np.exp(s - r) * (1 + np.abs(s) + np.abs(r)) + (m - n) ** 2 * np.exp(-r)
+        ).sum(dim),
+    ),
+    "kl_bernoulli": Case(
+        lambda dim, a, b: F.kl_bernoulli(a, b).sum(dim),
+        lambda d: (8 * d.normal(), 8 * d.normal()),
+        4,
+        8,
+        lambda dim, a, b: (np.abs(a - b) + softplus(a) + softplus(b)).sum(dim),
+        terms=lambda dim, a, b: (4, 4),
+    ),
+    "matmul": Case(
+        lambda dim, a, b: a @ b.mT,
+        lambda d: (d.numbers(1e15), d.normal(7, d.shape[1])),
+        8,
+        8,
+        lambda dim, a, b: np.abs(a) @ np.abs(b).T,
+        terms=lambda dim, a, b: (np.abs(b).sum(0).max(), np.abs(a).sum(0).max()),
+    ),
+    "linear": Case(
+        lambda dim, x, w, b: F.linear(x, w, b),
+        lambda d: (d.numbers(1e15), d.normal(7, d.shape[1]), d.normal(7)),
+        8,
+        8,
+        lambda dim, x, w, b: np.abs(x) @ np.abs(w).T + np.abs(b),
+        terms=lambda dim, x, w, b: (np.abs(w).sum(0).max(), np.abs(x).sum(0).max(), len(x)),
+    ),
+    "einsum": Case(
+        lambda dim, a, b, c: sg.einsum("ij,kj,i->ik", a, b, c),
+        lambda d: (d.numbers(1e15), d.normal(7, d.shape[1]), d.normal(d.shape[0])),
+        8,
+        8,
+        lambda dim, a, b, c: np.abs(a) @ np.abs(b).T * np.abs(c)[:, None],
+        terms=lambda dim, a, b, c: (
+            4 * np.abs(b).sum(0).max(),
+            4 * np.abs(a).sum(0).max(),
+            4 * (np.abs(a) @ np.abs(b).T).sum(1).max(),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
+@examples(8)
+@given(
+    st.sampled_from(SHAPES + LONG),
+    st.sampled_from(CENTRES),
+    st.sampled_from(SPREADS),
+    st.sampled_from([0, 1, (0, 1)]),
+    st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=5, max_size=5),
+    st.booleans(),
+    seeds,
+)
+def test_float32_against_float64(name, backend_name, shape, offset, spread, dim, layouts, masked, seed):
+    case, rng = CASES[name], np.random.default_rng(seed)
+    arrays = case.draw(Draw(shape, offset, spread, masked, rng))
+    arrays = [LAYOUTS[layout](x) if x.ndim > 1 else x for layout, x in zip(layouts, arrays, strict=False)]
+    wide = [np.float64(x) for x in arrays]
+    v = None
+    results = []
+    for backend, xs in ((backend_name, arrays), ("reference", wide)):
+        with kernels.use(backend):
+            xs = [constant(x).requires_grad_() for x in xs]
+            y = case.function(dim, *xs)
+            v = f32(rng.standard_normal(y.shape)) if v is None else v
+            results.append((y.data, [g.data for g in sg.grad(y, xs, sg.tensor(v.astype(y.dtype)))]))
+    (y, grads), (wanted, slopes) = results
+    about = f"{shape}, {offset} ± {spread}, dim {dim}, {layouts[: len(arrays)]}"
+    error = units(y, wanted, None if case.size is None else case.size(dim, *wide))
+    assert error <= case.value, f"value: {error} units; {about}"
+    condition, terms = np.max(case.condition(dim, *wide)), case.terms(dim, *wide)
+    for i, (g, slope) in enumerate(zip(grads, slopes, strict=True)):
+        error = units(g, slope, np.abs(slope).max(initial=0) * condition + terms[i])
+        assert error <= case.gradient, f"gradient {i}: {error} units; {about}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,13 +600,6 @@ def test_finite_masks_that_forbid_everything(backend, t, s, shape):
 # Sums of many numbers
 # ---------------------------------------------------------------------------------------------------------------------
 
-LAYOUTS = {
-    "C": lambda x: x,
-    "F": np.asfortranarray,
-    "strided": lambda x: np.repeat(x, 2, 0)[::2],
-    "reversed": lambda x: np.ascontiguousarray(x[::-1])[::-1],
-    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
-}
 MANY = [300, 70_001, pytest.param(10**7, marks=pytest.mark.deep)]
 
 

@@ -142,14 +142,14 @@ class Prod(Function):
     """
 
     def forward(self, x: Any) -> Any:
-        return np.prod(x, axis=-1)
+        return np.prod(x, axis=-1, dtype=_wide(x)).astype(x.dtype, copy=False)[...]
 
     def backward(self, dy: Tensor) -> Tensor:
         x = self.inputs[0].data
-        others = np.ones_like(x)
-        others[..., 1:] = np.cumprod(x[..., :-1], axis=-1)
-        others[..., :-1] *= np.cumprod(x[..., :0:-1], axis=-1)[..., ::-1]
-        return dy.unsqueeze(-1) * constant(others)
+        others = np.ones_like(x, dtype=_wide(x))
+        others[..., 1:] = np.cumprod(x[..., :-1], axis=-1, dtype=others.dtype)
+        others[..., :-1] *= np.cumprod(x[..., :0:-1], axis=-1, dtype=others.dtype)[..., ::-1]
+        return dy.unsqueeze(-1) * constant(others.astype(x.dtype, copy=False))
 
     def composed(self, x: Tensor) -> Tensor:
         """The first half of the factors times the second half, until one is left."""
@@ -169,7 +169,7 @@ class Cumsum(Function):
         if x.dtype.kind not in "fc":
             return np.cumsum(x, axis=dim)
         with np.errstate(over="ignore"):  # float16 ends at 65,504
-            return np.cumsum(x, axis=dim, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype, copy=False)
+            return np.cumsum(x, axis=dim, dtype=_wide(x)).astype(x.dtype, copy=False)
 
     def backward(self, dy: Tensor) -> Tensor:
         return Cumsum.apply(dy.flip(self.dim), dim=self.dim).flip(self.dim)
@@ -183,18 +183,21 @@ class Cumprod(Function):
     """
 
     def forward(self, x: Any) -> Any:
-        return np.cumprod(x, axis=-1)
+        if x.dtype.kind not in "fc":
+            return np.cumprod(x, axis=-1)
+        return np.cumprod(x, axis=-1, dtype=_wide(x)).astype(x.dtype, copy=False)
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
-        n = x.shape[-1]
+        n, dtype = x.shape[-1], x.dtype
+        x, dy = cast(x, _wide(x)), cast(dy, _wide(x))
         before = Cumprod.apply(x[..., :-1].pad((1, 0), value=1))
         s, m, step = dy, x[..., 1:].pad((0, 1)), 1
         while step < n:
             s = s + m * s[..., step:].pad((0, step))
             m = m * m[..., step:].pad((0, step))
             step *= 2
-        return before * s
+        return cast(before * s, dtype)
 
 
 class Amax(Function):
@@ -240,7 +243,7 @@ class LogSumExp(Function):
         return _spread(dy, x.shape, self.dims) * (e / where(constant(total.data == 0), 1.0, total))
 
 
-SMALL = 2.0**-60
+SMALL, LARGE = 2.0**-60, 2.0**60
 
 
 class Norm(Function):
@@ -256,17 +259,15 @@ class Norm(Function):
         if 0 in [x.shape[d] for d in dims]:  # nothing to scale by
             y = np.sum(x, axis=dims, keepdims=True)
             return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
-        m = np.max(np.abs(x), axis=dims, keepdims=True)
-        m = np.where((m == 0) | np.isinf(m), 1, m).astype(x.dtype)
+        self.m = m = _nonzero(np.max(np.abs(x), axis=dims, keepdims=True))
         y = np.sqrt(_total(np.square(x / m), dims)) * m
-        self.m = m
         return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
         if not x.numel():
             return x * 0
-        if self.m.min() < SMALL:  # ȳ / y could be too large: x / y = (x/m) / ‖x/m‖, whatever the constant m
+        if self.m.min() < SMALL or self.m.max() > LARGE:  # ȳ / y could be ∞ or 0: x / y = (x/m) / ‖x/m‖, m any constant
             x = x / constant(self.m)
             y = Norm.apply(x, dims=self.dims, keepdim=True)
         else:
@@ -274,6 +275,16 @@ class Norm(Function):
         zero = y.data == 0
         y = where(constant(zero), 1.0, y)
         return x * (Kept.apply(_spread(dy, x.shape, self.dims), c=~zero) / y)
+
+
+def _nonzero(m: Any) -> Any:
+    """Magnitudes to divide by: 1 in place of 0 and ∞"""
+    return np.where((m == 0) | np.isinf(m), 1, m).astype(m.dtype, copy=False)
+
+
+def _wide(x: Any) -> Any:
+    """The dtype in which many numbers of x are added or multiplied up: at least float64, for floating numbers"""
+    return np.result_type(x.dtype, np.float64) if x.dtype.kind in "fc" else None
 
 
 def _total(x: Any, dims: tuple[int, ...]) -> Any:
@@ -375,10 +386,17 @@ def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False
         return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
     if p == 0:
         return sum(Step.apply(x, function=lambda x: (x != 0).astype(x.dtype)), dim, keepdim)
-    zero = constant(x.data == 0)  # 0ᵖ by name: its slope is infinite for p < 1
-    total = sum(where(zero, 0.0 if p > 0 else math.inf, where(zero, 1.0, x.abs()) ** p), dims, keepdim)
+    zero = x.data == 0
+    if p > 0:
+        m = np.max(np.abs(x.data), axis=dims, keepdims=True, initial=0)
+    else:
+        m = np.min(np.where(zero, math.inf, np.abs(x.data)), axis=dims, keepdims=True, initial=math.inf)
+    m = constant(_nonzero(m).astype(x.dtype, copy=False))  # (|x|/m)ᵖ ≤ 1: no power over- or underflows; y does not depend on m
+    zero = constant(zero)  # 0ᵖ by name: its slope is infinite for p < 1
+    total = sum(where(zero, 0.0 if p > 0 else math.inf, where(zero, 1.0, x.abs() / m) ** p), dims, True)
     zero = constant(total.data == 0)
-    return where(zero, 0.0, where(zero, 1.0, total) ** (1 / p))
+    y = where(zero, 0.0, where(zero, 1.0, total) ** (1 / p)) * m
+    return y if keepdim else y.squeeze(dims)
 
 
 @method
