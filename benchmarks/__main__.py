@@ -1,4 +1,4 @@
-"""python -m benchmarks [NAME …] [--quick] [--only TEXT] [--ladder] [--json FILE] [--png FILE]"""
+"""python -m benchmarks [NAME …] [--quick] [--only TEXT] [--ladder | --asm STEP] [--json FILE] [--png FILE]"""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import chart, machine
+from benchmarks import assembly, chart, machine
 from benchmarks.clock import Goal, Rivals, table
 from scratchgen import device
 
 NAMES = ["engine", "matmul", "attention", "rows", "pieces", "convolution", "steps", "startup"]
 ASKED = ["cuda"]  # only when named: on a GPU
-LADDERS = ["matmul", "attention"]
+LADDERS = list(assembly.STEPS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (default: these), cuda")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer cases")
     parser.add_argument("--ladder", action="store_true", help="matmul, attention: the steps from the naive to the fast one")
+    parser.add_argument("--asm", metavar="STEP", help="the machine code of the steps that have this in their name")
     parser.add_argument("--only", metavar="TEXT", default="", help="the cases that have this in their name")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, and a picture of them beside it")
     parser.add_argument("--png", metavar="FILE", help="where the picture goes; of several ladders, the name is added")
@@ -33,10 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     if set(args.names) & set(ASKED) and device.obstacle():
         print(f"benchmarks: cuda: there is nothing to measure on, {device.obstacle()}.", file=sys.stderr)
         return 2
-    names = args.names or (LADDERS if args.ladder else NAMES)
-    if args.ladder and not set(names) <= set(LADDERS):
-        print(f"benchmarks: --ladder is for {' and '.join(LADDERS)}, got {' '.join(names)}", file=sys.stderr)
+    names = args.names or (LADDERS if args.ladder or args.asm is not None else NAMES)
+    if (args.ladder or args.asm is not None) and not set(names) <= set(LADDERS):
+        option = "--ladder" if args.ladder else "--asm"
+        print(f"benchmarks: {option} is for {' and '.join(LADDERS)}, got {' '.join(names)}", file=sys.stderr)
         return 2
+    if args.asm is not None:
+        try:
+            print(assembly.report(names, args.asm))
+        except ValueError as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 2
+        return 0
     picture = Path(args.png) if args.png else Path(args.json).with_suffix(".png") if args.json else None
     found: dict = {"machine": machine.description()}
     print("  ".join(f"{k}: {v}" for k, v in found["machine"].items()))

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import clock, machine
+from benchmarks import assembly, clock, machine
 from benchmarks.clock import Goal
 
 SMALL = (16, 32, 64, 96)
 SQUARE = (128, 256, 512, 1024, 2048)
 TRANSFORMER = ((768, 128, 512), (768, 512, 128), (1024, 384, 1536), (1024, 1536, 384), (4096, 384, 384), (3072, 384, 65))
 BATCHED = ((48, 256, 64, 256, "NT"), (48, 256, 256, 64, "NN"), (72, 64, 64, 64, "NN"), (12, 1024, 64, 1024, "NT"))
-STEPS = ("i j k", "i k j", "blocked, packed", "4 × 4 in registers", "vector tile")
 
 
 def name(*shape: int | str) -> str:
@@ -100,7 +99,7 @@ def goals(rows: list[dict]) -> list[Goal]:
 def ladder(quick: bool, only: str) -> list[dict]:
     """Each step on one thread, as a share of NumPy's BLAS on one thread and of the peak."""
     rows = []
-    with clock.Rivals("matmul", ["numpy", *STEPS], 1) as rivals:
+    with clock.Rivals("matmul", ["numpy", *assembly.STEPS["matmul"]], 1) as rivals:
         for n in (256,) if quick else (256, 512, 1024):
             times = rivals.compare(name(n, n, n, "NN"), 3)
             for step in times:

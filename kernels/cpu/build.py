@@ -258,6 +258,11 @@ class Kernel(dict):
         self._made(letter, cache)
         return cache.code
 
+    def assembly(self, letter: str) -> str:
+        """The machine code in words, as LLVM prints it; compiled for this, since what is kept cannot be printed."""
+        made = self._made(letter, _Code())
+        return made._library.get_asm_str() if self.callback else made.inspect_asm(made.signatures[0])
+
     def _made(self, letter: str, cache: _Code) -> Any:
         """Numba's function, with its code taken from the cache if it is there, else compiled, and put there."""
         signature = self.signature(TYPES[letter])
