@@ -7,8 +7,9 @@ All take C-contiguous float32 or float64 matrices and run on one thread, so that
     python -m benchmarks matmul --ladder             times them, as shares of NumPy's BLAS and of the machine's peak
     python -m benchmarks matmul --asm "i k j"        prints the machine code of a step's hot loop, and counts its loads
 
-The shares in the docstrings are percent of one core's peak for n × n matrices of float32, n = 256, 512 and 1024, as measured on
-an AMD EPYC (family 26) with AVX-512; NumPy's OpenBLAS reaches 89, 93 and 89 there. The last step is `matmul` itself, which is built on the register tile of `simd`.
+The shares in the docstrings are percent of one core's peak for n × n matrices of float32, n = 256, 512 and 1024, as measured
+on an AMD EPYC (family 26) with AVX-512; NumPy's OpenBLAS reaches 89, 93 and 89 there. The last step is `matmul` itself, which
+is built on the register tile of `simd`.
 """
 
 from __future__ import annotations
