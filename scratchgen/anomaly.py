@@ -21,7 +21,8 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 class _Detecting:
     """Is every value and gradient checked for NaN and infinity? One answer for all threads."""
 
-    on = False
+    def __init__(self) -> None:
+        self.on = False
 
 
 detecting = _Detecting()

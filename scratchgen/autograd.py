@@ -27,14 +27,13 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
-from scratchgen import anomaly
 from scratchgen import device as devices
-from scratchgen.gradients import add_grad, add_to_frozen, call_hooks, is_sole
+from scratchgen.anomaly import check_backward, check_forward, detecting
+from scratchgen.gradients import add_grad, call_hooks, getrefcount, memory
 from scratchgen.hooks import Hooks
 from scratchgen.switch import Switch
 from scratchgen.tensors import (
@@ -62,24 +61,8 @@ _time_of = operator.attrgetter("time")
 class _Sweeping(threading.local):
     """What each thread of Python knows of its innermost sweep."""
 
-    now = False  # is there one under way?
-    wanted: set[Function] | None = None  # the nodes that it has to visit; None for all
-
-
-class _Sweep:
-    """The mode of a thread while one of its sweeps runs; the mode that was, afterwards: sweeps can be nested."""
-
-    __slots__ = ("after", "before")
-
-    def __init__(self, *mode: Any) -> None:
-        self.after = mode
-
-    def __enter__(self) -> None:
-        self.before = recording.on, _sweeping.wanted, _sweeping.now
-        recording.on, _sweeping.wanted, _sweeping.now = self.after
-
-    def __exit__(self, *error: object) -> None:
-        recording.on, _sweeping.wanted, _sweeping.now = self.before
+    now = False  # is a sweep under way?
+    wanted: set[Function] | None = None  # the nodes that the sweep has to visit; None for all
 
 
 _sweeping = _Sweeping()
@@ -123,7 +106,7 @@ class Function:
 
     time: int  # time of creation; larger than that of every node it depends on
     edges: Sequence[Edge | None] | None  # where each input came from; None once released
-    where: str  # the user's line that made this node, if detectanomaly.detecting.on was on
+    where: str  # the user's line that made this node, if detect_anomaly was on
 
     def forward(self, *arrays: Any, **params: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward is missing")
@@ -142,7 +125,7 @@ class Function:
             arrays = list(map(_data_of, inputs))
         try:
             y = node.forward(*arrays, **params) if params else node.forward(*arrays)
-        except TypeError as error:  # arrays of two kinds do not mix
+        except TypeError as error:  # arrays of two devices do not mix
             why = devices.mixed(cls.__name__, arrays)
             if why is None:
                 raise
@@ -173,8 +156,8 @@ class Function:
         else:
             t.edge = None
             t._stamp = UNWRITTEN if y.base is None else stamp_of_base(y, inputs)
-        if anomaly.detecting.on and not _sweeping.now:
-            anomaly.check_forward(node, arrays, [y])
+        if detecting.on and not _sweeping.now:
+            check_forward(node, arrays, [y])
         return t
 
     def _several(self, ys: tuple[Any, ...], inputs: tuple[Tensor, ...], arrays: list[Any], record: bool) -> tuple[Tensor, ...]:
@@ -190,8 +173,8 @@ class Function:
             self.metas = [(t._data.shape, t._data.dtype) for t in tensors]
             if self.keeps_outputs:
                 self._outputs = [t._data for t in tensors]
-        if anomaly.detecting.on and not _sweeping.now:
-            anomaly.check_forward(self, arrays, [t._data for t in tensors])
+        if detecting.on and not _sweeping.now:
+            check_forward(self, arrays, [t._data for t in tensors])
         return tuple(tensors)
 
     @property
@@ -214,7 +197,7 @@ class Function:
 
     @property
     def outputs(self) -> list[Tensor]:
-        """The outputs, as tensors at this place in the graph (a node that held them themselves would be a cycle)."""
+        """The outputs, as tensors at this position in the graph (a node that held its own outputs would be a cycle)."""
         try:
             ys = self._outputs
         except AttributeError:
@@ -227,7 +210,7 @@ class Function:
 
     @property
     def needs_input_grad(self) -> Sequence[Any]:
-        """Which inputs' gradients the sweep that is under way asks for: true or false for each."""
+        """For each input, does the sweep that is under way ask for its gradient?"""
         wanted = _sweeping.wanted
         if wanted is None:
             return self.edges
@@ -239,7 +222,7 @@ class Function:
         return vjp_through(listed(self.composed(*xs)), dys, xs, self.needs_input_grad)
 
     def release(self) -> None:
-        """Forget what was saved, so that memory returns while the sweep goes on."""
+        """Forget what was saved, so that its memory is free while the sweep goes on."""
         self.__dict__.clear()
         self.edges = self._inputs = self._outputs = None
 
@@ -248,7 +231,7 @@ class Function:
 
 
 class Leaf(Function):
-    """The node of a tensor that the user made: where gradients arrive."""
+    """The node of a tensor that the user made: here gradients arrive and stay."""
 
     def __init__(self, tensor: Tensor):
         self.time = next(ticks)
@@ -265,7 +248,7 @@ class Leaf(Function):
 
 
 class Alias(Function):
-    """y = x, at a new place in the graph."""
+    """y = x, at a new position in the graph."""
 
     keeps_inputs = False
 
@@ -293,24 +276,57 @@ def _sweep(
     """Carry the cotangents of `roots` back through the graph, not past the nodes of `boundary`.
 
     With `targets`, return their gradients (None where there is no path) and visit only nodes that lead to one;
-    without, add the gradients to the `.grad` of the leaves.
+    without, add the gradients to the `.grad` of the leaves. With `create_graph` all this is recorded. Unless `retain`,
+    nodes forget what they saved as soon as they were visited.
     """
-    places = [t.edge[:2] for t in targets] if targets is not None else []
-    goals = set(places)
-    wanted = None if targets is None else _leading_to({node for node, _ in places}, roots, boundary)
+    positions = [] if targets is None else [t.edge[:2] for t in targets]
+    goals = set(positions)
+    wanted = None if targets is None else _leading_to({node for node, _ in positions}, roots, boundary)
     found: dict[tuple[Function, int], Tensor] = {}
-    sums: dict[Function, list[Tensor | None]] = {}  # node -> the gradients of its outputs, as far as collected
-    queue: list[tuple[int, Function]] = []  # the nodes in `sums`, largest number first
+    watched = detecting.on and not _sweeping.now
+    start = Start(roots, cotangents)
+    sums: dict[Function, list[Tensor | None]] = {start: []}  # node -> the gradients of its outputs, as far as they came
+    queue: list[tuple[int, Function]] = [(-start.time, start)]  # the nodes in `sums`, the youngest first
+    alone = memory.alone
+    del start
+    with _Sweep(create_graph, wanted):
+        while queue:
+            # The youngest node has no consumer left that could add to its gradients: they are complete.
+            node = heappop(queue)[1]
+            dys = sums.pop(node)
+            if node.hooks is not None and node not in boundary:  # (at the boundary they are only a part of the whole)
+                call_hooks(node, dys, create_graph)
+            if goals:
+                for i in range(len(dys)):
+                    if dys[i] is not None and (node, i) in goals:
+                        found[node, i] = dys[i] if create_graph else memory.own(dys, i)
+                if node in boundary:
+                    continue
+            edges = node.edges
+            if not edges:
+                if edges is None:
+                    _refuse_released()
+                if targets is None:
+                    node.accumulate(dys[0] if create_graph else memory.own(dys, 0))
+                continue
 
-    def settle(dys: list[Tensor | None], i: int) -> Tensor:
-        """A gradient that leaves the sweep owns its memory."""
-        return dys[i] if create_graph or is_sole(dys, i) else constant(dys[i]._data.copy())
+            # x̄_i = (∂f/∂x_i)ᵀ ȳ
+            if len(dys) > 1:
+                _fill(node, dys)
+            if create_graph and node.composed is not None:
+                grads = node.vjp_composed(dys)
+            else:
+                grads = node.backward(*dys)
+                if type(grads) is not tuple:
+                    grads = (grads,)
+                if len(grads) != len(edges):
+                    raise RuntimeError(
+                        f"{type(node).__name__}.backward: expected {len(edges)} gradients, one for each input, got {len(grads)}"
+                    )
+            if watched:
+                check_backward(node, dys, grads)
 
-    # The sweep starts as if one node, after all others, had handed each root its cotangent.
-    node, edges, grads = None, [root.edge for root in roots], cotangents
-    watched = anomaly.detecting.on and not _sweeping.now
-    with _Sweep(create_graph, wanted, True):
-        while True:
+            # Each gradient goes to the node that its input came from, and is added to what other consumers sent there.
             for edge, g in zip(edges, grads):  # noqa: B905 (lengths were compared; this loop is hot)
                 if edge is None or g is None:
                     continue
@@ -326,58 +342,52 @@ def _sweep(
                     heappush(queue, (-source.time, source))
                     sums[source] = dys = [None] * source.count
                     dys[i] = g
-                    continue
-                if dys[i] is None:
+                elif dys[i] is None:
                     dys[i] = g
                 elif create_graph:
                     dys[i] = dys[i] + g
-                elif is_sole(dys, i):  # its memory is nobody else's: the sum takes its place
-                    add_to_frozen(dys[i]._data, g._data)
-                else:  # borrowed: a cotangent that also went elsewhere, a view, an input
-                    dys[i] = constant(dys[i]._data + g._data)
-            g = None  # so that `dys` alone holds what was handed on
-            # A node that only this frame refers to goes by itself; one that the user's tensors hold has to let go.
-            if not retain and node is not None and getrefcount(node) > 2:
+                else:
+                    memory.add(dys, i, g)
+            g = grads = None  # so that `sums` alone holds the gradients
+            if not retain and getrefcount(node) > alone:  # (a node that nobody else refers to frees all by itself)
                 node.release()
-            if not queue:
-                break
+    return [found.get(position) for position in positions]
 
-            node = heappop(queue)[1]
-            dys = sums.pop(node)
-            edges, grads = node.edges, ()
-            if node.hooks is not None and node not in boundary:  # (there the gradients are only a part of the whole)
-                call_hooks(node, dys, create_graph)
-            if goals:
-                for i in range(len(dys)):
-                    if dys[i] is not None and (node, i) in goals:
-                        found[node, i] = settle(dys, i)
-                if node in boundary:
-                    node = None
-                    continue
-            if edges is None:
-                _refuse_released()
-            if not edges:
-                if targets is None:
-                    node.accumulate(settle(dys, 0))
-                continue
-            if len(dys) > 1:  # outputs that nothing used have gradient zero
-                like = next(dy._data for dy in dys if dy is not None)
-                for i, (shape, dtype) in enumerate(node.metas):
-                    if dys[i] is None:
-                        dys[i] = constant(np.zeros_like(like, shape=shape, dtype=dtype))
-            if create_graph and node.composed is not None:
-                grads = node.vjp_composed(dys)
-            else:
-                grads = node.backward(*dys)
-                if type(grads) is not tuple:
-                    grads = (grads,)
-                if len(grads) != len(edges):
-                    raise RuntimeError(
-                        f"{type(node).__name__}.backward: expected {len(edges)} gradients, one for each input, got {len(grads)}"
-                    )
-            if watched:
-                anomaly.check_backward(node, dys, grads)
-    return [found.get(goal) for goal in places]
+
+class Start(Function):
+    """The node that a sweep starts from: the youngest of all, it hands each root its cotangent."""
+
+    def __init__(self, roots: list[Tensor], cotangents: list[Tensor]) -> None:
+        self.time = next(ticks)
+        self.edges = [root.edge for root in roots]
+        self.cotangents = tuple(cotangents)
+
+    def backward(self) -> tuple[Tensor, ...]:
+        return self.cotangents
+
+
+class _Sweep:
+    """The switches of a thread while one of its sweeps runs. Sweeps can be nested: afterwards all is as before."""
+
+    __slots__ = ("after", "before")
+
+    def __init__(self, create_graph: bool, wanted: set[Function] | None) -> None:
+        self.after = create_graph, wanted, True
+
+    def __enter__(self) -> None:
+        self.before = recording.on, _sweeping.wanted, _sweeping.now
+        recording.on, _sweeping.wanted, _sweeping.now = self.after
+
+    def __exit__(self, *error: object) -> None:
+        recording.on, _sweeping.wanted, _sweeping.now = self.before
+
+
+def _fill(node: Function, dys: list[Tensor | None]) -> None:
+    """Outputs that nothing used have gradient zero."""
+    like = next(dy._data for dy in dys if dy is not None)
+    for i, (shape, dtype) in enumerate(node.metas):
+        if dys[i] is None:
+            dys[i] = constant(np.zeros_like(like, shape=shape, dtype=dtype))
 
 
 def _refuse_released() -> None:
@@ -410,20 +420,20 @@ def _leading_to(goals: set[Function], roots: list[Tensor], boundary: frozenset[F
     return wanted
 
 
-def vjp_through(ys: list[Tensor], dys: list[Tensor], places: list[Tensor], needs: Sequence[Any]) -> tuple[Tensor | None, ...]:
-    """Gradients with respect to `places` through a graph that was built, just now, from them."""
-    boundary = frozenset([x.edge[0] for x in places if x.edge is not None])
+def vjp_through(ys: list[Tensor], dys: list[Tensor], xs: list[Tensor], needs: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """The gradients with respect to the `xs` that are needed, through a graph that was built, just now, from them."""
+    boundary = frozenset([x.edge[0] for x in xs if x.edge is not None])
     wanted = [i for i, need in enumerate(needs) if need]
     roots = [(y, dy) for y, dy in zip(ys, dys, strict=True) if y.node is not None]
     found = _sweep(
         [y for y, _ in roots],
         [dy for _, dy in roots],
-        [places[i] for i in wanted],
+        [xs[i] for i in wanted],
         retain=recording.on,
         create_graph=recording.on,
         boundary=boundary,
     )
-    grads: list[Tensor | None] = [None] * len(places)
+    grads: list[Tensor | None] = [None] * len(xs)
     for i, g in zip(wanted, found, strict=True):
         grads[i] = g
     return tuple(grads)

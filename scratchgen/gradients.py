@@ -1,56 +1,91 @@
-r"""What becomes of a gradient on its way: who may write into its memory, who is shown it, where it is left."""
+r"""What becomes of a gradient on its way back: who may write into its memory, who is shown it, who keeps it."""
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
 from scratchgen.hooks import Hooks, RemovableHandle, checked
-from scratchgen.tensors import SEALED, Tensor, arrival, constant, freeze, method, wrap
+from scratchgen.tensors import SEALED, Tensor, arrival, constant, method, wrap
+
+getrefcount = getattr(sys, "getrefcount", lambda thing: 0)  # other interpreters than CPython do not count
 
 _ndarray = np.ndarray
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def add_to_frozen(array: Any, other: Any) -> None:
-    if type(array) is _ndarray:
-        if array.base is not None:
-            array.base.setflags(True)
-        array.setflags(True)
-    array += other
-    freeze(array)
+class GradientMemory:
+    """Who may write into the memory of a gradient: the sweep, where nobody else can ever read that memory.
 
-
-def _references(held: list[Tensor | None], i: int) -> tuple[int, int, int]:
-    """How many refer to a gradient in a list, to its array, and to the array that this views."""
-    tensor = held[i]
-    array = tensor._data
-    base = array.base
-    return getrefcount(tensor), getrefcount(array), 0 if base is None else getrefcount(base)
-
-
-def is_sole(held: list[Tensor | None], i: int) -> bool:
-    """Is nobody but the list concerned if the elements of this gradient change?
-
-    A view refers to the array that it views, and whoever saved a gradient refers to it: then it counts as borrowed. So
-    does an expanded one, several of whose elements are one place in memory.
+    A sweep adds up the gradients that arrive at a node, and leaves the sum in `.grad`. Both could use the memory of the
+    first arrival and save a copy, but this memory may be somebody else's too: the caller's cotangent, an array that an op
+    saved or returned twice, the base of a view. CPython counts the references to each object, so the sweep asks: a gradient
+    is *owned* by the list that holds it if its tensor, its array, and the array that this views, are referred to exactly as
+    often as those of a gradient that was just made and put into a list, which are counted once, in `__init__`. Every other
+    gradient is *borrowed*: its memory is only read, sums go to new memory, and what leaves the sweep is a copy. Where
+    counts mean nothing (other interpreters, threads without the global lock) all gradients are borrowed: the same bits.
     """
-    if _references(held, i) not in _SOLE:
-        return False
-    base = held[i]._data.base
-    return base is None or (type(base) is _ndarray and base.base is None and base.size == held[i]._data.size)
+
+    def __init__(self, counted: bool) -> None:
+        self.new = self.new_view = ()  # the references to an owned gradient, and to an owned view; (): no gradient is owned
+        self.alone = -1  # the references to a node that only a local variable holds; -1: there may always be others
+        if counted:
+            self.new = self._references([constant(np.ones(2))], 0)
+            self.new_view = self._references([constant(np.ones(2)[:])], 0)
+            node = object()
+            self.alone = getrefcount(node)
+
+    def add(self, held: list[Tensor | None], i: int, g: Tensor) -> None:
+        """held[i] ← held[i] + g, written over held[i] where that is owned"""
+        if not self.is_owned(held, i):
+            held[i] = constant(held[i]._data + g._data)
+            return
+        array = held[i]._data
+        if type(array) is _ndarray:
+            if array.base is not None:
+                array.base.setflags(True)
+            array.setflags(True)
+            array += g._data
+            array.setflags(False)
+        else:  # arrays on a device are never read-only
+            array += g._data
+
+    def own(self, held: list[Tensor | None], i: int) -> Tensor:
+        """held[i] where that is owned, else a copy: a gradient that leaves the sweep"""
+        return held[i] if self.is_owned(held, i) else constant(held[i]._data.copy())
+
+    def is_owned(self, held: list[Tensor | None], i: int) -> bool:
+        """Does nothing but held[i] refer to the memory of this gradient? Of an array that it views it must be the whole."""
+        references = self._references(held, i)
+        if references == self.new:
+            return True
+        if references != self.new_view:
+            return False
+        array = held[i]._data
+        base = array.base
+        return type(base) is _ndarray and base.base is None and base.size == array.size
+
+    def _references(self, held: list[Tensor | None], i: int) -> tuple[int, ...]:
+        """The numbers of references to a gradient, to its array, and to the array that this views (0: to none)."""
+        tensor = held[i]
+        array = tensor._data
+        base = array.base
+        return getrefcount(tensor), getrefcount(array), 0 if base is None else getrefcount(base)
 
 
-# As the interpreter counts: what lies on its stack may count, or not. An array of its own, a view of one that nobody has.
-_SOLE = [_references([wrap(np.ones(2), None)], 0), _references([wrap(np.ones(2)[:], None)], 0)]
+def counts_references() -> bool:
+    """Can reference counts be trusted? Only in CPython, and only while its global lock keeps other threads from counting."""
+    return sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+memory = GradientMemory(counts_references())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
