@@ -15,11 +15,15 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scratchgen import startup
+
+if TYPE_CHECKING:
+    from scratchgen.models.family import Option
+    from scratchgen.training import Recipe
 
 
 class UsageError(ValueError):
@@ -51,7 +55,8 @@ def train(args: argparse.Namespace) -> int:
     changes |= {key: value for key in ("data", "steps", "seed") if (value := getattr(args, key)) is not None}
     folder = args.out or f"runs/{args.recipe}"
     progress = False if args.quiet else None
-    outcome = training.train(args.recipe, folder, changes, resume=args.resume, device=device, progress=progress, say=_say)
+    outcome = training.train(args.recipe, folder, changes, resume=args.resume, device=device, progress=progress, say=_say,
+                             table=args.table)  # fmt: skip
     on_device, quiet = _option("--device", device, "cpu"), ["--quiet"] * args.quiet
     if outcome.signal is None:
         following = " and ".join(_command(word, _operand(folder), *on_device) for word in ("sample", "eval"))
@@ -94,37 +99,33 @@ def _operand(path: str) -> str:
 
 
 def sample(args: argparse.Namespace) -> int:
-    from scratchgen.training import folder, open_run, pictures, runs
+    from scratchgen.training import folder, open_run, samples
+    from scratchgen.training.media import MEDIA
 
-    run = open_run(args.run, device=_device(args.device))
-    if args.label is not None:
-        raise UsageError(f"--label: the recipe {run.recipe.name!r} learns without labels, so it cannot draw a chosen class.")
-    text = run.tokenizer is not None
-    for option in ("prompt", "temperature", "top_k", "top_p", "length"):
-        if not text and getattr(args, option) is not None:
-            raise UsageError(f"--{option.replace('_', '-')}: only models of text have one, and {args.run} makes images.")
+    run = open_run(args.run, _device(args.device), args.table)
+    family = run.recipe.family
+    medium, taken = MEDIA[family.makes], [option.name for option in family.options]
+    options = {key.removeprefix(_CONDITION): value for key, value in vars(args).items() if key.startswith(_CONDITION)}
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in taken:
+            others = f"takes {', '.join(map(_flag, taken))}" if taken else "draws without any such option"
+            raise UsageError(f"{_flag(name)}: the recipe {run.recipe.name!r} does not take it; it {others}.")
     out = Path(args.out) if args.out else None
-    if not text:
-        out = out or Path(args.run) / folder.SAMPLES / f"seed-{args.seed}.png"
-        if out.suffix.lower() != ".png":
-            raise UsageError(f"--out: expected the name of a .png file, got {args.out!r}.")
+    if medium.printed is None:
+        out = out or Path(args.run) / folder.SAMPLES / f"seed-{args.seed}{medium.suffix}"
+        if out.suffix.lower() != medium.suffix:
+            raise UsageError(f"--out: expected the name of a {medium.suffix} file, got {args.out!r}.")
     if out and out.exists() and not out.is_file():
         raise UsageError(f"--out: expected the name of a file, got {args.out!r}, which is something else.")
 
-    if text:
-        options = {key: value for key in ("temperature", "top_k", "top_p") if (value := getattr(args, key)) is not None}
-        texts = runs.texts(run, args.prompt, args.length or 500, n=args.n or 1, seed=args.seed, **options)
-        content = f"\n{'─' * 40}\n".join(texts) + "\n"
-        if out is None:
-            _say(content, end="")
-            return 0
-        written: bytes = content.encode("utf-8", "replace")
-    else:
-        x = runs.pictures(run, args.n or 64, args.seed)
-        written = pictures.png(pictures.grid(x, math.ceil(math.sqrt(len(x)))))
+    made = samples(run, args.n or family.many, args.seed, **options)
+    if out is None:
+        _say(medium.printed(made), end="")
+        return 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.write_whole(out, written)
+        folder.write_whole(out, medium.file(made))
     except OSError as error:
         hint = "" if args.out else "; another file can be named (--out)"
         raise UsageError(_sentence(error).rstrip(".") + hint + ".") from error
@@ -132,10 +133,18 @@ def sample(args: argparse.Namespace) -> int:
     return 0
 
 
+_CONDITION = "condition "  # before the names of the options that families declare, in the parsed arguments
+
+
+def _flag(name: str) -> str:
+    """An option of `sample` as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def evaluate(args: argparse.Namespace) -> int:
     from scratchgen.training import folder, moved, open_run, scores
 
-    run = open_run(args.run, device=_device(args.device))
+    run = open_run(args.run, _device(args.device), args.table)
     if args.data is not None:
         run = moved(run, args.data)
     found = scores(run, say=lambda text: _tell(f"scratchgen: {text}"))
@@ -169,13 +178,11 @@ def recipes(args: argparse.Namespace) -> int:
     from scratchgen import training
 
     if args.recipe:
-        chosen = training.recipe(args.recipe)
+        chosen = training.recipe(args.recipe, args.table)
         _say(f"{chosen.name}: {chosen.what}\n\nsettings for --set KEY=VALUE:")
         _table([(f"  {key}", str(value)) for key, value in training.settings(chosen).items()])
         return 0
-    _table(
-        [("recipe", "data", "steps", "what"), *[(r.name, r.data, f"{r.steps:,}", r.what) for r in training.RECIPES.values()]]
-    )
+    _table([("recipe", "data", "steps", "what"), *[(r.name, r.data, f"{r.steps:,}", r.what) for r in args.table.values()]])
     _say("\nscratchgen recipes RECIPE lists the settings; scratchgen train RECIPE trains it.")
     return 0
 
@@ -280,6 +287,28 @@ def _number(kind: type, least: float, says: str, most: float = sys.float_info.ma
     return read
 
 
+def _reads(option: Option) -> Callable[[str], Any]:
+    """Reads the value of an option that a family declares."""
+
+    def read(text: str) -> Any:
+        try:
+            return option.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _options(table: Mapping[str, Recipe]) -> list[Option]:
+    """The options that any family of the table declares. Raises UsageError where two families read one differently."""
+    found: dict[str, Option] = {}
+    for recipe in table.values():
+        for option in recipe.family.options:
+            if found.setdefault(option.name, option) != option:
+                raise UsageError(f"{_flag(option.name)}: the families of the recipes declare it in different ways.")
+    return list(found.values())
+
+
 _natural = _number(int, 0, "a whole number of at least 0")
 _positive = _number(int, 1, "a whole number of at least 1")
 _many = _number(int, 1, "a whole number of at least 1 and at most 10000", 10_000)  # what one file of them can hold
@@ -303,7 +332,7 @@ def _examples(*commands: str) -> str:
     return "examples:\n" + "\n".join(f"  scratchgen {command}" for command in commands)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     main = _Parser(
         prog="scratchgen",
         description="Generative models from nothing but NumPy and Numba.",
@@ -322,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        parser.set_defaults(command=run)
+        parser.set_defaults(command=run, table=table)
         return parser
 
     def on_device(parser: argparse.ArgumentParser) -> None:
@@ -365,22 +394,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=_natural, default=0, metavar="S", help="the same seed draws the same (0)")
     on_device(p)
     p.add_argument("--out", type=_file, metavar="FILE", help="where to write (pictures: RUN/samples/seed-S.png)")
-    p.add_argument("--label", metavar="K", help="the class to draw, for models that know classes")
-    p.add_argument("--prompt", metavar="TEXT", help="the text to continue")
-    p.add_argument("--length", type=_many, metavar="L", help="tokens to add (500)")
-    p.add_argument(
-        "--temperature",
-        type=_number(float, 0, "a number of at least 0"),
-        metavar="T",
-        help="below 1 tamer, above 1 wilder; 0 always the likeliest token (1)",
-    )
-    p.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest tokens only")
-    p.add_argument(
-        "--top-p",
-        type=_number(float, 1e-300, "a number above 0 and up to 1", 1),
-        metavar="P",
-        help="draw among the likeliest tokens that make up P",
-    )
+    for option in _options(table):
+        p.add_argument(_flag(option.name), dest=_CONDITION + option.name, type=_reads(option), metavar=option.metavar,
+                       help=option.what)  # fmt: skip
 
     p = command(
         "eval",
@@ -413,12 +429,16 @@ def _parser() -> argparse.ArgumentParser:
     return main
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0; 2 for a mistake of the user; 1 where training went astray; 130 for Ctrl-C."""
+def main(argv: list[str] | None = None, table: Mapping[str, Recipe] | None = None) -> int:
+    """Run a command and return its exit code: 0; 2 for a mistake of the user; 1 where training went astray; 130 for Ctrl-C.
+
+    `table` holds the recipes that can be trained, those of the library without it. So a program of three lines gives recipes
+    of one's own this command line: `sys.exit(main(table={**RECIPES, "toy": TOY}))`.
+    """
     _open_streams()
     try:
         startup.end()
-        return _run(argv)
+        return _run(argv, table)
     except BrokenPipeError:  # whoever read our output has read enough
         return 141
     except KeyboardInterrupt:
@@ -431,9 +451,11 @@ def main(argv: list[str] | None = None) -> int:
         _close(sys.stdout)
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: list[str] | None, table: Mapping[str, Recipe] | None) -> int:
     try:
-        args = _parser().parse_args(argv)
+        from scratchgen.training import RECIPES
+
+        args = _parser(RECIPES if table is None else table).parse_args(argv)
         from kernels import settings
 
         settings.check()
@@ -484,6 +506,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
         ("scratchgen.device", "DeviceError"),
         ("scratchgen.data", "DataError"),
         ("scratchgen.text", "TokenError"),
+        ("scratchgen.models.family", "OptionError"),
     )
     loaded = [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
     return (UsageError, OSError, MemoryError, *loaded)

@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
     (folder / "picture.jpg").write_bytes(b"no")
     state = random.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "curves", lambda family, rows: b"")
+        patch.setattr(pictures, "curves", lambda panels, rows: b"")
         for name in MODEL:
             data = ["--data", str(folder / "text.txt")] if name == "gpt" else ["--data", "digits"]
             assert main(["train", name, "--steps", "4", "--out", str(folder / name), *data, *settings(name)]) == 0
@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def here(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    monkeypatch.setattr(pictures, "curves", lambda family, rows: b"")
+    monkeypatch.setattr(pictures, "curves", lambda panels, rows: b"")
     state = random.get_rng_state()
     yield runs
     random.set_rng_state(state)
@@ -104,10 +104,10 @@ MISTAKES = {
     "sample damaged": "damaged",
     "sample vae -n 0": "-n",
     "sample vae -n many": "'many'",
-    "sample vae --label 3": "learns without labels",
-    "sample vae --prompt hello": "--prompt: only models of text",
-    "sample vae --temperature 0.5": "--temperature: only models of text",
-    "sample vae --top-k 3": "--top-k: only",
+    "sample vae --label 3": "unrecognized arguments: --label 3",
+    "sample vae --prompt hello": "--prompt: the recipe 'vae' does not take it; it draws without any such option",
+    "sample vae --temperature 0.5": "--temperature: the recipe 'vae' does not take it",
+    "sample vae --top-k 3": "--top-k: the recipe 'vae' does not",
     "sample vae --out picture.jpg": r"\.png",
     "sample vae --out text.txt/x.png": "text.txt",
     "sample gpt --prompt Ж": "Ж.*not among",

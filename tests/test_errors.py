@@ -20,10 +20,11 @@ import pytest
 
 from kernels import settings
 from scratchgen import __main__ as command
-from scratchgen import random
+from scratchgen import models, random
 from scratchgen.__main__ import main
 from scratchgen.data import DataError
-from scratchgen.training import TrainingError, demo, folder, loop, open_run, pictures, report, tasks, train
+from scratchgen.text import CharTokenizer
+from scratchgen.training import TrainingError, demo, folder, loop, open_run, pictures, report, train
 from scratchgen.training.folder import load_checkpoint, read_metrics, save_checkpoint, write_whole
 from tests.strategies import DEEP
 
@@ -41,7 +42,7 @@ def quiet(_):
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch):
-    monkeypatch.setattr(pictures, "curves", lambda family, rows: b"")
+    monkeypatch.setattr(pictures, "curves", lambda panels, rows: b"")
     state = random.get_rng_state()
     yield
     random.set_rng_state(state)
@@ -54,7 +55,7 @@ def runs(tmp_path_factory):
     (place / "text.txt").write_text(TEXT)
     state = random.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "curves", lambda family, rows: b"")
+        patch.setattr(pictures, "curves", lambda panels, rows: b"")
         train("vae", place / "vae", {**VAE, "steps": 4}, progress=False, say=quiet)
         train("gpt", place / "gpt", {**GPT, "steps": 4, "data": str(place / "text.txt")}, progress=False, say=quiet)
     random.set_rng_state(state)
@@ -140,13 +141,14 @@ def crafted(tree):
     yield "text for weights", {**tree, "model": dict.fromkeys(tree["model"], "0.1")}
     yield "no weights", {**tree, "model": {}}
     yield "more weights", {**tree, "model": {**tree["model"], "more": np.zeros(3)}}
-    yield "another tokenizer", {**tree, "tokenizer": {"kind": "bytes"}}
+    if "tokenizer" in tree["metadata"]:
+        yield "another tokenizer", {**tree, "metadata": {"tokenizer": {"kind": "bytes"}}}
     yield "a list", [tree]
     yield "a number", 3
 
 
 def test_a_checkpoint_of_another_version_gets_a_sentence(runs, tmp_path, capsys):
-    wanted = ("step", "recipe", "given", "data", "model", "ema", "tokenizer")
+    wanted = ("step", "recipe", "decided", "metadata", "checksums", "model", "ema")
     for name in ("vae", "gpt"):
         for what, tree in crafted(load_checkpoint(runs / name / "checkpoint.safetensors")):
             (tmp_path / "config.json").write_bytes((runs / name / "config.json").read_bytes())
@@ -325,7 +327,8 @@ def test_closed_and_full_streams(tmp_path):
 
 def test_control_characters_do_not_reach_the_terminal(runs, monkeypatch, capsys, tmp_path):
     text = "a\x1b]0;title\x07\x1b[2Jb\tc\nd\r\x00\x7f\x9b31me — ä\x85\xa0€😀"
-    monkeypatch.setattr(tasks, "continue_text", lambda *_, **__: [text])
+    monkeypatch.setattr(models.GPT, "generate", lambda self, ids, n, **rules: np.zeros((1, 1)))
+    monkeypatch.setattr(CharTokenizer, "decode", lambda self, ids: text)
     assert main(["sample", str(runs / "gpt")]) == 0
     out = capsys.readouterr().out
     assert out == "a\\x1b]0;title\\x07\\x1b[2Jb\tc\nd\\r\\x00\\x7f\\x9b31me — ä\\x85\xa0€😀\n"

@@ -49,7 +49,7 @@ TINY = {
 def _quick_curves(request, monkeypatch):
     """Drawing takes longer than the steps of tiny models; one test looks at real curves."""
     if "leaves_its_folder" not in request.node.name:
-        monkeypatch.setattr(pictures, "curves", lambda family, rows: json.dumps([row["step"] for row in rows]).encode())
+        monkeypatch.setattr(pictures, "curves", lambda panels, rows: json.dumps([row["step"] for row in rows]).encode())
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +114,10 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     assert len(list((folder / "samples").iterdir())) == 2
     assert Image.open(io.BytesIO((folder / "curves.png").read_bytes())).size[0] > 300
     run = open_run(folder)
-    assert run.step == 10 and not run.model.training and dataclasses.asdict(run.recipe)["model"] == run.recipe.model
+    assert run.step == 10 and not run.model.training and recipes.to_json(run.recipe)["model"] == run.recipe.model
     found = scores(run)
     assert all(np.isfinite(value) for value in found.values())
-    assert {"gan": "frechet_distance", "vae": "elbo", "gpt": "bits_per_byte"}[run.recipe.family] in found
+    assert {"gan": "frechet_distance", "vae": "elbo", "gpt": "bits_per_byte"}[run.recipe.family.name] in found
     assert scores(run) == found
 
 
@@ -233,7 +233,7 @@ def test_kill_9_at_random_moments(tmp_path, small_text):
     begin("vae", tmp_path / "whole", small_text, **changes)
     code = (
         "import json, sys; from scratchgen.training import pictures, train\n"
-        "pictures.curves = lambda family, rows: json.dumps([row['step'] for row in rows]).encode()\n"
+        "pictures.curves = lambda panels, rows: json.dumps([row['step'] for row in rows]).encode()\n"
         f"train('vae', sys.argv[1], {changes!r}, resume=True, progress=False)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cut")]
@@ -380,7 +380,7 @@ def test_every_setting_of_a_recipe_can_be_set(name):
     assert not own & set(found.model), "a setting of the model has the name of one of the recipe"
     known = settings(found)
     assert adjust(found, {key: str(value) for key, value in known.items()}) == found
-    assert recipes.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    assert recipes.from_json(json.loads(json.dumps(recipes.to_json(found)))) == found
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,28 @@
 A batch is a pure function of (seed, step), so a run resumed at step k sees what the uninterrupted run saw, and
 skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetched where a local copy exists.
 
-`images`, `texts` the kinds of data · `named` data sets that have a name · `files` the user's own · `loading` both of these
-by one function · `batching` · `mixtures` toy distributions.
+`dataset` what a model can learn from · `images`, `texts` the kinds there are · `named` data sets that have a name · `files`
+the user's own · `loading` both of these by one function · `batching` · `mixtures` toy distributions.
 """
 
-from scratchgen.data.batching import batches, windows
+from scratchgen.data.batching import windows
 from scratchgen.data.checks import DataError
-from scratchgen.data.images import Images
+from scratchgen.data.dataset import Batch, Dataset, Task
+from scratchgen.data.images import Images, batches
 from scratchgen.data.loading import load, reads
 from scratchgen.data.mixtures import mixture, mixture_modes
 from scratchgen.data.named import Source, catalogue
-from scratchgen.data.texts import Text
+from scratchgen.data.texts import Text, Tokens
 
 __all__ = [
+    "Batch",
     "DataError",
+    "Dataset",
     "Images",
     "Source",
+    "Task",
     "Text",
+    "Tokens",
     "batches",
     "catalogue",
     "load",

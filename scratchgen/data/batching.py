@@ -8,43 +8,31 @@ from collections.abc import Iterator
 import numpy as np
 
 from scratchgen.data.checks import DataError, kind, require_natural
-from scratchgen.data.images import Images
 
 
-def batches(
-    data: Images | np.ndarray,
-    batch_size: int,
-    *,
-    seed: int,
-    start: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """An endless run of shuffled batches (x, y), beginning with batch number `start`.
+def shuffled(n: int, batch_size: int, *, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+    """An endless run of shuffled batches of the rows 0 … n − 1, beginning with batch number `start`.
 
-        batch k = rows π_e[j·B : (j+1)·B],   e = k div m,  j = k mod m,  m = N div B,
-        π_e = the permutation of range(N) drawn from the seed (seed, e)
+        batch k = rows π_e[j·B : (j+1)·B],   e = k div m,  j = k mod m,  m = n div B,
+        π_e = the permutation of range(n) drawn from the seed (seed, e)
 
-    data: Images, or any array of N rows (then y is None);  x: (B, …), y: (B,) or None, both copies.
-    The N mod B rows left over sit an epoch out; which they are changes with the epoch.
+    The n mod B rows left over sit an epoch out; which they are changes with the epoch.
 
-    Raises DataError at the call, not at the first batch: B larger than N, a negative seed or start.
+    Raises DataError at the call, not at the first batch: B larger than n, a negative seed or start.
     """
-    x, y = (data.x, data.y) if isinstance(data, Images) else (np.asarray(data), None)
-    if x.ndim == 0:
-        raise DataError("batches: expected Images or an array with rows, got a single number.")
     require_natural("batch_size", batch_size, 1)
     require_natural("seed", seed, 0)
     require_natural("start", start, 0)
-    if batch_size > len(x):
-        raise DataError(f"batch_size: expected at most {len(x)}, the number of rows, got {batch_size}.")
+    if batch_size > n:
+        raise DataError(f"batch_size: expected at most {n}, the number of rows, got {batch_size}.")
 
-    def run() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        m = len(x) // batch_size
+    def run() -> Iterator[np.ndarray]:
+        m = n // batch_size
         for k in itertools.count(start):
             epoch, j = divmod(k, m)
             if j == 0 or k == start:
-                order = np.random.default_rng((seed, epoch)).permutation(len(x))
-            rows = order[j * batch_size : (j + 1) * batch_size]
-            yield x[rows], None if y is None else y[rows]
+                order = np.random.default_rng((seed, epoch)).permutation(n)
+            yield order[j * batch_size : (j + 1) * batch_size]
 
     return run()
 

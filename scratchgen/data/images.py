@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from scratchgen.data.batching import shuffled
 from scratchgen.data.checks import DataError, kind
+from scratchgen.data.dataset import Batch, Dataset, spread
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(Dataset):
     """Pictures, with class labels or without.
 
     x: float32 (N, C, H, W) in [0, 1];  y: int64 (N,) in [0, len(classes)), or None;  classes: the name of each label.
@@ -51,6 +55,39 @@ class Images:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return self.x.shape[1:]
+
+    @property
+    def about(self) -> str:
+        return f"{len(self):,} images of {'×'.join(map(str, self.shape))}"
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Batches (x, y) drawn without replacement within an epoch, as by `data.batches`."""
+        return batches(self, batch_size, seed=seed, start=start)
+
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        rows = spread(len(self), limit and limit * batch_size)
+        for i in range(0, len(rows), batch_size):
+            chosen = rows[i : i + batch_size]
+            yield self.x[chosen], None if self.y is None else self.y[chosen]
+
+    def contents(self) -> Iterable[np.ndarray]:
+        return [np.array(self.shape), self.x, *([] if self.y is None else [self.y])]
+
+    def metadata(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+
+def batches(data: Images | np.ndarray, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+    """An endless run of shuffled batches (x, y), beginning with batch number `start`.
+
+    data: Images, or any array of rows (then y is None);  x: (B, …), y: (B,) or None, both copies. Which rows a batch has, and
+    what is refused, is told by `batching.shuffled`; all is refused at the call, not at the first batch.
+    """
+    x, y = (data.x, data.y) if isinstance(data, Images) else (np.asarray(data), None)
+    if x.ndim == 0:
+        raise DataError("batches: expected Images or an array with rows, got a single number.")
+    chosen = shuffled(len(x), batch_size, seed=seed, start=start)
+    return ((x[rows], None if y is None else y[rows]) for rows in chosen)
 
 
 def pixels(x: np.ndarray, name: object) -> np.ndarray:

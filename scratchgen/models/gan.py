@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import data, nn, optim, random
 from scratchgen import functional as F
-from scratchgen import nn, optim, random
 from scratchgen.autograd import no_grad
+from scratchgen.models import pictures
+from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import randn, sigmoid, tanh
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
@@ -249,3 +251,69 @@ class GAN(nn.Module):
         z = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)  # (rows, steps, latent)
         dtype = next(self.parameters()).dtype
         return self._pictures(Tensor(z.reshape(rows * steps, -1), dtype, self.device))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def page(model: GAN, metadata: dict[str, Any], task: data.Task, draw: Draw) -> Page:
+    """What the page of a run shows: samples beside real pictures, walks through the noise, the nearest training pictures."""
+    train, test = task.train.x, task.test.x
+    made = draw(60, np.random.default_rng(7))
+    few, flat = made[:12], train.reshape(len(train), -1)
+    nearest = train[[np.argmin(((flat - x.reshape(-1)) ** 2).sum(1)) for x in few]]
+    real = test[np.random.default_rng(7).permutation(len(test))[:60]]
+    return Page(
+        "A generator *G* turns noise into pictures; a discriminator *D* judges whether a picture is real. Each is "
+        "the other’s teacher: *D* raises the value *V*, *G* lowers it, and where neither can improve, the "
+        "pictures have the distribution of the data.",
+        ("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]",),
+        (
+            (
+                Pictures(made, 10, "Drawn by *G* from noise."),
+                Pictures(real, 10, "Real, and never seen in training."),
+            ),
+            Pictures(
+                model.walk(5, 16, generator=np.random.default_rng(1)),
+                16,
+                "Walks through the space of noise: each row goes from one code to another in equal steps.",
+            ),
+            Pictures(
+                np.concatenate([few, nearest]),
+                12,
+                "Above, drawn by *G*; below, the nearest training picture to each. Were they equal, *G* would only remember.",
+            ),
+        ),
+    )
+
+
+FAMILY = Family(
+    name="gan",
+    title="Generative adversarial network",
+    model=GAN,
+    config=GANConfig,
+    learns_from=data.Images,
+    prepare=pictures.prepare,
+    decided=pictures.SHAPE,
+    makes="pictures",
+    sample=pictures.sample,
+    averaged="generator",
+    scores=pictures.scores,
+    meanings=(
+        Score("value", "*V*(*D*, *G*)", 0, "−log 4 = −1.386 where *D* can tell nothing"),
+        Score("d_real", "*D* of real pictures", 0, "mean probability of being real, on held-out pictures"),
+        Score("d_fake", "*D* of generated ones", 0, "the same of what *G* draws"),
+        *pictures.MEANINGS,
+    ),
+    curves=(
+        Panel("losses, nats", (Line("loss_d", "discriminator"), Line("loss_g", "generator"))),
+        Panel(
+            "mean judgement: probability of being real",
+            (Line("d_real", "of real pictures"), Line("d_fake", "of generated ones")),
+            (0.5, "D can tell nothing"),
+        ),
+    ),
+    page=page,
+)

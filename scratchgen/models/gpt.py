@@ -18,19 +18,20 @@ the mean of −log p(t_{i+1} | t_1 … t_i) over all positions, in nats per toke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
-from scratchgen import nn, optim, random
 from scratchgen.autograd import no_grad
 from scratchgen.calculus import checkpoint
+from scratchgen.models.family import Draw, Family, Line, Option, Page, Panel, Score, Texts
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
-from scratchgen.text import sample
+from scratchgen.text import CharTokenizer, TokenError, Tokenizer, sample
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,125 @@ class GPT(nn.Module):
         block, caches = self.config.block_size, [nn.KeyValueCache() for _ in self.transformer["h"]]
         for _ in range(max_new_tokens):
             fits = caches and ids.shape[1] <= block
-            given = ids[:, caches[0].length :] if fits else ids[:, -block:]
-            logits = self(Tensor(given, device=self.device), caches if fits else None)[:, -1].cpu().data  # (B, V)
+            unseen = ids[:, caches[0].length :] if fits else ids[:, -block:]
+            logits = self(Tensor(unseen, device=self.device), caches if fits else None)[:, -1].cpu().data  # (B, V)
             new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=rng)
             ids = np.concatenate([ids, new[:, None]], axis=1)
         return ids
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def tokenize(train: data.Text, test: data.Text, settings: Mapping[str, Any]) -> tuple[data.Tokens, data.Tokens]:
+    """Both parts of a text as tokens. Raises DataError where one character is held out, which nothing is foretold from."""
+    # a character that only the held-out part has is still a character of the language
+    tokenizer = CharTokenizer.train(train.text + test.text)
+    if len(test) < 2:
+        raise data.DataError(
+            f"{train.name}: expected at least 2 characters held out, one to be foretold from the other, got {len(test)} "
+            f"of {len(train) + len(test)}."
+        )
+    both = [data.Tokens(tokenizer.encode(part.text), tokenizer, settings["block_size"], part.name) for part in (train, test)]
+    return both[0], both[1]
+
+
+def write(
+    model: GPT,
+    tokenizer: Tokenizer,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    prompt: str | None = None,
+    length: int = 500,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> list[str]:
+    """n texts: the prompt, each time continued by `length` tokens. Without a prompt, what may follow the end of a line.
+
+    Raises TokenError for a character that the tokenizer does not know, and the errors of `text.sample`.
+    """
+    hidden = 0
+    if prompt:
+        ids = tokenizer.encode(prompt)
+    else:
+        ids, hidden = tokenizer.encode("\n") if _knows(tokenizer, "\n") else np.zeros(1, np.int64), 1
+    rules: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": rng}
+    batches = (np.repeat(ids[None], min(256, n - i), axis=0) for i in range(0, n, 256))  # as many as memory holds
+    return [tokenizer.decode(row[hidden:]) for rows in batches for row in model.generate(rows, length, **rules)]
+
+
+def _knows(tokenizer: Tokenizer, text: str) -> bool:
+    """Can the tokenizer express the text?"""
+    try:
+        tokenizer.encode(text)
+    except TokenError:
+        return False
+    return True
+
+
+def scores(
+    task: data.Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any]
+) -> dict[str, float]:
+    """Bits for each byte of the held-out text, comparable across tokenizers, and the loss of a model that knows nothing."""
+    tokenizer = task.test.tokenizer
+    targets = np.concatenate([y.reshape(-1) for _, y in task.held_out()])
+    n_bytes = len(tokenizer.decode(targets).encode("utf-8", "surrogatepass"))
+    bits = metrics.bits_per_byte(found["nll"] * len(targets), n_bytes)
+    return {"bits_per_byte": bits, "uniform": math.log(tokenizer.vocab_size)}
+
+
+def page(model: GPT, tokenizer: Tokenizer, task: data.Task, draw: Draw) -> Page:
+    """What the page of a run shows: what the model writes, tame and wild."""
+    prompt = "The " if _knows(tokenizer, "The ") else None
+    written = [
+        (f"temperature {t:g}", draw(1, np.random.default_rng(3), prompt=prompt, length=360, temperature=t)[0])
+        for t in (0.5, 0.8, 1.0)
+    ]
+    return Page(
+        f"A text is a sequence of tokens, here {tokenizer.vocab_size} different characters, and its probability is the product "
+        "of the probabilities of each token given all before it. One network computes them all, by attention to what came "
+        "earlier, and a text is written by drawing one token after the other.",
+        (
+            "p ( t_1 , … , t_T ) = ∏__i p ( t_i ∣ t_1 , … , t_{i−1} )",
+            "Attention ( Q , K , V ) = softmax ( Q K^⊤ / √d + M ) V",
+        ),
+        (Texts(written, f"Written by the model, begun with “{prompt}”." if prompt else "Written by the model."),),
+    )
+
+
+FAMILY = Family(
+    name="gpt",
+    title="Transformer language model",
+    model=GPT,
+    config=GPTConfig,
+    learns_from=data.Text,
+    prepare=tokenize,
+    decided={"vocab_size": lambda tokens: tokens.tokenizer.vocab_size},
+    makes="text",
+    sample=write,
+    read_metadata=lambda metadata: Tokenizer.from_dict(metadata["tokenizer"]),
+    options=(
+        Option("prompt", str, "the text to continue", "TEXT"),
+        Option("length", int, "tokens to add (500)", "L", "a whole number of at least 1 and at most 10000", 1, 10_000),
+        Option("temperature", float, "below 1 tamer, above 1 wilder; 0 always the likeliest token (1)", "T",
+               "a number of at least 0"),
+        Option("top_k", int, "draw among the K likeliest tokens only", "K", "a whole number of at least 1", 1),
+        Option("top_p", float, "draw among the likeliest tokens that make up P", "P",
+               "a number above 0 and up to 1", 1e-300, 1),
+    ),
+    many=1,
+    snapshot=lambda task, draw, rng: draw(1, rng, length=256, temperature=0.8),
+    scores=scores,
+    meanings=(
+        Score("nll", "loss", -1, "nats per held-out token"),
+        Score("perplexity", "perplexity", -1, "of how many equally likely tokens it is unsure", exponential=True),
+        Score("bits_per_byte", "bits per byte", -1, "of held-out text, as a compressor would need"),
+        Score("uniform", "loss of guessing", 0, "nats per token, where all are held equally likely"),
+    ),
+    curves=(Panel("loss, nats per token", (Line("loss", "training"), Line("test_nll", "held out", 1, True))),),
+    page=page,
+)  # fmt: skip

@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import data, nn, optim, random
 from scratchgen import functional as F
-from scratchgen import nn, optim, random
 from scratchgen.autograd import no_grad
+from scratchgen.models import pictures
+from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import randn_like, sigmoid
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
@@ -188,3 +190,61 @@ class VAE(nn.Module):
 def _line(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
     t = np.linspace(0, 1, steps, dtype=a.dtype)[:, None]
     return (1 - t) * a + t * b
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def page(model: VAE, metadata: dict[str, Any], task: data.Task, draw: Draw) -> Page:
+    """What the page of a run shows: held-out pictures through the code, lines between codes, draws from the prior."""
+    x = task.test.x[np.random.default_rng(7).permutation(len(task.test))]
+    lines = np.concatenate([model.interpolate(x[2 * i], x[2 * i + 1], 16) for i in range(5)])
+    return Page(
+        "An encoder *q* gives each picture a cloud of codes; a decoder *p* turns a code into a picture. How likely "
+        "the model holds the data to be cannot be computed, but it is bounded from below: by how well a code restores its "
+        "picture, less what the code costs to say.",
+        (
+            "log p ( x ) ≥ 𝔼_{q(z∣x)} [ log p ( x ∣ z ) ] − KL ( q ( z ∣ x ) ‖ p ( z ) )",
+            "z = μ ( x ) + σ ( x ) ⊙ ε ,   ε ∼ 𝒩 ( 0 , I )",
+        ),
+        (
+            Pictures(
+                np.concatenate([x[:16], model.reconstruct(x[:16])]),
+                16,
+                "Above, real pictures never seen in training; below, through the code and back.",
+            ),
+            Pictures(
+                lines,
+                16,
+                "Between two real pictures: the pictures on the straight line from the code of the first to that of the last.",
+            ),
+            Pictures(draw(80, np.random.default_rng(7)), 20, "Drawn from the prior: a random code, decoded."),
+        ),
+    )
+
+
+FAMILY = Family(
+    name="vae",
+    title="Variational autoencoder",
+    model=VAE,
+    config=VAEConfig,
+    learns_from=data.Images,
+    prepare=pictures.prepare,
+    decided=pictures.SHAPE,
+    makes="pictures",
+    sample=pictures.sample,
+    scores=pictures.scores,
+    meanings=(
+        Score("elbo", "ELBO", 1, "nats per held-out picture"),
+        Score("reconstruction", "−log *p*(*x* | *z*)", -1, "nats: how well a code restores its picture"),
+        Score("kl", "KL", 0, "nats: what the code costs to say"),
+        *pictures.MEANINGS,
+    ),
+    curves=(
+        Panel("−ELBO, nats per picture", (Line("loss", "training"), Line("test_elbo", "held out", -1, True))),
+        Panel("KL, nats per picture", (Line("kl", "training"), Line("test_kl", "held out", 1, True))),
+    ),
+    page=page,
+)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from scratchgen.models.family import Draw, Family
 from scratchgen.nn import Module
-from scratchgen.training import recipes
+from scratchgen.text import LogitsError
 from scratchgen.training.folder import TrainingError
+from scratchgen.training.media import MEDIA
 from scratchgen.training.recipes import Recipe
 
 LIMIT = 2.0**24
@@ -25,13 +28,14 @@ class Diverged(TrainingError):
     """A loss, a score, a weight or a sample has diverged; the message says which, and what to try."""
 
 
-def check(numbers: Mapping[str, float], *, of: str = "") -> None:
+def check(numbers: Mapping[str, float], family: Family, *, of: str = "") -> None:
     """Raises Diverged for the first of these losses or scores that has diverged; `of` is said before its name.
 
-    A perplexity is e to the power of a loss in nats, so what counts is its logarithm.
+    Of a score that is e to the power of a loss in nats, the logarithm counts.
     """
+    exponentials = {score.key for score in family.meanings if score.exponential}
     for name, value in numbers.items():
-        nats = math.log(value) if name == "perplexity" and value > 0 else value
+        nats = math.log(value) if name in exponentials and value > 0 else value
         if not abs(nats) < LIMIT:
             raise Diverged(f"{of}{name} is {value:.4g}")
 
@@ -45,22 +49,31 @@ def check_weights(module: Module) -> None:
             raise Diverged(f"the weight {name} is " + (f"up to {largest:.4g}" if np.isfinite(largest) else "no longer finite"))
 
 
-def check_samples(samples: np.ndarray) -> np.ndarray:
-    """The samples. Raises Diverged where one is not a number, as a model makes them whose layers overflow."""
-    if not np.isfinite(samples).all():
-        raise Diverged("what the model makes is no longer finite")
-    return samples
+def drawing(family: Family, model: Any, metadata: Any) -> Draw:
+    """The family's `sample` of this model. It raises Diverged where what the model makes is no longer finite."""
+
+    def draw(n: int, rng: np.random.Generator, **options: Any) -> Any:
+        try:
+            with np.errstate(all="ignore"):  # what overflows shows in the samples
+                samples = family.sample(model, metadata, n, rng, **options)
+        except LogitsError as error:
+            raise Diverged("what the model foretells is no longer finite") from error
+        if not MEDIA[family.makes].finite(samples):
+            raise Diverged("what the model makes is no longer finite")
+        return samples
+
+    return draw
 
 
 def advice(recipe: Recipe) -> str:
     """What to try after a run with these settings has diverged.
 
-    Settings of the model that are real numbers and not the recipe's own are suspected first; where there are none, or the
-    learning rate was raised, a smaller learning rate helps.
+    Settings of the model that are real numbers and were changed are suspected first; where there are none, or a learning rate
+    was raised, smaller learning rates help.
     """
-    own, model = recipes.recipe(recipe.name).model, recipe.model
-    tried = {k: own[k] for k in model if isinstance(own[k], float) and k != "lr" and model[k] != own[k]}
-    if not tried or model["lr"] > own["lr"]:
-        tried["lr"] = min(own["lr"], model["lr"] / 10)
+    advised, model, rates = recipe.advised, recipe.model, recipe.family.rates
+    tried = {k: advised[k] for k in model if isinstance(advised[k], float) and k not in rates and model[k] != advised[k]}
+    lower = rates if not tried else [rate for rate in rates if model[rate] > advised[rate]]
+    tried |= {rate: min(advised[rate], model[rate] / 10) for rate in lower}
     settings = " and ".join(f"--set {k}={v:g} instead of {model[k]:g}" for k, v in tried.items())
     return f"try {settings}, in another folder (--out)"

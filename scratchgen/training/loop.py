@@ -26,7 +26,8 @@ import numpy as np
 
 import scratchgen
 from scratchgen import data, optim, random
-from scratchgen.training import divergence, pictures, recipes, tasks
+from scratchgen.models.family import Family
+from scratchgen.training import divergence, machine, pictures, recipes, tasks
 from scratchgen.training.divergence import Diverged
 from scratchgen.training.folder import (
     CHECKPOINT,
@@ -43,7 +44,8 @@ from scratchgen.training.folder import (
     save_checkpoint,
     write_whole,
 )
-from scratchgen.training.recipes import Recipe
+from scratchgen.training.media import MEDIA
+from scratchgen.training.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -65,33 +67,34 @@ def train(
     device: str = "cpu",
     progress: bool | None = None,
     say: Callable[[str], Any] = print,
+    table: Mapping[str, Recipe] = RECIPES,
 ) -> Outcome:
-    """Train the recipe `name`, with the settings in `changes`, in a folder of its own; or continue what is there.
+    """Train the recipe `name` of the `table`, with the settings in `changes`, in a folder of its own; or continue a run.
 
-    To resume, the settings must be those the run was begun with, but for `steps`, which may grow, and for the place of the
+    To resume, the settings must be those the run was begun with, but for `steps`, which may grow, and for the path of the
     `data`, which may be another where the data have the same checksum. Where nothing was begun yet, resuming begins. A run
-    may go on on another `device` than it was begun on. `progress`: a bar on stderr; None: if that is a terminal. `say`
-    receives lines of text.
+    may go on on another `device`, other kernels or other threads than it was begun on, which is remarked on, since its bits
+    may then differ. `progress`: a bar on stderr; None: if that is a terminal. `say` receives lines of text.
     SIGINT and SIGTERM let the step under way finish and be saved; the second one stops at once. A picture that cannot be
     drawn or written is remarked on once, and the run goes on.
 
     Raises TrainingError, DataError or OSError, before anything is written, for what cannot begin or continue; Diverged.
     """
     folder = Path(folder)
-    recipe, resumed = _plan(name, folder, dict(changes or {}), resume)
+    recipe, resumed = _plan(name, folder, dict(changes or {}), resume, table)
     tree, checksums = None, {}
     if resumed and (folder / CHECKPOINT).exists():
         tree = load_checkpoint(folder / CHECKPOINT)
         with of_this_version(folder / CHECKPOINT):
             checksums = tasks.checksums(tree)
-            if _but_for(tree["recipe"]) != _but_for(dataclasses.asdict(recipe)):
+            if _but_for(tree["recipe"]) != _but_for(recipes.to_json(recipe)):
                 raise TrainingError(f"{folder}: {CONFIG} and {CHECKPOINT} belong to different runs.")
     if data.reads(recipe.data, folder):
         raise TrainingError(
             f"{folder}: lies inside the data, {recipe.data}, which would take the samples of the run for data; choose a folder "
             f"elsewhere (--out)."
         )
-    task = tasks.load_again(recipe, folder, checksums) if tree else tasks.load(recipe)
+    task = tasks.load_again(recipe, folder, checksums, table) if tree else tasks.load(recipe, table)
     _rehearse(recipe, task, device)
     random.manual_seed(recipe.seed)
     state = State(recipe, task, device)
@@ -107,12 +110,13 @@ def train(
         say(f"{folder}: nothing to resume; the run begins.")
 
     say(
-        f"{recipe.name}: {task.about} from {recipe.data}, {state.model.num_parameters():,} parameters, "
+        f"{recipe.name}: {task.train.about} from {recipe.data}, {state.model.num_parameters():,} parameters, "
         f"steps {state.step:,} to {recipe.steps:,}, in {folder}"
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        write_whole(folder / CONFIG, _config(recipe, state))  # the first file: it marks the folder as a run
+        machines = _machines(folder, state.step if tree else 0, machine.now(device), say)
+        write_whole(folder / CONFIG, _config(state, machines))  # the first file: it marks the folder as a run
         (folder / SAMPLES).mkdir(exist_ok=True)
         log = MetricsLog(folder / METRICS, keep=state.step)
         with contextlib.closing(log), _Progress(recipe, state.step, progress, say) as bar, _signals() as received:
@@ -120,17 +124,17 @@ def train(
     return Outcome(folder, state.step, recipe.steps, received[0] if received else None)
 
 
-def _plan(name: str, folder: Path, changes: dict[str, Any], resume: bool) -> tuple[Recipe, bool]:
+def _plan(name: str, folder: Path, changes: dict[str, Any], resume: bool, table: Mapping[str, Recipe]) -> tuple[Recipe, bool]:
     """The recipe to train, and whether the folder holds its run already."""
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder}: expected a folder for the run, got a file.")
     if is_empty(folder):
-        return recipes.adjust(recipes.recipe(name), changes), False
+        return recipes.adjust(recipes.recipe(name, table), changes), False
     if not (folder / CONFIG).exists():
         raise TrainingError(f"{folder}: holds files that are no run; choose another folder (--out).")
     if not resume:
         raise TrainingError(f"{folder}: already holds a run; continue it (--resume) or choose another folder (--out).")
-    saved = read_config(folder)
+    saved = read_config(folder, table)
     if saved.name != name:
         raise TrainingError(f"{folder}: holds a run of the recipe {saved.name!r}, not of {name!r}.")
     recipe = recipes.adjust(saved, changes)
@@ -146,24 +150,41 @@ def _plan(name: str, folder: Path, changes: dict[str, Any], resume: bool) -> tup
 
 
 def _but_for(settings: dict[str, Any], may_change: tuple[str, ...] = ("steps", "data")) -> dict[str, Any]:
-    """The settings that a run keeps for good. Of the data the place may change; their checksum is compared apart."""
+    """The settings that a run keeps for good. The path of its data may change; their checksum is compared apart."""
     return {key: value for key, value in settings.items() if key not in may_change}
 
 
-def read_config(folder: Path) -> Recipe:
-    """The recipe in a run's `config.json`. Raises TrainingError where it is none."""
+def read_config(folder: Path, table: Mapping[str, Recipe] = RECIPES) -> Recipe:
+    """The recipe in a run's `config.json`. Raises TrainingError where it is none of the `table`."""
     try:
-        return recipes.from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["recipe"])
+        return recipes.from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["recipe"], table)
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder / CONFIG}: not the configuration of a run ({str(error).rstrip('.')}).") from error
 
 
-def _config(recipe: Recipe, state: State) -> str:
+def _machines(folder: Path, step: int, now: dict[str, Any], say: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """What the run was computed by, from which step on: of its `config.json`, and, where that is another, what runs now.
+
+    The same bits are promised for the same kernels, threads and device only, so another one is remarked on.
+    """
+    before: list[dict[str, Any]] = []
+    if step and (folder / CONFIG).exists():
+        before = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("machines", [])
+        if before and {**before[-1], "from": 0} == {**now, "from": 0}:
+            return before
+        if before:
+            other = [f"{key} {before[-1].get(key)}, now {value}" for key, value in now.items() if before[-1].get(key) != value]
+            say(f"{folder}: goes on by other means than before ({'; '.join(other)}), so its bits may differ from there on.")
+    return [*before, {"from": step, **now}]
+
+
+def _config(state: State, machines: list[dict[str, Any]]) -> str:
     content = {
         "scratchgen": getattr(scratchgen, "__version__", ""),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipes.to_json(state.recipe),
         "model": dataclasses.asdict(state.model.config),
         "parameters": state.model.num_parameters(),
+        "machines": machines,
     }
     return json.dumps(content, indent=2) + "\n"  # in ASCII: a path need not be UTF-8, and is read back as it was
 
@@ -176,14 +197,16 @@ def _config(recipe: Recipe, state: State) -> str:
 class State:
     """Everything the next step depends on."""
 
-    def __init__(self, recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: str = "cpu"):
+    def __init__(self, recipe: Recipe, task: data.Task, device: str = "cpu"):
         self.recipe, self.task, self.step = recipe, task, 0
-        self.model = recipes.build(recipe, task.given).to(device=device)
+        self.family, self.decided, self.metadata = recipe.family, recipes.decided(recipe, task.train), task.train.metadata()
+        self.model = recipes.build(recipe, self.decided).to(device=device)
         self.optimizers = self.model.optimizers()
         self.rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
-        self.ema = optim.EMA(averaged(self.model), recipe.ema) if recipe.ema else None
+        self.ema = optim.EMA(recipes.averaged(recipe, self.model), recipe.ema) if recipe.ema else None
+        self.draw = divergence.drawing(self.family, self.model, self.family.read_metadata(self.metadata))
 
-    def advance(self, batch: tasks.Batch) -> dict[str, float]:
+    def advance(self, batch: data.Batch) -> dict[str, float]:
         """One step; returns its losses."""
         r = self.recipe
         factor = optim.warmup_cosine(self.step, warmup=min(r.warmup, r.steps), steps=r.steps, final=r.final)
@@ -213,14 +236,12 @@ class State:
 
     def to_tree(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        tokenizer = self.task.tokenizer
         return {
             "step": self.step,
-            "recipe": dataclasses.asdict(self.recipe),
-            "given": self.task.given,
-            "data": self.task.fingerprint,
-            "held_out": self.task.held_out_fingerprint,
-            "tokenizer": tokenizer and tokenizer.to_dict(),
+            "recipe": recipes.to_json(self.recipe),
+            "decided": self.decided,
+            "metadata": self.metadata,
+            "checksums": self.task.checksums,
             "random": random.get_rng_state(),
             "model": {name: np.array(tensor.cpu().numpy()) for name, tensor in self.model.state_dict().items()},
             "ema": self.ema and self.ema.state_dict(),
@@ -238,17 +259,12 @@ class State:
         self.step = operator.index(tree["step"])
 
 
-def averaged(model: Any) -> Any:
-    """The part of a model that samples come from, whose weights are averaged: a GAN's generator, else all of it."""
-    return getattr(model, "generator", model)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The steps
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _rehearse(recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: str) -> None:
+def _rehearse(recipe: Recipe, task: data.Task, device: str) -> None:
     """The first step and a held-out batch of a model that is then forgotten.
 
     What the optimisers, a layer or the memory refuse, and what has diverged after a single step, is found out here, before
@@ -260,10 +276,13 @@ def _rehearse(recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: st
     random.manual_seed(recipe.seed)
     try:
         state = State(recipe, task, device)
-        divergence.check(state.advance(batch))
+        losses = state.advance(batch)
+        divergence.check(losses, recipe.family)
         divergence.check_weights(state.model)
         with state.apart() as model:
-            divergence.check(model.evaluate(task.held_out(1)), of="held-out ")
+            found = model.evaluate(task.held_out(1))
+        divergence.check(found, recipe.family, of="held-out ")
+        _find_curves(recipe.family, {*losses, *(f"test_{key}" for key in found)})
     except Diverged as error:
         raise TrainingError(
             f"recipe {recipe.name!r}: {error} after the first step, so the run cannot begin; {divergence.advice(recipe)}."
@@ -272,6 +291,15 @@ def _rehearse(recipe: Recipe, task: tasks.ImageTask | tasks.TextTask, device: st
         raise
     except ValueError as error:
         raise TrainingError(f"recipe {recipe.name!r}, in batches of {recipe.batch_size}: {str(error).rstrip('.')}.") from error
+
+
+def _find_curves(family: Family, keys: set[str]) -> None:
+    """Raises TrainingError for a curve of the family that its model does not tell."""
+    for line in (line for panel in family.curves for line in panel.lines):
+        if line.key not in keys:
+            raise TrainingError(
+                f"family {family.name!r}: draws the curve {line.key!r}, and its model tells {', '.join(sorted(keys))}."
+            )
 
 
 def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received: list[int]) -> None:
@@ -287,7 +315,7 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
         logged, shown = last or step % recipe.log_every == 0, last or step % recipe.sample_every == 0
         due = last or bool(received) or step % recipe.save_every == 0
         try:
-            divergence.check(losses)
+            divergence.check(losses, recipe.family)
             if shown or due:
                 divergence.check_weights(state.model)
             if logged or shown:
@@ -301,7 +329,7 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
                 f"step {step}: {error}, so the run stops; the checkpoint of step {saved} is kept; {divergence.advice(recipe)}."
             ) from error
         if shown or due:
-            bar.draw(folder / CURVES, lambda: pictures.curves(recipe.family, log.rows))
+            bar.draw(folder / CURVES, lambda: pictures.curves(recipe.family.curves, log.rows))
         if due:
             _save(state, folder, log)
             saved = step
@@ -312,12 +340,12 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
 
 def _show(state: State, folder: Path, bar: _Progress) -> dict[str, float]:
     """Write samples of the model as it is, and return its scores on held-out data. Raises Diverged."""
-    recipe, task = state.recipe, state.task
+    recipe, task, medium = state.recipe, state.task, MEDIA[state.family.makes]
     with state.apart() as model:
-        sample = task.sample(model, recipe.seed)
+        samples = state.family.snapshot(task, state.draw, np.random.default_rng(recipe.seed))
         found = model.evaluate(task.held_out(recipe.eval_batches))
-    divergence.check(found, of="held-out ")
-    bar.draw(folder / SAMPLES / f"{state.step:06d}{task.suffix}", lambda: task.file(sample))
+    divergence.check(found, recipe.family, of="held-out ")
+    bar.draw(folder / SAMPLES / f"{state.step:06d}{medium.suffix}", lambda: medium.file(samples))
     return {f"test_{key}": value for key, value in found.items()}
 
 

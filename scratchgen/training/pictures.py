@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from scratchgen.models.family import Line, Panel
 
 
 def grid(x: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
@@ -45,36 +48,6 @@ def png(sheet: np.ndarray, *, colours: int | None = None) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    key: str  # of a row of metrics.jsonl
-    label: str
-    sign: int = 1  # −1 turns a bound that is raised into a loss that is lowered
-    held_out: bool = False
-
-
-class Panel(NamedTuple):
-    title: str
-    lines: tuple[Line, ...]
-    level: tuple[float, str] | None = None  # a value worth comparing with, and what it is
-
-
-PANELS: dict[str, tuple[Panel, ...]] = {
-    "gan": (
-        Panel("losses, nats", (Line("loss_d", "discriminator"), Line("loss_g", "generator"))),
-        Panel(
-            "mean judgement: probability of being real",
-            (Line("d_real", "of real pictures"), Line("d_fake", "of generated ones")),
-            (0.5, "D can tell nothing"),
-        ),
-    ),
-    "vae": (
-        Panel("−ELBO, nats per picture", (Line("loss", "training"), Line("test_elbo", "held out", -1, True))),
-        Panel("KL, nats per picture", (Line("kl", "training"), Line("test_kl", "held out", 1, True))),
-    ),
-    "gpt": (Panel("loss, nats per token", (Line("loss", "training"), Line("test_nll", "held out", 1, True))),),
-}
-
-
 def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a line; where there are more than can be seen, means of neighbours."""
     found = [(row["step"], line.sign * row[line.key]) for row in rows if math.isfinite(row.get(line.key, math.nan))]
@@ -85,18 +58,18 @@ def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tup
     return whole[:, 0], whole[:, 1]
 
 
-def curves(family: str, rows: list[dict[str, Any]]) -> bytes:
-    """The panels of a family, drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file.
+def curves(panels: Sequence[Panel], rows: list[dict[str, Any]]) -> bytes:
+    """The panels of a family (at least one), drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file.
 
     In Matplotlib's own style, whatever the user's settings are: equal runs leave equal files, and no LaTeX is needed.
     """
     from matplotlib import rc_context, rcParamsDefault
 
     with rc_context({key: value for key, value in rcParamsDefault.items() if key != "backend"}):
-        return _curves(PANELS[family], rows)
+        return _curves(panels, rows)
 
 
-def _curves(panels: tuple[Panel, ...], rows: list[dict[str, Any]]) -> bytes:
+def _curves(panels: Sequence[Panel], rows: list[dict[str, Any]]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

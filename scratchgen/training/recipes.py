@@ -1,4 +1,8 @@
-"""What can be trained: one table of recipes, and the settings that may be changed."""
+"""What can be trained: one table of recipes, and the settings that may be changed.
+
+What looks a recipe up takes the table as an argument, so that recipes of one's own, of families of one's own, stand in a
+table beside these: `train("toy", "runs/toy", table={**RECIPES, "toy": Recipe(…)})`.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from scratchgen import data
-from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
+from scratchgen.models import gan, gpt, vae
+from scratchgen.models.family import Family
 from scratchgen.training.folder import TrainingError
-
-
-class Family(NamedTuple):
-    """One file of `scratchgen.models`."""
-
-    model: type
-    config: type
-    kind: type  # of data: Images or Text
-    given: str  # the field of the config that the data decide
-
-
-FAMILIES = {
-    "gan": Family(GAN, GANConfig, data.Images, "shape"),
-    "vae": Family(VAE, VAEConfig, data.Images, "shape"),
-    "gpt": Family(GPT, GPTConfig, data.Text, "vocab_size"),
-}
+from scratchgen.training.media import MEDIA
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class Recipe:
 
     name: str
     what: str
-    family: str  # a key of FAMILIES
+    family: Family
     data: str  # a name or path that `data.load` takes
     model: dict[str, Any] = field(default_factory=dict)  # settings of the family's config; its defaults otherwise
     seed: int = 0
@@ -52,8 +42,16 @@ class Recipe:
     save_every: int = 250  # steps between checkpoints
     eval_batches: int = 8  # held-out batches in these scores
     size: int = 0  # side to which a folder of images is resized; 0: as they are
+    advised: dict[str, Any] = field(default_factory=dict, compare=False)  # `model` as the table has it, all filled in
 
     def __post_init__(self) -> None:
+        if self.family.makes not in MEDIA:
+            raise TrainingError(
+                f"family {self.family.name!r}: makes {self.family.makes!r}, and what can be written is {', '.join(MEDIA)}."
+            )
+        for name in self.model:
+            if name not in self.family.settings:
+                raise TrainingError(f"recipe {self.name!r}: {name} is no setting of the family {self.family.name!r}.")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise TrainingError(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}.")
@@ -73,42 +71,44 @@ _LEAST = {
     "eval_batches": 1,
     "size": 0,
 }
-_FIXED = ("name", "what", "family", "model")  # what makes a recipe this recipe
+_FIXED = ("name", "what", "family", "model", "advised")  # what makes a recipe this recipe
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("gan", "generator against discriminator, both perceptrons (Goodfellow et al. 2014)", "gan", "digits",
+        Recipe("gan", "generator against discriminator, both perceptrons (Goodfellow et al. 2014)", gan.FAMILY, "digits",
                {"network": "mlp"}, steps=4000, ema=0.995, sample_every=1000),
-        Recipe("dcgan", "the same game with convolutions (Radford et al. 2015)", "gan", "fashion-mnist",
+        Recipe("dcgan", "the same game with convolutions (Radford et al. 2015)", gan.FAMILY, "fashion-mnist",
                {"network": "dcgan", "hidden": 64, "latent": 64}, steps=4000, ema=0.995),
-        Recipe("vae", "variational autoencoder with perceptrons (Kingma & Welling 2013)", "vae", "digits",
+        Recipe("vae", "variational autoencoder with perceptrons (Kingma & Welling 2013)", vae.FAMILY, "digits",
                {"network": "mlp", "hidden": 256, "latent": 8}, steps=4000, final=0.1, sample_every=1000),
-        Recipe("vae-conv", "variational autoencoder with convolutions", "vae", "fashion-mnist",
+        Recipe("vae-conv", "variational autoencoder with convolutions", vae.FAMILY, "fashion-mnist",
                {"network": "conv", "hidden": 32, "latent": 20}, steps=3000, final=0.1),
-        Recipe("gpt", "decoder-only transformer on characters (Radford et al. 2019)", "gpt", "python-docs",
+        Recipe("gpt", "decoder-only transformer on characters (Radford et al. 2019)", gpt.FAMILY, "python-docs",
                {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}, steps=2000, batch_size=16, warmup=100,
                final=0.1),
     )
 }  # fmt: skip
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, table: Mapping[str, Recipe] = RECIPES) -> Recipe:
     """The recipe of that name, with every setting of its model filled in. Raises TrainingError where there is none."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
         guess = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TrainingError(f"no recipe is called {name!r}{guess}; there are {', '.join(RECIPES)}.")
-    found = RECIPES[name]
-    family = FAMILIES[found.family]
-    defaults = {f.name: f.default for f in dataclasses.fields(family.config) if f.name != family.given}
-    return dataclasses.replace(found, model={**defaults, **found.model})
+        raise TrainingError(f"no recipe is called {name!r}{guess}; there are {', '.join(table)}.")
+    found = table[name]
+    model = {**found.family.settings, **found.model}
+    return dataclasses.replace(found, model=model, advised=model)
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """Name -> value of all that `adjust` can change: the fields of the recipe, then those of its model."""
-    own = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in _FIXED}
-    return {**own, **recipe.model}
+    return {**_own(recipe), **recipe.model}
+
+
+def _own(recipe: Recipe) -> dict[str, Any]:
+    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in _FIXED}
 
 
 def adjust(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -116,11 +116,11 @@ def adjust(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
     Raises TrainingError: no such setting, or a value of the wrong type or range.
     """
-    family = FAMILIES[recipe.family]
+    family = recipe.family
     types = {**get_type_hints(family.config), **get_type_hints(Recipe)}
     known, own, model = settings(recipe), {}, dict(recipe.model)
     for name, value in changes.items():
-        if name == family.given:
+        if name in family.decided:
             raise TrainingError(f"{name}: the data decide it, so it cannot be set.")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -129,7 +129,7 @@ def adjust(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         value = _read(name, value, types[name], least=1 if name in recipe.model else 0)
         (model if name in recipe.model else own)[name] = value
     if "data" in own:
-        own["data"] = _place(own["data"])
+        own["data"] = _absolute(own["data"])
     return dataclasses.replace(recipe, model=model, **own)
 
 
@@ -167,28 +167,49 @@ def _read(name: str, value: Any, kind: type, least: int) -> Any:
     return read
 
 
-def _place(name_or_path: str) -> str:
+def _absolute(name_or_path: str) -> str:
     """A path made absolute, so that a run can be continued from another folder; a name stays a name."""
     path = Path(os.path.expanduser(name_or_path))
     return str(path.resolve()) if name_or_path not in {s.name for s in data.catalogue()} and path.exists() else name_or_path
 
 
-def from_json(state: Any) -> Recipe:
-    """The recipe that `dataclasses.asdict` turned into JSON. Raises TrainingError for anything else."""
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON values: its name and every setting."""
+    return {"name": recipe.name, "family": recipe.family.name, **_own(recipe), "model": dict(recipe.model)}
+
+
+def from_json(state: Any, table: Mapping[str, Recipe] = RECIPES) -> Recipe:
+    """The recipe that `to_json` turned into JSON values. Raises TrainingError for anything else."""
     try:
-        found = recipe(state["name"])
+        found = recipe(state["name"], table)
+        if state["family"] != found.family.name:
+            raise TrainingError(f"the recipe {found.name!r} is of the family {found.family.name!r}, not {state['family']!r}.")
         return adjust(found, {**{k: v for k, v in state.items() if k not in _FIXED}, **state["model"]})
     except (TypeError, KeyError, AttributeError) as error:
         raise TrainingError(f"expected the settings of a recipe, got {str(state)[:80]!r}.") from error
 
 
-def build(recipe: Recipe, given: Any) -> Any:
-    """The recipe's model, freshly initialised; `given` is the setting that its data decide.
+def decided(recipe: Recipe, learned_from: data.Dataset) -> dict[str, Any]:
+    """The settings of the model that its data decide."""
+    return {name: decide(learned_from) for name, decide in recipe.family.decided.items()}
+
+
+def build(recipe: Recipe, decided: Mapping[str, Any]) -> Any:
+    """The recipe's model, freshly initialised; `decided` are the settings that its data decide.
 
     Raises TrainingError where the model refuses its settings.
     """
-    family = FAMILIES[recipe.family]
     try:
-        return family.model(family.config(**{**recipe.model, family.given: given}))
+        return recipe.family.model(recipe.family.config(**recipe.model, **decided))
     except (ValueError, TypeError) as error:
         raise TrainingError(f"recipe {recipe.name!r}: {str(error).rstrip('.')}.") from error
+
+
+def averaged(recipe: Recipe, model: Any) -> Any:
+    """The part of a model whose weights are averaged. Raises TrainingError where the model has no such part."""
+    try:
+        return model.get_submodule(recipe.family.averaged)
+    except AttributeError:
+        raise TrainingError(
+            f"family {recipe.family.name!r}: averages {recipe.family.averaged!r}, which is no part of its model."
+        ) from None

@@ -7,42 +7,44 @@ import html
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scratchgen.training import pictures, runs, tasks
+from scratchgen.models.family import Family, Panel, Pictures, Score, Texts
+from scratchgen.training import pictures, runs
 from scratchgen.training.folder import SAMPLES, write_whole
+from scratchgen.training.media import MEDIA
 from scratchgen.training.runs import Run
 
 
 def page(path: Path, shown: Sequence[tuple[Run, dict[str, float]]]) -> None:
     """Write the page that shows these runs, each with its scores, to `path`."""
-    sections = [_SECTIONS[run.recipe.family](run, scores) for run, scores in shown]
+    sections = [_section(run, scores) for run, scores in shown]
     total = sum(_seconds(run) for run, _ in shown)
     machine = f"Python {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} cores, no framework"
     contents = "".join(
-        f'<tr><th scope="row"><a href="#{run.recipe.family}">{_TITLES[run.recipe.family]}</a></th>'
+        f'<tr><th scope="row"><a href="#{_text(run.recipe.name)}">{_marked(run.recipe.family.title)}</a></th>'
         f'<td>{_text(run.recipe.data)}</td><td class="n">{run.model.num_parameters():,}</td>'
         f'<td class="n">{run.step:,}</td><td class="n">{_time(_seconds(run))}</td></tr>'
         for run, _ in shown
     )
-    text = f"""<!doctype html>
+    content = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>scratchgen: what three equations make of data</title>
+<title>scratchgen: what equations make of data</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 </head>
 <body>
 <header>
 <p class="name">scratchgen</p>
-<h1>What three equations make of data</h1>
+<h1>What equations make of data</h1>
 <p class="lead">Every model on this page was trained from its equation on this machine, in {_time(total)} altogether:
 {machine}.</p>
 <table class="contents">
@@ -58,145 +60,41 @@ def page(path: Path, shown: Sequence[tuple[Run, dict[str, float]]]) -> None:
 </body>
 </html>
 """
-    write_whole(path, text.encode("utf-8", "replace"))  # the names of files need not be Unicode
+    write_whole(path, content.encode("utf-8", "replace"))  # the names of files need not be Unicode
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sections
 # ---------------------------------------------------------------------------------------------------------------------
 
-_TITLES = {"gan": "Generative adversarial network", "vae": "Variational autoencoder", "gpt": "Transformer language model"}
 
-
-def _gan(run: Run, scores: dict[str, float]) -> str:
-    task, rng = tasks.load(run.recipe), np.random.default_rng(7)
-    made = runs.pictures(run, 60, 7)
-    few = made[:12]
-    flat = task.train.x.reshape(len(task.train), -1)
-    nearest = task.train.x[[np.argmin(((flat - x.reshape(-1)) ** 2).sum(1)) for x in few]]
-    return _section(
-        run,
-        scores,
-        "A generator <i>G</i> turns noise into pictures; a discriminator <i>D</i> judges whether a picture is real. Each is "
-        "the other’s teacher: <i>D</i> raises the value <i>V</i>, <i>G</i> lowers it, and where neither can improve, the "
-        "pictures have the distribution of the data.",
-        _math("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]"),
-        [
-            '<div class="pair">',
-            _figure(made, 10, "Drawn by <i>G</i> from noise."),
-            _figure(task.test.x[rng.permutation(len(task.test))[:60]], 10, "Real, and never seen in training."),
-            "</div>",
-            _figure(
-                run.model.walk(5, 16, generator=np.random.default_rng(1)),
-                16,
-                "Walks through the space of noise: each row goes from one code to another in equal steps.",
-            ),
-            _figure(
-                np.concatenate([few, nearest]),
-                12,
-                "Above, drawn by <i>G</i>; below, the nearest training picture to each. Were they equal, <i>G</i> would only "
-                "remember.",
-            ),
-            _growth(run),
-        ],
-    )
-
-
-def _vae(run: Run, scores: dict[str, float]) -> str:
-    task, rng = tasks.load(run.recipe), np.random.default_rng(7)
-    x = task.test.x[rng.permutation(len(task.test))]
-    walks = np.concatenate([run.model.interpolate(x[2 * i], x[2 * i + 1], 16) for i in range(5)])
-    return _section(
-        run,
-        scores,
-        "An encoder <i>q</i> gives each picture a cloud of codes; a decoder <i>p</i> turns a code into a picture. How likely "
-        "the model holds the data to be cannot be computed, but it is bounded from below: by how well a code restores its "
-        "picture, less what the code costs to say.",
-        _math("log p ( x ) ≥ 𝔼_{q(z∣x)} [ log p ( x ∣ z ) ] − KL ( q ( z ∣ x ) ‖ p ( z ) )")
-        + _math("z = μ ( x ) + σ ( x ) ⊙ ε ,   ε ∼ 𝒩 ( 0 , I )"),
-        [
-            _figure(
-                np.concatenate([x[:16], run.model.reconstruct(x[:16])]),
-                16,
-                "Above, real pictures never seen in training; below, through the code and back.",
-            ),
-            _figure(
-                walks,
-                16,
-                "Between two real pictures: the pictures on the straight line from the code of the first to that of the last.",
-            ),
-            _figure(runs.pictures(run, 80, 7), 20, "Drawn from the prior: a random code, decoded."),
-            _growth(run),
-        ],
-    )
-
-
-def _gpt(run: Run, scores: dict[str, float]) -> str:
-    tokenizer = run.tokenizer
-    prompt = "The " if all(c in tokenizer.characters for c in "The ") else None
-    written = [(f"temperature {t:g}", runs.texts(run, prompt, 360, seed=3, temperature=t)[0]) for t in (0.5, 0.8, 1.0)]
-    kept = [(step, path.read_text(encoding="utf-8", errors="replace")) for step, path in _spread(run, ".txt")]
-    grown = [(f"step {step:,}", text[:150]) for step, text in kept]
-    vocabulary = tokenizer.vocab_size
-    return _section(
-        run,
-        {**scores, "uniform": float(np.log(vocabulary))},
-        f"A text is a sequence of tokens, here {vocabulary} different characters, and its probability is the product of the "
-        "probabilities of each token given all before it. One network computes them all, by attention to what came earlier, "
-        "and a text is written by drawing one token after the other.",
-        _math("p ( t_1 , … , t_T ) = ∏__i p ( t_i ∣ t_1 , … , t_{i−1} )")
-        + _math("Attention ( Q , K , V ) = softmax ( Q K^⊤ / √d + M ) V"),
-        [
-            _texts(written, f"Written by the model, begun with “{_text(prompt)}”." if prompt else "Written by the model."),
-            _texts(grown, "On the way there.", narrow=True),
-        ],
-    )
-
-
-_SECTIONS = {"gan": _gan, "vae": _vae, "gpt": _gpt}
-
-
-def _section(run: Run, scores: dict[str, float], what: str, equations: str, figures: Iterable[str]) -> str:
-    r, rows = run.recipe, run.rows
+def _section(run: Run, scores: dict[str, float]) -> str:
+    r, family, rows, told = run.recipe, run.recipe.family, run.rows, runs.page(run)
     facts = (
         f"{run.model.num_parameters():,} parameters · {run.step:,} steps of {r.batch_size} · {_time(_seconds(run))} · "
         f"learned from {_text(r.data)}"
     )
-    curves = "".join(_curve(panel, rows) for panel in pictures.PANELS[r.family] if rows)
-    return f"""<section id="{r.family}">
-<h2>{_TITLES[r.family]}</h2>
-<p>{what}</p>
-<div class="equations">{equations}</div>
+    curves = "".join(_curve(panel, rows) for panel in family.curves if rows)
+    return f"""<section id="{_text(r.name)}">
+<h2>{_marked(family.title)}</h2>
+<p>{_marked(told.lead)}</p>
+<div class="equations">{"".join(map(_math, told.equations))}</div>
 <p class="facts">{facts}</p>
-{"".join(figures)}
+{"".join(map(_shown, told.figures))}
+{_GROWTH[family.makes](_spread(run, MEDIA[family.makes].suffix))}
 <div class="curves">{curves}</div>
-{_scores(scores)}
+{_scores(family, scores)}
 </section>
 """
 
 
-# name in the scores -> what it is called, whether more (1) or less (−1) is better, and what it tells
-_MEANING = {
-    "value": ("<i>V</i>(<i>D</i>, <i>G</i>)", 0, "−log 4 = −1.386 where <i>D</i> can tell nothing"),
-    "d_real": ("<i>D</i> of real pictures", 0, "mean probability of being real, on held-out pictures"),
-    "d_fake": ("<i>D</i> of generated ones", 0, "the same of what <i>G</i> draws"),
-    "elbo": ("ELBO", 1, "nats per held-out picture"),
-    "reconstruction": ("−log <i>p</i>(<i>x</i> | <i>z</i>)", -1, "nats: how well a code restores its picture"),
-    "kl": ("KL", 0, "nats: what the code costs to say"),
-    "nll": ("loss", -1, "nats per held-out token"),
-    "perplexity": ("perplexity", -1, "of how many equally likely tokens it is unsure"),
-    "bits_per_byte": ("bits per byte", -1, "of held-out text, as a compressor would need"),
-    "uniform": ("loss of guessing", 0, "nats per token, where all are held equally likely"),
-    "frechet_distance": ("Fréchet distance", -1, "between samples and held-out pictures, as Gaussians"),
-    "precision": ("precision", 1, "share of samples that lie among the data"),
-    "recall": ("recall", 1, "share of the data that lie among samples"),
-    "density": ("density", 1, "precision, less moved by outliers"),
-    "coverage": ("coverage", 1, "share of the data with a sample near by"),
-    "diversity": ("diversity", 0, "mean distance between two samples; near that of real data is good"),
-}
+def _marked(text: str) -> str:
+    """HTML of a text in which letters between asterisks are set in italics."""
+    return re.sub(r"\*(\w+)\*", r"<i>\1</i>", html.escape(text, quote=False))
 
 
-def _scores(scores: dict[str, float]) -> str:
+def _scores(family: Family, scores: dict[str, float]) -> str:
+    meanings = {score.key: score for score in family.meanings}
     real = {key for key in scores if key.endswith("_real") and key.removesuffix("_real") in scores}
     head = '<th scope="col">held-out score</th><th scope="col" class="n">model</th>'
     head += '<th scope="col" class="n">real data</th>' if real else ""
@@ -204,10 +102,13 @@ def _scores(scores: dict[str, float]) -> str:
     for key, value in scores.items():
         if key in real:
             continue
-        name, better, tells = _MEANING.get(key, (_text(key), 0, ""))
-        arrow = {1: " ↑", -1: " ↓", 0: ""}[better]
+        score = meanings.get(key, Score(key, key))
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[score.better]
         beside = f'<td class="n">{_number(scores[key + "_real"]) if key + "_real" in real else ""}</td>' if real else ""
-        body += f'<tr><th scope="row">{name}{arrow}</th><td class="n">{_number(value)}</td>{beside}<td>{tells}</td></tr>'
+        body += (
+            f'<tr><th scope="row">{_marked(score.name)}{arrow}</th><td class="n">{_number(value)}</td>{beside}'
+            f"<td>{_marked(score.tells)}</td></tr>"
+        )
     return f'<table class="scores"><thead><tr>{head}<th></th></tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -234,15 +135,33 @@ def _time(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _figure(x: np.ndarray, columns: int, caption: str) -> str:
-    sheet = pictures.grid(x, columns, scale=1)  # enlarged by the browser, pixel for pixel: the file stays small
-    image = _image(pictures.png(sheet), _plain(caption), ink=x.shape[1] == 1)
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+def _shown(figure: Pictures | Texts | tuple[Pictures | Texts, ...]) -> str:
+    """A figure, or those that stand side by side."""
+    if type(figure) is tuple:
+        return f'<div class="pair">{"".join(map(_shown, figure))}</div>'
+    return _FIGURES[type(figure)](figure)
 
 
-def _image(png: bytes, alt: str, *, ink: bool) -> str:
+def _pictures(figure: Pictures) -> str:
+    sheet = pictures.grid(figure.x, figure.columns, scale=1)  # enlarged by the browser, pixel for pixel: the file stays small
+    caption = _marked(figure.caption)
+    return f"<figure>{_image(pictures.png(sheet), _plain(caption))}<figcaption>{caption}</figcaption></figure>"
+
+
+def _texts(figure: Texts, *, narrow: bool = False) -> str:
+    blocks = "".join(
+        f"<div><h3>{_text(title)}</h3><pre>{html.escape(text.strip(chr(10)))}</pre></div>" for title, text in figure.texts
+    )
+    return f'<div class="texts{" narrow" * narrow}">{blocks}</div><p class="caption">{_marked(figure.caption)}</p>'
+
+
+_FIGURES: dict[type, Callable[[Any], str]] = {Pictures: _pictures, Texts: _texts}
+
+
+def _image(png: bytes, alt: str) -> str:
     """Grey pictures are shown as ink on the paper of the page, in its light and in its dark form."""
-    kind = ' class="ink"' if ink else ""
+    grey = png[25] == 0  # the colour type, in the header of a PNG file
+    kind = ' class="ink"' if grey else ""
     return f'<img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
@@ -258,24 +177,24 @@ def _spread(run: Run, suffix: str, n: int = 4) -> list[tuple[int, Path]]:
     return [kept[round(i)] for i in np.linspace(0, len(kept) - 1, min(n, len(kept)))]
 
 
-def _growth(run: Run) -> str:
-    ink = run.model.config.shape[0] == 1
-    kept = "".join(
-        f"<figure>{_image(path.read_bytes(), f'samples at step {step}', ink=ink)}"
-        f"<figcaption>step {step:,}</figcaption></figure>"
-        for step, path in _spread(run, ".png")
+def _grown_pictures(kept: list[tuple[int, Path]]) -> str:
+    figures = "".join(
+        f"<figure>{_image(path.read_bytes(), f'samples at step {step}')}<figcaption>step {step:,}</figcaption></figure>"
+        for step, path in kept
     )
-    return f'<div class="growth">{kept}</div><p class="caption">The same codes, as training went on.</p>'
+    return f'<div class="growth">{figures}</div><p class="caption">The same codes, as training went on.</p>'
 
 
-def _texts(texts: list[tuple[str, str]], caption: str, *, narrow: bool = False) -> str:
-    blocks = "".join(
-        f"<div><h3>{_text(title)}</h3><pre>{html.escape(text.strip(chr(10)))}</pre></div>" for title, text in texts
-    )
-    return f'<div class="texts{" narrow" * narrow}">{blocks}</div><p class="caption">{caption}</p>'
+def _grown_texts(kept: list[tuple[int, Path]]) -> str:
+    texts = [(f"step {step:,}", path.read_text(encoding="utf-8", errors="replace")[:150]) for step, path in kept]
+    return _texts(Texts(texts, "On the way there."), narrow=True)
 
 
-def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, height: int = 230) -> str:
+# what a family makes → how the samples that were kept on the way are shown
+_GROWTH: dict[str, Callable[[list[tuple[int, Path]]], str]] = {"pictures": _grown_pictures, "text": _grown_texts}
+
+
+def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: int = 230) -> str:
     """A panel as a drawing that takes its colours from the page."""
     left, right, top, bottom = 40, 20, 30, 34
     lines = [(line, *pictures.points(rows, line)) for line in panel.lines]
@@ -287,33 +206,33 @@ def _curve(panel: pictures.Panel, rows: list[dict[str, Any]], width: int = 420, 
     low, high = float(values.min()), float(np.quantile(values, 0.98))
     low, high = low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)
 
-    def place(step: float, value: float) -> tuple[float, float]:
+    def position(step: float, value: float) -> tuple[float, float]:
         share = (min(value, high) - low) / (high - low)
         return left + (width - left - right) * step / last, height - bottom - (height - top - bottom) * share
 
     drawn = []
     for value in _ticks(low, high):
-        y = place(0, value)[1]
+        y = position(0, value)[1]
         drawn.append(
             f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>'
             f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
         )
     for step in _ticks(0, last):
         drawn.append(
-            f'<text class="tick" x="{place(step, low)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">'
+            f'<text class="tick" x="{position(step, low)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">'
             f"{step:,.0f}</text>"
         )
     if panel.level:
-        drawn.append(f'<path class="level" d="M{left} {place(0, panel.level[0])[1]:.1f}H{width - right}"/>')
+        drawn.append(f'<path class="level" d="M{left} {position(0, panel.level[0])[1]:.1f}H{width - right}"/>')
     legend = []
     for i, (line, steps, y) in enumerate(lines):
         if not len(y):
             continue
-        path = "L".join("{:.1f} {:.1f}".format(*place(s, v)) for s, v in zip(steps, y, strict=True))
+        path = "L".join("{:.1f} {:.1f}".format(*position(s, v)) for s, v in zip(steps, y, strict=True))
         drawn.append(f'<path class="line c{i}" d="M{path}"/>')
         if line.held_out:
             drawn += [
-                '<circle class="c{}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>'.format(i, *place(s, v))
+                '<circle class="c{}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>'.format(i, *position(s, v))
                 for s, v in zip(steps, y, strict=True)
             ]
         legend.append(f'<span class="c{i}">{line.label}</span>')

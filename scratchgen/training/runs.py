@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scratchgen import random
-from scratchgen.text import Tokenizer
+from scratchgen import data, random
+from scratchgen.models.family import Draw, Page
 from scratchgen.training import divergence, recipes, tasks
 from scratchgen.training.divergence import Diverged
 from scratchgen.training.folder import CHECKPOINT, METRICS, load_checkpoint, of_this_version, read_metrics
-from scratchgen.training.loop import averaged
-from scratchgen.training.recipes import Recipe
+from scratchgen.training.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,59 +28,70 @@ class Run:
     recipe: Recipe
     step: int
     model: Any
-    tokenizer: Tokenizer | None
+    metadata: Any  # of its data, as the family reads them
     checksums: dict[str, str]  # of its data
+    table: Mapping[str, Recipe]  # that its recipe stands in
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The lines of its metrics."""
         return read_metrics(self.folder / METRICS)
 
+    @property
+    def draw(self) -> Draw:
+        """Samples of the model. Raises Diverged, OptionError, and what the family's `sample` raises."""
+        return divergence.drawing(self.recipe.family, self.model, self.metadata)
 
-def open_run(folder: str | Path, device: str = "cpu") -> Run:
-    """The run in a folder; its data are not needed.
+
+def open_run(folder: str | Path, device: str = "cpu", table: Mapping[str, Recipe] = RECIPES) -> Run:
+    """The run in a folder, of a recipe in the `table`; its data are not needed.
 
     Raises TrainingError: no run there, a damaged checkpoint, or one of another version.
     """
     folder = Path(folder)
     tree = load_checkpoint(folder / CHECKPOINT)
     with of_this_version(folder / CHECKPOINT):
-        recipe, step = recipes.from_json(tree["recipe"]), operator.index(tree["step"])
+        recipe, step = recipes.from_json(tree["recipe"], table), operator.index(tree["step"])
+        family = recipe.family
         with _unseen():
-            model = recipes.build(recipe, tree["given"]).to(device=device)
+            model = recipes.build(recipe, tree["decided"]).to(device=device)
         model.load_state_dict(tree["model"])
-        if tree["ema"]:
-            averaged(model).load_state_dict(tree["ema"], strict=False)  # parameters only: buffers have no average
-        tokenizer = Tokenizer.from_dict(tree["tokenizer"]) if tree["tokenizer"] else None
-        checksums = tasks.checksums(tree)
-    return Run(folder, recipe, step, model.eval(), tokenizer, checksums)
+        if tree["ema"]:  # parameters only: buffers have no average
+            recipes.averaged(recipe, model).load_state_dict(tree["ema"], strict=False)
+        metadata, checksums = family.read_metadata(tree["metadata"]), tasks.checksums(tree)
+    return Run(folder, recipe, step, model.eval(), metadata, checksums, table)
 
 
-def moved(run: Run, data: str) -> Run:
-    """The run, its data in another place: a name or path that `data.load` takes. They are compared when they are read."""
-    return dataclasses.replace(run, recipe=recipes.adjust(run.recipe, {"data": data}))
+def moved(run: Run, name_or_path: str) -> Run:
+    """The run with its data elsewhere: under a name or path that `data.load` takes. They are compared when they are read."""
+    return dataclasses.replace(run, recipe=recipes.adjust(run.recipe, {"data": name_or_path}))
 
 
-def pictures(run: Run, n: int, seed: int) -> np.ndarray:
-    """n pictures from a model of images.     → (n, C, H, W) in [0, 1]     Raises Diverged."""
+def samples(run: Run, n: int, seed: int, **options: Any) -> Any:
+    """n samples, by the options of the run's family. Raises Diverged, and what the family's `sample` raises."""
     with _told(run):
-        return tasks.make_pictures(run.model, n, np.random.default_rng(seed))
-
-
-def texts(run: Run, prompt: str | None, length: int, **rules: Any) -> list[str]:
-    """Texts from a model of text, by the `rules` of `tasks.continue_text`. Raises TokenError, Diverged."""
-    with _told(run):
-        return tasks.continue_text(run.model, run.tokenizer, prompt, length, **rules)
+        return run.draw(n, np.random.default_rng(seed), **options)
 
 
 def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: None) -> dict[str, float]:
-    """The family's metrics on held-out data; `say` receives a line about what there are too few data for.
+    """The family's scores on held-out data; `say` receives a line about what there are too few data for.
 
     Raises DataError or TrainingError where the data are gone or are not those the run was begun with; Diverged.
     """
-    task = tasks.load_again(run.recipe, run.folder, run.checksums)
+    task, family = tasks.load_again(run.recipe, run.folder, run.checksums, run.table), run.recipe.family
     with _unseen(seed), _told(run), np.errstate(all="ignore"):  # what overflows shows in the scores, which are looked at
-        return task.scores(run.model, seed, say)
+        found = run.model.evaluate(task.held_out())
+        divergence.check(found, family)
+        found |= family.scores(task, found, run.draw, np.random.default_rng(seed), say)
+        divergence.check(found, family)
+        return found
+
+
+def page(run: Run) -> Page:
+    """What the family shows of the run. Raises what `tasks.load` raises, and Diverged."""
+    task: data.Task = tasks.load(run.recipe, run.table)
+    with _told(run):
+        return run.recipe.family.page(run.model, run.metadata, task, run.draw)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,80 @@
+"""What a model can learn from: examples in batches, shuffled to learn from and in order to be scored on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Batch = tuple[Any, ...]  # of arrays that begin with the same number of rows, or None
+
+
+class Dataset(ABC):
+    """Examples of one kind. A new kind is a subclass: what loading, training, scoring and sampling need is all here."""
+
+    name: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """How many examples of what they are, for people to read: "1,438 images of 1×8×8"."""
+
+    @abstractmethod
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of steps start, start + 1, … without end; each is a pure function of the seed and the step."""
+
+    @abstractmethod
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """All examples once, in their order, or `limit` batches spread evenly over them."""
+
+    @abstractmethod
+    def contents(self) -> Iterable[np.ndarray]:
+        """Arrays that tell these examples from any others; their checksum is kept with a run."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What a sample needs to be made and read without the data, as JSON values: a tokenizer, the names of classes."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data to learn from and data held out, in batches of one size."""
+
+    train: Dataset
+    test: Dataset
+    batch_size: int
+    seed: int = 0
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches to learn from at steps start, start + 1, …"""
+        return self.train.batches(self.batch_size, seed=self.seed, start=start)
+
+    def held_out(self, limit: int | None = None) -> Iterator[Batch]:
+        """The held-out data in order, or `limit` batches spread evenly over them."""
+        return self.test.in_order(self.batch_size, limit)
+
+    @functools.cached_property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of what is learned from and of what is held out: a run goes on with the same data or not at all."""
+        return {"learned from": _sha256(self.train.contents()), "held out": _sha256(self.test.contents())}
+
+
+def spread(n: int, at_most: int | None) -> np.ndarray:
+    """The integers 0 … n − 1, or, where they are more than `at_most`, that many of them at equal distances."""
+    return np.arange(n) if at_most is None or n <= at_most else np.arange(at_most) * n // at_most
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,186 @@
+"""What a family of models says of itself, so that it can be trained, sampled from, scored and shown.
+
+Each file of models ends with one `Family`: plain data, and functions of arrays. Nobody who trains it guesses anything from
+the names of its attributes, and none of this knows files, progress bars or the command line. A model is a Module with
+
+    config                                  a frozen dataclass
+    optimizers()                            name -> optimiser
+    training_step(batch, optimizers)        one step on a batch; name -> loss
+    evaluate(batches)                       name -> score of held-out batches
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from scratchgen.data import Dataset, Task
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Curves and scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A curve over the steps: of a loss, or, under "test_…", of a held-out score."""
+
+    key: str  # of a loss that `training_step` returns, or "test_" and a score that `evaluate` returns
+    label: str
+    sign: int = 1  # −1 turns a bound that is raised into a loss that is lowered
+    held_out: bool = False
+
+
+class Panel(NamedTuple):
+    """Curves that share an axis."""
+
+    title: str
+    lines: tuple[Line, ...]
+    level: tuple[float, str] | None = None  # a value worth comparing with, and what it is
+
+
+class Score(NamedTuple):
+    """What a score is called and what it tells. Letters between asterisks, as in *V*, are set in italics."""
+
+    key: str
+    name: str
+    better: int = 0  # 1: more is better, −1: less is
+    tells: str = ""
+    exponential: bool = False  # e to the power of a loss in nats, which may be large before anything has diverged
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """A condition or a rule of sampling: a keyword of the family's `sample`, and an option of the command `sample`."""
+
+    name: str
+    kind: type  # int, float or str
+    what: str  # for people to read, with the default in brackets
+    metavar: str
+    expected: str = "a text"  # of its value, in the words of an error
+    least: float = 0
+    most: float = sys.float_info.max
+
+    def read(self, text: str) -> Any:
+        """The value that a text spells. Raises ValueError for any other."""
+        if self.kind is str:
+            return text
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = float("nan")
+        if not self.least <= value <= self.most:
+            raise ValueError(f"expected {self.expected}, got {text!r}")
+        return value
+
+
+class OptionError(ValueError):
+    """A family cannot sample with the value of an option; the message is one sentence."""
+
+
+class Draw(Protocol):
+    """`sample` of a model that is trained: n samples, looked at for what is no longer finite."""
+
+    def __call__(self, n: int, rng: np.random.Generator, **options: Any) -> Any: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Pictures(NamedTuple):
+    """Pictures (N, C, H, W) in [0, 1], side by side, row by row."""
+
+    x: np.ndarray
+    columns: int
+    caption: str
+
+
+class Texts(NamedTuple):
+    """Texts side by side, each under its title."""
+
+    texts: Sequence[tuple[str, str]]
+    caption: str
+
+
+class Page(NamedTuple):
+    """What the page of a run says and shows. Letters between asterisks, as in *G*, are set in italics."""
+
+    lead: str  # what the model is, in a few sentences
+    equations: tuple[str, ...]  # symbols parted by spaces: a_b and a_{bc} with subscripts, a^b, a__b with b under a
+    figures: Sequence[Pictures | Texts | tuple[Pictures | Texts, ...]] = ()  # a tuple of figures stands side by side
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The declaration
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _as_they_are(train: Any, test: Any, settings: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
+    return train, test
+
+
+def _some(task: Task, draw: Draw, rng: np.random.Generator) -> Any:
+    return draw(64, rng)
+
+
+def _no_more(task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One file of `scratchgen.models`. Raises ValueError where the declaration names what there is not.
+
+    Settings are those of a recipe's model: all fields of `config` but those that the data decide. The metadata are what
+    `read_metadata` makes of those of the data.
+    """
+
+    name: str
+    title: str
+    model: Callable[[Any], Any]  # config → a model
+    config: type
+    learns_from: type  # the kind of data that `data.load` must yield
+    decided: Mapping[str, Callable[[Any], Any]]  # field of the config -> what the data to learn from decide of it
+    makes: str  # "pictures" or "text": what a sample is, and so how it is checked, written and shown
+    sample: Callable[..., Any]  # (model, metadata, n, rng, **options) → n samples
+    prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Dataset, Dataset]] = _as_they_are  # (train, test, settings)
+    read_metadata: Callable[[Mapping[str, Any]], Any] = dict
+    rates: tuple[str, ...] = ("lr",)  # the settings that are learning rates: after a divergence, smaller ones are advised
+    averaged: str = ""  # the submodule whose weights are averaged, as samples come from it; "": the whole model
+    options: tuple[Option, ...] = ()  # that `sample` takes
+    many: int = 64  # samples, where nobody says how many
+    snapshot: Callable[[Task, Draw, np.random.Generator], Any] = _some  # the samples that are kept on the way
+    scores: Callable[..., dict[str, float]] = _no_more  # (task, those of `evaluate`, draw, rng, say) → more of them
+    meanings: tuple[Score, ...] = ()  # of `evaluate` and `scores`; others are shown under their keys
+    curves: tuple[Panel, ...] = ()
+    page: Callable[[Any, Any, Task, Draw], Page] = field(default=lambda model, metadata, task, draw: Page("", ()))
+
+    def __post_init__(self) -> None:
+        fields = {f.name for f in dataclasses.fields(self.config)}
+        for name in self.decided:
+            if name not in fields:
+                raise ValueError(f"family {self.name!r}: the data decide {name!r}, which is no field of its config.")
+        for name in self.rates:
+            if name not in self.settings:
+                raise ValueError(f"family {self.name!r}: its learning rate {name!r} is no setting of its config.")
+        parameters = inspect.signature(self.sample).parameters
+        for option in self.options:
+            if option.name not in parameters:
+                raise ValueError(f"family {self.name!r}: its option {option.name!r} is no keyword of its sample.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the config that can be set, with their defaults."""
+        return {f.name: f.default for f in dataclasses.fields(self.config) if f.name not in self.decided}
