@@ -8,11 +8,12 @@ vectors, since planes are counted through all images:
 
     for each block of L planes (n, c), L lanes:                                     threads share the blocks
         planes → canvas                                  L numbers for each pixel, in a border of zeros
-        y:  for each group of up to 8 pixels i:          sums in registers
-                for each tap t:   load w[t];   for each i:   y[i] += x[rows[i] + steps[t]] w[t]          `spread`
-        w̄:  for each group of up to 9 taps t:            sums in registers
-                for each pixel i: load ȳ[i];   for each t:   w̄[t] += x[rows[i] + steps[t]] ȳ[i]          `gather`
+        for each group of up to 9 taps t, whose w[t], or whose sums w̄[t], stay in registers:
+            for each pixel i:      for each t:   y[i] += x[rows[i] + steps[t]] w[t]                      `spread`
+                               or  for each t:   w̄[t] += x[rows[i] + steps[t]] ȳ[i]                      `gather`
         result → planes
+
+With stride 1 and long lines y and x̄ are quicker made without transposing planes: `depthwise_strips.py`.
 
 The tables `rows` and `steps` are those of `convolution_plans.py` for one channel, with a vector where these have an element;
 the gradient of x is made from ȳ by the phases of the backward plan.
@@ -20,8 +21,8 @@ the gradient of x is made from ȳ by the phases of the backward plan.
 Memory of one thread:    canvas (elements × L)  |  result, or ȳ (pixels × L)  |  sums (taps × L)
 Weights: (blocks, m, taps in the order of the plan, L). The lanes of block b belong to the channels (b L + lane) mod C, so the
 blocks repeat after lcm(C, L) / L of them.
-Numbers: 8 sums and their loads keep both of a core's multipliers busy, 4 cycles long each; 9 taps are those of a 3 × 3 kernel.
-The sums over CHUNK pixels are added in float64.
+Numbers: 9 taps are those of a 3 × 3 kernel, and the offsets of more would not fit the integer registers; 9 products keep both
+of a core's multipliers busy, each of which takes 4 cycles. The sums over CHUNK pixels are added in float64.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.cpu import jobs
+from kernels.cpu import depthwise_strips, jobs
 from kernels.cpu.build import INT, VOID, kernel
 from kernels.cpu.convolution_loops import PHASE_BYTES
 from kernels.cpu.convolution_plans import PHASE, Geometry, Plan, backward_plan, forward_plan, multiples
@@ -43,7 +44,7 @@ from kernels.cpu.jobs import Address, Offsets, launch, lines, part, portion, rea
 from kernels.cpu.simd import BITS, BYTES, I64, Vectors, call, lanes, scatter
 
 Array = np.ndarray
-PIXELS, TAPS = 8, 9  # sums in registers
+TAPS = 9  # at once
 CHUNK = 256  # pixels whose products are added in their own type
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,35 +89,34 @@ def _vector(vec: Vectors, table: Any, i: Any) -> Any:
 
 
 @intrinsic
-def _spread(typingctx: Any, taps: Any, x: Any, rows: Any, steps: Any, w: Any, y: Any, results: Any, n: Any, add: Any) -> Any:
-    """y[results[i]] (+)= Σ_{t < taps} x[rows[i] + steps[t]] ⊙ w[t] for i < n ≤ PIXELS, each a vector"""
+def _spread(typingctx: Any, count: Any, x: Any, rows: Any, steps: Any, w: Any, y: Any, results: Any, n: Any, add: Any) -> Any:
+    """y[results[i]] (+)= Σ_{t < n} x[rows[i] + steps[t]] ⊙ w[t] for i < count, n ≤ TAPS, each a vector"""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vec = Vectors(builder, context.get_value_type(signature.args[1].dtype))
-        taps, x, rows, steps, w, y, results, n, add = args
+        count, x, rows, steps, w, y, results, n, add = args
         x, rows, steps, w, y, results = (builder.bitcast(a, BYTES) for a in (x, rows, steps, w, y, results))
+        adding = builder.icmp_signed("!=", add, I64(0))
 
-        def emit(count: int) -> None:
-            pixels = [vec.at(x, _vector(vec, rows, I64(i))) for i in range(count)]
+        def emit(taps: int) -> None:
+            offsets = [_vector(vec, steps, I64(t)) for t in range(taps)]
+            weights = [vec.load(vec.at(w, t * vec.lanes * vec.itemsize)) for t in range(taps)]
 
-            def step(t: Any, sums: list) -> list:
-                offset, weight = _vector(vec, steps, t), vec.load(vec.at(w, builder.mul(t, I64(vec.lanes * vec.itemsize))))
-                return [vec.fma(vec.load(vec.at(pixel, offset)), weight, s) for pixel, s in zip(pixels, sums, strict=True)]
+            def step(i: Any, sums: list) -> list:
+                pixel, target = vec.at(x, _vector(vec, rows, i)), vec.at(y, _vector(vec, results, i))
+                edge = vec.splat(adding)  # where nothing is to be added, the target is not read
+                total = vec.load(target, edge)
+                for offset, weight in zip(offsets, weights, strict=True):
+                    total = vec.fma(vec.load(vec.at(pixel, offset)), weight, total)
+                vec.store(total, target)
+                return sums
 
-            sums = _repeat(vec, taps, [vec.zero] * count, step)
-            targets = [vec.at(y, _vector(vec, results, I64(i))) for i in range(count)]
-            with builder.if_else(builder.icmp_signed("!=", add, I64(0))) as (adding, setting):
-                with adding:
-                    for target, s in zip(targets, sums, strict=True):
-                        vec.store(builder.fadd(vec.load(target), s), target)
-                with setting:
-                    for target, s in zip(targets, sums, strict=True):
-                        vec.store(s, target)
+            _repeat(vec, count, [], step)
 
-        _by_count(builder, n, PIXELS, emit)
+        _by_count(builder, n, TAPS, emit)
         return context.get_dummy_value()
 
-    return types.void(taps, x, rows, steps, w, y, results, n, add), codegen
+    return types.void(count, x, rows, steps, w, y, results, n, add), codegen
 
 
 @intrinsic
@@ -151,9 +151,9 @@ def _spread_signature(element: Any) -> Any:
 
 
 @kernel(_spread_signature, callback=True)
-def spread(taps, x, rows, steps, w, y, results, n, add):
+def spread(count, x, rows, steps, w, y, results, n, add):
     """See `_spread`."""
-    _spread(taps, x, rows, steps, w, y, results, n, add)
+    _spread(count, x, rows, steps, w, y, results, n, add)
 
 
 def _gather_signature(element: Any) -> Any:
@@ -248,12 +248,11 @@ def correlate_planes(t, threads, where):
             for f in range(job.phase_count):
                 phase = read(job.phases + f * PHASE_BYTES, PHASE)
                 weights = job.weights + vector * ((b % job.weight_blocks * multiple + k) * job.taps + phase.first)
-                tiles = (phase.pixels + PIXELS - 1) // PIXELS
-                for q in range(tiles):
-                    first, last = portion(q, tiles, phase.pixels)
-                    of, to = (canvas, phase.rows + 8 * first, phase.steps), (results, phase.results + 8 * first)
-                    adding = np.int64(k >= result.multiple)
-                    call(tools.spread, (phase.depth, *of, weights, *to, last - first, adding))
+                for first in range(0, phase.depth, TAPS):
+                    of, to = (canvas, phase.rows, phase.steps + 8 * first), (results, phase.results)
+                    adding = np.int64(k >= result.multiple or first > 0)
+                    taps = min(TAPS, phase.depth - first)
+                    call(tools.spread, (phase.pixels, *of, weights + vector * first, *to, taps, adding))
             if result.multiple == multiple or k == multiple - 1:
                 to = result.start + item * (b * wide * result.multiple + k % result.multiple) * result.pixels
                 call(tools.scatter, (results, vector, to, job.offsets, result.pixels, count))
@@ -294,7 +293,7 @@ def weight_planes(t, threads, where):
     totals = job.totals + 8 * t * job.weight_blocks * multiple * taps * wide
     zero(canvas, vector * job.elements)
     begin, end = portion(t, threads, (job.planes + wide - 1) // wide)
-    chunks, groups = (grads.pixels + CHUNK - 1) // CHUNK, (taps + TAPS - 1) // TAPS
+    chunks = (grads.pixels + CHUNK - 1) // CHUNK
     for b in range(begin, end):
         count = min(wide, job.planes - b * wide)
         if count < wide:
@@ -307,11 +306,9 @@ def weight_planes(t, threads, where):
             call(tools.scatter, (of, item * multiple * grads.pixels, right, job.grad_pixels, count, grads.pixels))
             for c in range(chunks):
                 i0, i1 = portion(c, chunks, grads.pixels)
-                for q in range(groups):
-                    first, last = portion(q, groups, taps)
-                    tables = job.rows + 8 * i0, job.steps + 8 * first
-                    to = sums + vector * first
-                    call(tools.gather, (i1 - i0, canvas, *tables, right + vector * i0, to, last - first))
+                for first in range(0, taps, TAPS):
+                    tables, to = (job.rows + 8 * i0, job.steps + 8 * first), sums + vector * first
+                    call(tools.gather, (i1 - i0, canvas, *tables, right + vector * i0, to, min(TAPS, taps - first)))
                 into = totals + 8 * (b % job.weight_blocks * multiple + k) * taps * wide
                 call(tools.add, (into, sums, taps * wide))
 
@@ -344,7 +341,9 @@ def _packed(w: Array, channels: int, multiple: int, order: Array, wide: int) -> 
 
 
 def correlate(x: Array, w: Array, y: Array, g: Geometry, forward: bool, threads: int) -> Array:
-    """y from x by a plan: forward (N, C, …), (C m, 1, taps) → (N, C m, …), or backward."""
+    """y from x: forward (N, C, …), (C m, 1, taps) → (N, C m, …), or backward."""
+    if depthwise_strips.pays(g, g.counts if forward else g.size, x.itemsize):
+        return depthwise_strips.correlate(x, w, y, g, forward, threads)
     k, wide, multiple = tools(x.dtype.char), lanes(x.itemsize), g.outputs
     channels = len(w) // multiple
     plan, pixels = _tables(g, forward, wide)
