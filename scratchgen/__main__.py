@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -274,7 +275,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[:1].lower()}{message[1:].rstrip('.')}; see {self.prog} --help.")
 
 
-def _number(kind: type, least: float, says: str, most: float = sys.float_info.max) -> Callable[[str], Any]:
+def _reader(kind: type, least: float, says: str, most: float = sys.float_info.max) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             value = kind(text)
@@ -302,16 +303,19 @@ def _reads(option: Option) -> Callable[[str], Any]:
 def _options(table: Mapping[str, Recipe]) -> list[Option]:
     """The options that any family of the table declares. Raises UsageError where two families read one differently."""
     found: dict[str, Option] = {}
-    for recipe in table.values():
-        for option in recipe.family.options:
-            if found.setdefault(option.name, option) != option:
-                raise UsageError(f"{_flag(option.name)}: the families of the recipes declare it in different ways.")
+    for family in {recipe.family.name: recipe.family for recipe in table.values()}.values():
+        for option in family.options:
+            first = found.setdefault(option.name, option)
+            if dataclasses.replace(option, what=first.what, metavar=first.metavar) != first:
+                raise UsageError(f"{_flag(option.name)}: the families of the recipes read its value in different ways.")
+            if option.what not in first.what.split("; "):
+                found[option.name] = dataclasses.replace(first, what=f"{first.what}; {option.what}")
     return list(found.values())
 
 
-_natural = _number(int, 0, "a whole number of at least 0")
-_positive = _number(int, 1, "a whole number of at least 1")
-_many = _number(int, 1, "a whole number of at least 1 and at most 10000", 10_000)  # what one file of them can hold
+_natural = _reader(int, 0, "a whole number of at least 0")
+_positive = _reader(int, 1, "a whole number of at least 1")
+_many = _reader(int, 1, "a whole number of at least 1 and at most 10000", 10_000)  # what one file of them can hold
 
 
 def _path(text: str) -> str:
@@ -467,7 +471,7 @@ def _run(argv: list[str] | None, table: Mapping[str, Recipe] | None) -> int:
 def _open_streams() -> None:
     """Let what is printed be printed: to nowhere if the stream is closed, as "?" what a terminal lacks."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by who called; the number is taken, so that no file of ours gets it
+        if getattr(sys, name) is None:  # the caller closed it; its descriptor is taken here, so that no file of ours gets it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -51,15 +51,15 @@ def _apart(monkeypatch):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder with small runs of a vae and a gpt; tests leave them as they are."""
-    place = tmp_path_factory.mktemp("runs")
-    (place / "text.txt").write_text(TEXT)
+    top = tmp_path_factory.mktemp("runs")
+    (top / "text.txt").write_text(TEXT)
     state = random.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "curves", lambda panels, rows: b"")
-        train("vae", place / "vae", {**VAE, "steps": 4}, progress=False, say=quiet)
-        train("gpt", place / "gpt", {**GPT, "steps": 4, "data": str(place / "text.txt")}, progress=False, say=quiet)
+        train("vae", top / "vae", {**VAE, "steps": 4}, progress=False, say=quiet)
+        train("gpt", top / "gpt", {**GPT, "steps": 4, "data": str(top / "text.txt")}, progress=False, say=quiet)
     random.set_rng_state(state)
-    return place
+    return top
 
 
 def run(*words, shell=None, cwd=ROOT, **environment):
@@ -112,16 +112,16 @@ def test_a_link_is_followed_and_stays(tmp_path):
 
 
 def test_a_path_need_not_be_utf_8(tmp_path):
-    place = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
-    os.mkdir(place)
-    (Path(place) / "text.txt").write_text(TEXT)
-    changes = {**GPT, "steps": 2, "data": f"{place}/text.txt"}
-    train("gpt", f"{place}/run", changes, progress=False, say=quiet)
-    assert json.loads((Path(place) / "run" / "config.json").read_text(encoding="utf-8"))["recipe"]["data"] == changes["data"]
-    train("gpt", f"{place}/run", {"steps": 4}, resume=True, progress=False, say=quiet)
-    assert main(["eval", f"{place}/run"]) == 0 and open_run(f"{place}/run").step == 4
-    report.page(Path(place) / "index.html", [(open_run(f"{place}/run"), {})])
-    assert not list(Path(place).rglob("*.tmp"))
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(odd)
+    (Path(odd) / "text.txt").write_text(TEXT)
+    changes = {**GPT, "steps": 2, "data": f"{odd}/text.txt"}
+    train("gpt", f"{odd}/run", changes, progress=False, say=quiet)
+    assert json.loads((Path(odd) / "run" / "config.json").read_text(encoding="utf-8"))["recipe"]["data"] == changes["data"]
+    train("gpt", f"{odd}/run", {"steps": 4}, resume=True, progress=False, say=quiet)
+    assert main(["eval", f"{odd}/run"]) == 0 and open_run(f"{odd}/run").step == 4
+    report.page(Path(odd) / "index.html", [(open_run(f"{odd}/run"), {})])
+    assert not list(Path(odd).rglob("*.tmp"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,16 +161,16 @@ def test_a_checkpoint_of_another_version_gets_a_sentence(runs, tmp_path, capsys)
                 train(name, tmp_path, {"steps": 5}, resume=True, progress=False, say=quiet)
 
 
-def places(tree, path=()):
-    """The way to everything inside a tree."""
+def paths(tree, path=()):
+    """The path to everything inside a tree."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     for key, value in inside:
         yield (*path, key)
-        yield from places(value, (*path, key))
+        yield from paths(value, (*path, key))
 
 
 def replaced(tree, path, value):
-    """The tree with another value at that place, or, where the value is Ellipsis, without the place."""
+    """The tree with another value at that path, or, where the value is Ellipsis, without what is there."""
     inside = dict(tree) if isinstance(tree, dict) else dict(enumerate(tree))
     inside[path[0]] = value if len(path) == 1 else replaced(inside[path[0]], path[1:], value)
     inside = {key: value for key, value in inside.items() if value is not ...}
@@ -182,11 +182,11 @@ def test_a_checkpoint_with_anything_anywhere(name, runs, tmp_path):
     """Each of the crafted checkpoints is taken as it is, or refused in a sentence, by what samples and by what continues."""
     odd = [..., None, -1, 0, 3.5, "x", [], {}, True, np.zeros(2), float("nan"), (1, 2), {"a": 1}]
     tree = load_checkpoint(runs / name / "checkpoint.safetensors")
-    everywhere, rng, refused = list(places(tree)), np.random.default_rng() if DEEP else np.random.default_rng(4), 0
+    everywhere, rng, refused = list(paths(tree)), np.random.default_rng() if DEEP else np.random.default_rng(4), 0
     for _ in range(1000 if DEEP else 25):
         path, value = everywhere[rng.integers(len(everywhere))], odd[rng.integers(len(odd))]
         (tmp_path / "config.json").write_bytes((runs / name / "config.json").read_bytes())
-        for take in (open_run, lambda place: train(name, place, {"steps": 5}, resume=True, progress=False, say=quiet)):
+        for take in (open_run, lambda run: train(name, run, {"steps": 5}, resume=True, progress=False, say=quiet)):
             save_checkpoint(tmp_path / "checkpoint.safetensors", replaced(tree, path, value))
             try:
                 take(tmp_path)

@@ -186,11 +186,16 @@ def test_a_recipe_with_a_setting_that_its_family_lacks():
         dataclasses.replace(TABLE["toy"], model={"depth": 3})
 
 
-def test_an_option_that_two_families_read_differently(capsys):
-    other = dataclasses.replace(TOY, name="other", options=(Option("label", int, "the class to draw", "K"),))
-    table = {**TABLE, "other": dataclasses.replace(TABLE["toy"], name="other", family=other)}
-    assert main(["recipes"], table) == 2
-    assert "--label: the families of the recipes declare it in different ways" in capsys.readouterr().err
+def test_an_option_that_two_families_take_is_read_in_one_way(capsys):
+    def table(option):
+        other = dataclasses.replace(TOY, name="other", options=(option,))
+        return {**TABLE, "other": dataclasses.replace(TABLE["toy"], name="other", family=other)}
+
+    assert main(["recipes"], table(Option("label", int, "the class to draw", "K"))) == 2
+    assert "--label: the families of the recipes read its value in different ways" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"], table(Option("label", str, "the class of the picture", "NAME")))
+    assert "--label K the class to draw; the class of the picture" in " ".join(capsys.readouterr().out.split())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Data flows one way: a module imports only from rooms above its own, found by reading its imports.
+"""Data flows one way: a module imports only from layers above its own, found by reading its imports.
 
-ROOMS is the table of the house, what knows least first. Rooms in one row do not know each other.
+LAYERS lists them, those that know least first. Layers of one row do not know each other.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = [
+LAYERS = [
     {"kernels"},
     {"scratchgen.replay", "scratchgen.startup"},
     {"scratchgen._kernels"},
@@ -29,9 +29,9 @@ ROOMS = [
     {"scratchgen.training", "scratchgen.catalog"},
     {"scratchgen.__main__"},
 ]
-ROW = {room: i for i, row in enumerate(ROOMS) for room in row}
+ROW = {layer: i for i, row in enumerate(LAYERS) for layer in row}
 
-# Libraries beside NumPy and Python's own, and the rooms that may use them: inside a function, when first wanted.
+# Libraries beside NumPy and Python's own, and the layers that may use them: inside a function, when first wanted.
 LIBRARIES = {
     "numba": {"kernels", "scratchgen.device"},
     "llvmlite": {"kernels"},
@@ -59,10 +59,10 @@ MODULES = {name_of(path): path for top in ("scratchgen", "kernels") for path in 
 PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def room_of(module):
+def layer_of(module):
     """The longest name in the table that the module's name begins with."""
     return max(
-        (room for room in ROW if module == room or (module.startswith(room + ".") and room != "scratchgen")),
+        (layer for layer in ROW if module == layer or (module.startswith(layer + ".") and layer != "scratchgen")),
         key=len,
         default=None,
     )
@@ -93,15 +93,15 @@ def imports(source, module):
 
 def violations(module, source):
     """What the module imports and must not."""
-    room = room_of(module)
+    layer = layer_of(module)
     for found, at_once in imports(source, module):
         top = found.partition(".")[0]
         if top in ("scratchgen", "kernels"):
-            other = room_of(found)
-            if other != room and ROW[other] >= ROW[room]:
+            other = layer_of(found)
+            if other != layer and ROW[other] >= ROW[layer]:
                 yield f"{module} imports {found}, which is not above it"
         elif top in LIBRARIES:
-            if room not in LIBRARIES[top]:
+            if layer not in LIBRARIES[top]:
                 yield f"{module} imports {top}, which only {', '.join(sorted(LIBRARIES[top]))} may"
             elif at_once and top not in sys.stdlib_module_names and not module.startswith(COMPILED):
                 yield f"{module} imports {top} at once, not when it is first wanted"
@@ -111,12 +111,12 @@ def violations(module, source):
 
 @pytest.mark.parametrize("module", list(MODULES))
 def test_data_flows_one_way(module):
-    assert room_of(module), f"{module} stands in no room of the table"
+    assert layer_of(module), f"{module} stands in no layer of the table"
     assert not list(violations(module, MODULES[module].read_text()))
 
 
-def test_every_room_that_is_built_is_in_the_house():
-    built = {room_of(module) for module in MODULES}
+def test_every_layer_of_the_table_is_there():
+    built = {layer_of(module) for module in MODULES}
     planned = {"scratchgen.graph"}
     assert set(ROW) - built <= planned
 

@@ -62,8 +62,8 @@ def draw(folder, n, first=0):
 
 def command(name, *words, data=None, steps=10, **changes):
     settings = [w for k, v in {**TINY[name], **changes}.items() for w in ("--set", f"{k}={v}")]
-    place = data or ("text.txt" if name == "gpt" else "pictures")
-    return ["train", name, "--quiet", "--steps", str(steps), "--data", place, *settings, *words]
+    path = data or ("text.txt" if name == "gpt" else "pictures")
+    return ["train", name, "--quiet", "--steps", str(steps), "--data", path, *settings, *words]
 
 
 def sentence(capsys):
@@ -390,19 +390,19 @@ def test_eval_of_many_pictures_held_out_and_few_to_learn_from(here, capsys):
 
 @pytest.mark.parametrize("name", ["gpt", "vae"])
 def test_moved_data_are_known_by_their_checksum(name, here, capsys):
-    place = {"gpt": "text.txt", "vae": "pictures"}[name]
+    path = {"gpt": "text.txt", "vae": "pictures"}[name]
     even = {"final": 1, "warmup": 0}  # a learning rate that does not depend on the number of steps
     assert main(command(name, "--out", "whole", steps=12, **even)) == 0
     assert main(command(name, "--out", "run", **even)) == 0 == main(["eval", "run", "--json"])
     scores = capsys.readouterr().out.partition("{")[2]
     Path("elsewhere").mkdir()
-    Path(place).rename(f"elsewhere/{place}")
+    Path(path).rename(f"elsewhere/{path}")
     before = files("run")
 
     for words in (["train", name, "--resume", "--out", "run", "--steps", "12"], ["eval", "run"]):
         assert main(words) == 2
-        assert re.search(rf"^scratchgen: run: its data are no longer at .*{place}; tell .*\(--data\)\.$", sentence(capsys))
-    assert main(["eval", "run", "--json", "--data", f"elsewhere/{place}"]) == 0
+        assert re.search(rf"^scratchgen: run: its data are no longer at .*{path}; tell .*\(--data\)\.$", sentence(capsys))
+    assert main(["eval", "run", "--json", "--data", f"elsewhere/{path}"]) == 0
     assert capsys.readouterr().out.partition('"step"')[2] == scores.partition('"step"')[2]
 
     other = {"gpt": "other.txt", "vae": "other"}[name]
@@ -413,16 +413,16 @@ def test_moved_data_are_known_by_their_checksum(name, here, capsys):
         assert re.search(rf"run: the data in .*{other} are not those the run was begun with", sentence(capsys))
     assert files("run") == before
 
-    # a moved run ends as one that stayed: all but the place itself is the same to the bit
-    assert main(["train", name, "--resume", "--out", "run", "--steps", "12", "--data", f"elsewhere/{place}"]) == 0
+    # a moved run ends as one that stayed: all but the path itself is the same to the bit
+    assert main(["train", name, "--resume", "--out", "run", "--steps", "12", "--data", f"elsewhere/{path}"]) == 0
     moved, stayed = (load_checkpoint(Path(f, "checkpoint.safetensors")) for f in ("run", "whole"))
-    assert moved["recipe"].pop("data") == str(here / "elsewhere" / place) != stayed["recipe"].pop("data")
+    assert moved["recipe"].pop("data") == str(here / "elsewhere" / path) != stayed["recipe"].pop("data")
     assert moved.pop("model").keys() == (weights := stayed.pop("model")).keys() and moved["recipe"] == stayed["recipe"]
     run = open_run("run").model.state_dict()
     for key, array in weights.items():
         np.testing.assert_array_equal(run[key].numpy(), array)
     assert moved["random"] == stayed["random"] and moved["checksums"] == stayed["checksums"]
-    assert main(["train", name, "--resume", "--out", "run", "--steps", "14"]) == 0, "the new place is remembered"
+    assert main(["train", name, "--resume", "--out", "run", "--steps", "14"]) == 0, "the new path is remembered"
     assert main(["eval", "run"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers give back what they were given; sampling rules draw from the distribution they state."""
+"""Tokenizers decode what they encoded; sampling rules draw from the distribution they state."""
 
 import json
 

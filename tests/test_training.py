@@ -413,7 +413,7 @@ def test_settings_that_are_refused(name, changes, words):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_shows_each_image_in_its_place():
+def test_a_grid_shows_each_image_in_its_row_and_column():
     x = np.linspace(0, 1, 5 * 3 * 2 * 4, dtype=np.float32).reshape(5, 3, 2, 4)
     sheet = pictures.grid(x, 2, scale=3, gap=1)
     assert sheet.shape == ((3 * 3 + 1) * 3, (2 * 5 + 1) * 3, 3)

@@ -162,7 +162,8 @@ class Family:
     options: tuple[Option, ...] = ()  # that `sample` takes
     many: int = 64  # samples, where nobody says how many
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] = _some  # the samples that are kept on the way
-    scores: Callable[..., dict[str, float]] = _no_more  # (task, those of `evaluate`, draw, rng, say) → more of them
+    # (task, those of `evaluate`, draw, rng, say) → more of them; "…_real" is the same score, of real data
+    scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable], dict[str, float]] = _no_more
     meanings: tuple[Score, ...] = ()  # of `evaluate` and `scores`; others are shown under their keys
     curves: tuple[Panel, ...] = ()
     page: Callable[[Any, Any, Task, Draw], Page] = field(default=lambda model, metadata, task, draw: Page("", ()))

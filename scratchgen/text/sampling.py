@@ -19,7 +19,7 @@ def probabilities(
         A without top_k, top_p    all tokens
         top_k                     the k tokens of largest z
         top_p                     the fewest tokens, largest first, whose probability is at least top_p
-                                  (given the temperature, and given top_k where both are set)
+                                  (at that temperature, and among the top_k where both are set)
         τ → 0                     all of p on the first largest z, which is argmax
 
     Of equal logits the one with the lower id counts as the larger, so A has exactly k members.

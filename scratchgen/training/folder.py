@@ -6,7 +6,7 @@
     curves.png              the metrics as a picture
     checkpoint.safetensors  everything the next step depends on
 
-Every file but the metrics is written beside its place and then moved there, so a name always means a whole file. The
+Every file but the metrics is written under another name and then renamed, so its name always means a whole file. The
 checkpoint of a step is written last, after all that belongs to the step is safe on disk: it is the commit. Whatever
 was written after it is written again, with the same content, by the run that continues from it.
 

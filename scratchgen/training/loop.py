@@ -1,7 +1,7 @@
 """The loop: one for all recipes.
 
-A step is a function of the state (weights, optimisers, average, random generator) and of its number, which decides the
-batch and the learning rate. The state is what a checkpoint holds, so a run that was interrupted, however and whenever,
+A step is a function of the state (weights, optimisers, average, random generator) and of how many came before, which decides
+the batch and the learning rate. The state is what a checkpoint holds, so a run that was interrupted, however and whenever,
 ends bit for bit where it would have ended: checkpoints and samples are equal files, and metrics.jsonl differs only in
 the seconds it tells.
 """
@@ -180,7 +180,7 @@ def _machines(folder: Path, step: int, now: dict[str, Any], say: Callable[[str],
 
 def _config(state: State, machines: list[dict[str, Any]]) -> str:
     content = {
-        "scratchgen": getattr(scratchgen, "__version__", ""),
+        "scratchgen": scratchgen.__version__,
         "recipe": recipes.to_json(state.recipe),
         "model": dataclasses.asdict(state.model.config),
         "parameters": state.model.num_parameters(),
@@ -362,16 +362,16 @@ def _signals() -> Iterator[list[int]]:
     before: dict[int, Any] = {}
 
     def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
-    def note(number: int, _: Any) -> None:
-        received.append(number)
+    def note(signum: int, _: Any) -> None:
+        received.append(signum)
         restore()
 
     if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, note)
     try:
         yield received
     finally:

@@ -104,9 +104,9 @@ def _scores(family: Family, scores: dict[str, float]) -> str:
             continue
         score = meanings.get(key, Score(key, key))
         arrow = {1: " ↑", -1: " ↓", 0: ""}[score.better]
-        beside = f'<td class="n">{_number(scores[key + "_real"]) if key + "_real" in real else ""}</td>' if real else ""
+        beside = f'<td class="n">{_rounded(scores[key + "_real"]) if key + "_real" in real else ""}</td>' if real else ""
         body += (
-            f'<tr><th scope="row">{_marked(score.name)}{arrow}</th><td class="n">{_number(value)}</td>{beside}'
+            f'<tr><th scope="row">{_marked(score.name)}{arrow}</th><td class="n">{_rounded(value)}</td>{beside}'
             f"<td>{_marked(score.tells)}</td></tr>"
         )
     return f'<table class="scores"><thead><tr>{head}<th></th></tr></thead><tbody>{body}</tbody></table>'
@@ -116,7 +116,7 @@ def _text(text: Any) -> str:
     return html.escape(Path(text).name if os.sep in str(text) else str(text))
 
 
-def _number(value: float) -> str:
+def _rounded(value: float) -> str:
     return f"{value:#.3g}".rstrip(".").replace("-", "−")
 
 
