@@ -647,6 +647,14 @@ def self_attention(qkv, dropout_p=0.0, is_causal=False, scale=None):
 REFERENCES["attention"] = lambda q, k, v, mask, causal, scale: attention_(q, k, v, mask, 0.0, causal, scale)
 
 
+def _kernel(mode, v):
+    """What a neighbour at the distance v weighs"""
+    v = abs(v)
+    if mode != "bicubic":
+        return max(1 - v, 0.0)
+    return 1.25 * v**3 - 2.25 * v**2 + 1 if v <= 1 else -0.75 * (v**3 - 5 * v**2 + 8 * v - 4) if v < 2 else 0.0
+
+
 @reference()
 def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None):
     n = x.ndim - 2
@@ -657,14 +665,17 @@ def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=N
         ratio = old / new if s is None or recompute_scale_factor else 1 / s
         parts = []
         for i in range(new):
-            if mode == "nearest":
-                at = float(min(floor(i * ratio), old - 1))
-            elif align_corners:
-                at = i * (old - 1) / (new - 1) if new > 1 else 0.0
+            if mode == "area":
+                cells = range(i * old // new, ceil((i + 1) * old / new))
+                weights = {j: 1 / len(cells) for j in cells}
+            elif mode.startswith("nearest"):
+                weights = {min(floor((i + (mode == "nearest-exact") / 2) * ratio), old - 1): 1.0}
             else:
-                at = max((i + 0.5) * ratio - 0.5, 0.0)
-            low = floor(at)
-            parts.append((1 - at + low) * np.take(x, low, 2 + d) + (at - low) * np.take(x, min(low + 1, old - 1), 2 + d))
+                at = (i + 0.5) * ratio - 0.5
+                if align_corners:
+                    at = i * (old - 1) / (new - 1) if new > 1 else 0.0
+                weights = {j: _kernel(mode, at - j) for j in range(floor(at) - 1, floor(at) + 3)}
+            parts.append(sum(w * np.take(x, min(max(j, 0), old - 1), 2 + d) for j, w in weights.items()))
         x = np.stack(parts, 2 + d)
     return x
 

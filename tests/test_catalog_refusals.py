@@ -227,7 +227,19 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
         "interpolate, mode",
         lambda: F.interpolate(image, 2, mode="cubic"),
         ValueError,
-        "interpolate: expected mode 'nearest' or 'bilinear'",
+        "interpolate: expected mode 'nearest', 'nearest-exact', 'bilinear', 'bicubic' or 'area' for shape",
+    ),
+    (
+        "interpolate, align_corners",
+        lambda: F.interpolate(image, 2, mode="area", align_corners=True),
+        ValueError,
+        "interpolate: align_corners goes with 'bilinear' and 'bicubic', not with 'area'",
+    ),
+    (
+        "interpolate, shape",
+        lambda: F.interpolate(x23, 2),
+        ValueError,
+        "interpolate: expected an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W), got (2, 3)",
     ),
     ("pixel_shuffle", lambda: F.pixel_shuffle(image, 2), ValueError, "pixel_shuffle: expected an input (…, C · 2², H, W)"),
     (

@@ -425,8 +425,8 @@ class Upsample(Module):
         super().__init__()
         if (size is None) == (scale_factor is None):
             raise ValueError("Upsample: expected size or scale_factor, and not both")
-        if mode not in ("nearest", "linear", "bilinear"):
-            raise ValueError(f"Upsample: expected mode 'nearest', 'linear' or 'bilinear', got {mode!r}")
+        if mode not in ("nearest", "linear", "bilinear", "bicubic", "trilinear"):
+            raise ValueError(f"Upsample: expected mode 'nearest', 'linear', 'bilinear', 'bicubic' or 'trilinear', got {mode!r}")
         self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
         self.recompute_scale_factor = recompute_scale_factor
 

@@ -449,9 +449,15 @@ class NearestGrad(Function):
         return Nearest.apply(dx, rows=self.rows, columns=self.columns)
 
 
-def nearest(input: Tensor, *places: np.ndarray) -> Tensor:
-    """The node behind `functional.interpolate`: for each spatial dimension, the places of x that y is made of, not falling."""
-    if len(places) == 1:  # a sequence is an image of height 1
-        return nearest(input.unsqueeze(2), np.zeros(1, np.int64), *places).squeeze(2)
-    rows, columns = (devices.beside(i, input.data) for i in places)
+def nearest(input: Tensor, *indices: np.ndarray) -> Tensor:
+    """The node behind `functional.interpolate`: for each spatial dimension, the indices of x that y takes, not falling."""
+    if len(indices) == 1:  # a sequence is an image of height 1
+        return nearest(input.unsqueeze(2), np.zeros(1, np.int64), *indices).squeeze(2)
+    if len(indices) == 3:  # a volume is an image for each of its planes, and then one with these as rows
+        n, c, depth, h, w = input.shape
+        planes = nearest(input.reshape(n, c * depth, h, w), *indices[1:])
+        h, w = planes.shape[2:]
+        y = nearest(planes.reshape(n, c, depth, h * w), indices[0], np.arange(h * w))
+        return y.reshape(n, c, len(indices[0]), h, w)
+    rows, columns = (devices.beside(i, input.data) for i in indices)
     return Nearest.apply(input, rows=rows, columns=columns)

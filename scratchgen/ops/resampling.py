@@ -15,6 +15,9 @@ from scratchgen.ops.convolution import Size, nearest, sizes
 from scratchgen.ops.operands import as_tensor, floating
 from scratchgen.tensors import Tensor, constant
 
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by spatial dimensions
+SHARPNESS = -0.75  # a of the cubic kernel
+
 
 def interpolate(
     input: Any,
@@ -24,23 +27,34 @@ def interpolate(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
 ) -> Tensor:
-    """Images (N, C, H, W), or sequences (N, C, L), at another size: `size`, or `scale_factor` times the old one.
+    r"""Sequences (N, C, L), images (N, C, H, W) or volumes (N, C, D, H, W) at another size: n → m along each dimension.
 
-    The scale s is `scale_factor`, or, where only the size is given or `recompute_scale_factor` is True, the ratio of sizes.
+    Sizes m are `size`, or ⌊n · `scale_factor`⌋. The scale s is `scale_factor`, or, where only the size is given or
+    `recompute_scale_factor` is True, m / n.
 
-    "nearest": y_i = x_⌊i/s⌋.  "linear" / "bilinear": along each dimension y_i = (1 − t) x_l + t x_{l+1}, l + t being
-    (i + ½)/s − ½, held between 0 and n − 1 (i (n−1)/(m−1) with `align_corners`).
+        "nearest"           y_i = x_⌊i/s⌋
+        "nearest-exact"     y_i = x_⌊(i + ½)/s⌋
+        "linear"            y_i = Σ_j k(u_i − j) x_j,   k(v) = 1 − |v|, 0 beyond 1         sequences
+        "bilinear"          the same along both dimensions                               images
+        "trilinear"         and along all three                                          volumes
+        "bicubic"           k(v) = (a + 2)|v|³ − (a + 3)|v|² + 1                for |v| ≤ 1,      images
+                                   a|v|³ − 5a|v|² + 8a|v| − 4a                 for 1 ≤ |v| < 2,  a = −¾
+        "area"              the mean of each of m cells, as `adaptive_avg_pool2d`
+
+    u_i = (i + ½)/s − ½, or i (n − 1)/(m − 1) with `align_corners`. An x_j outside of x is the nearest inside.
+    Raises ValueError for a mode that does not go with the shape, and for align_corners with a mode that has no u_i.
+    Source: Keys 1981, "Cubic convolution interpolation for digital image processing", equation 4 for a; PyTorch's coordinates.
     """
-    x = as_tensor(input) if mode == "nearest" else floating("interpolate", input)
+    x = as_tensor(input) if mode.startswith("nearest") else floating("interpolate", input)
     n = x.ndim - 2
-    if n not in (1, 2):
-        raise ValueError(f"interpolate: expected an input of shape (N, C, L) or (N, C, H, W), got {x.shape}")
-    if mode not in ("nearest", ("linear", "bilinear")[n - 1]):
-        raise ValueError(
-            f"interpolate: expected mode 'nearest' or {('linear', 'bilinear')[n - 1]!r} for shape {x.shape}, got {mode!r}"
-        )
-    if align_corners and mode == "nearest":
-        raise ValueError("interpolate: align_corners goes with linear modes, not with 'nearest'")
+    if n not in LINEAR:
+        raise ValueError(f"interpolate: expected an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W), got {x.shape}")
+    between = (LINEAR[n], "bicubic") if n == 2 else (LINEAR[n],)
+    if mode not in ("nearest", "nearest-exact", "area", *between):
+        modes = ", ".join(map(repr, ("nearest", "nearest-exact", *between)))
+        raise ValueError(f"interpolate: expected mode {modes} or 'area' for shape {x.shape}, got {mode!r}")
+    if align_corners and mode not in between:
+        raise ValueError(f"interpolate: align_corners goes with {' and '.join(map(repr, between))}, not with {mode!r}")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate: expected size or scale_factor, and not both")
     if size is not None and recompute_scale_factor:
@@ -55,41 +69,62 @@ def interpolate(
         scales = (None,) * n if recompute_scale_factor else scales
     if 0 in out or 0 in x.shape[2:]:
         raise ValueError(f"interpolate: expected lengths of at least 1, got {x.shape[2:]} to become {out}")
-    if mode == "nearest":
-        places = [_nearest(n, m, s, x.dtype) for n, m, s in zip(x.shape[2:], out, scales, strict=True)]
-        return nearest(x, *places)
-    for d, (m, s) in enumerate(zip(out, scales, strict=True), start=2):
-        x = _resized(x, d, m, s, bool(align_corners))
+    if mode.startswith("nearest"):
+        shift = 0.5 if mode == "nearest-exact" else 0.0
+        return nearest(x, *[_nearest(*sizes_, shift, x.dtype) for sizes_ in zip(x.shape[2:], out, scales, strict=True)])
+    for dim, (m, s) in enumerate(zip(out, scales, strict=True), start=2):
+        if mode == "area":
+            x = _pooled(x, dim, m)
+        else:
+            x = _weighted(x, dim, *(_cubic if mode == "bicubic" else _linear)(x.shape[dim], m, s, bool(align_corners)))
     return x
 
 
-def _nearest(n: int, m: int, scale: float | None, dtype: np.dtype) -> np.ndarray:
-    """⌊i/s⌋ for i < m, places in a length n.     (m)"""
-    if scale is not None and scale == int(scale):
-        return np.arange(m) // int(scale)
+def _nearest(n: int, m: int, scale: float | None, shift: float, dtype: np.dtype) -> np.ndarray:
+    """⌊(i + shift)/s⌋ for i < m, indices in a length n.     (m)"""
+    if scale is not None and scale == int(scale) and not shift:
+        return (np.arange(m) // int(scale)).clip(0, n - 1)
     step = np.asarray(n / m if scale is None else 1 / scale, np.float64 if dtype == np.float64 else np.float32)
-    at = np.floor(np.arange(m, dtype=step.dtype) * step).astype(np.int64)  # rounded as in PyTorch, which may decide
-    return at.clip(0, n - 1)
+    at = np.floor((np.arange(m, dtype=step.dtype) + step.dtype.type(shift)) * step)  # rounded as in PyTorch, which may decide
+    return at.astype(np.int64).clip(0, n - 1)
 
 
-def _resized(x: Tensor, dim: int, m: int, scale: float | None, align_corners: bool) -> Tensor:
-    """One dimension of x brought to length m by linear interpolation: y_i = (1 − t_i) x_{l_i} + t_i x_{l_i + 1}."""
-    n = x.shape[dim]
-    if m == n:
-        return x
+def _coordinates(n: int, m: int, scale: float | None, align_corners: bool) -> np.ndarray:
+    """u_i for i < m.     (m)"""
     if align_corners:
-        at = np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0)
-    else:
-        at = (np.arange(m) + 0.5) * (n / m if scale is None else 1 / scale) - 0.5
-    at = at.clip(0, n - 1)
+        return np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0)
+    return (np.arange(m) + 0.5) * (n / m if scale is None else 1 / scale) - 0.5
+
+
+def _linear(n: int, m: int, scale: float | None, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The two neighbours of u_i, held between 0 and n − 1, and their weights.     (2, m), (2, m)"""
+    at = np.arange(m) if m == n else _coordinates(n, m, scale, align_corners).clip(0, n - 1)
     low = np.floor(at).astype(np.int64)
-    t = (at - low).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    alone = t == 0  # then the second neighbour, which may be NaN or not there, is not read
-    rows = x.movedim(dim, 0)
-    low, t, alone, high = (devices.beside(a, x.data) for a in (low, t, alone, (low + 1).clip(0, n - 1)))
-    second = rows[high] * constant(t)
-    y = rows[low] * constant(1 - t) + where(constant(alone), 0.0, second)
-    return y.movedim(0, dim)
+    t = at - low
+    return np.stack([low, (low + 1).clip(0, n - 1)]), np.stack([1 - t, t])
+
+
+def _cubic(n: int, m: int, scale: float | None, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The four neighbours of u_i and their weights.     (4, m), (4, m)"""
+    at, a = _coordinates(n, m, scale, align_corners), SHARPNESS
+    neighbours = np.floor(at).astype(np.int64) + np.arange(-1, 3)[:, None]
+    v = np.abs(at - neighbours)
+    near, far = ((a + 2) * v - (a + 3)) * v * v + 1, ((v - 5) * v + 8) * a * v - 4 * a
+    return neighbours.clip(0, n - 1), np.where(v <= 1, near, far)
+
+
+def _weighted(x: Tensor, dim: int, neighbours: np.ndarray, weights: np.ndarray) -> Tensor:
+    """y_i = Σ_k weights_ki x_{neighbours_ki} along `dim`. Where a weight is 0, its neighbour, which may be NaN, is not read."""
+    total, rows = None, x.movedim(dim, 0)
+    for index, weight in zip(neighbours, weights.astype(x.dtype), strict=True):
+        weight = weight.reshape(-1, *[1] * (x.ndim - 1))
+        index, factor, none = (devices.beside(a, x.data) for a in (index, weight, weight == 0))
+        neighbour = rows[index]
+        if not weight.all():
+            neighbour = where(constant(none), 0.0, neighbour)
+        term = neighbour * constant(factor)
+        total = term if total is None else total + term
+    return total.movedim(0, dim)
 
 
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
