@@ -531,7 +531,7 @@ ONES = tensor(np.ones((3, 1, 4), np.float32))
     (lambda: nn.Hardtanh(1, 1), "min_val < max_val"),
     (lambda: nn.MSELoss(reduction="max"), "MSELoss: expected reduction 'mean', 'sum', 'none', got 'max'"),
     (lambda: nn.Upsample(), "size or scale_factor"),
-    (lambda: nn.Upsample(2, mode="cubic"), "mode 'nearest', 'linear' or 'bilinear'"),
+    (lambda: nn.Upsample(2, mode="cubic"), "mode 'nearest', 'linear', 'bilinear', 'bicubic' or 'trilinear'"),
     (lambda: nn.MaxPool2d(2, padding=2), "at most half the window"),
     (lambda: nn.Unflatten(1, (2, 3))(tensor(np.ones((2, 5)))), r"dimension 1 to hold \(2, 3\), got shape \(2, 5\)"),
     (lambda: nn.MultiheadAttention(6, 4), "num_heads to divide embed_dim 6, got 4"),
