@@ -5,12 +5,18 @@ The bits of a run are decided by
     the recipe                its settings, `seed` among them
     the data                  known by their checksums
     the device                cpu or cuda
-    the kernels               reference or cpu, and of the latter how many threads share the work, and how wide its vectors are
+    the kernels               reference or cpu; of the latter, how many threads share the work and how wide its vectors are;
+                              on a GPU, whether products round their factors to TF32
     the machine               the processor and the versions of Python's libraries, which are not recorded
 
-From the one seed come the split of data that have none of their own, the first weights, the order of the batches, the noise of
-each step and the samples on the way; a batch depends on the seed and its step alone, and all other noise on the library's
-generator, whose state a checkpoint holds.
+All that is random comes from the one seed of the recipe:
+
+    the split                 of data that have none of their own: from the seed
+    batch k                   from the seed and k alone, so that a resumed run need not draw those before
+    weights, noise            of the first step and all later ones: from the library's generator, which begins with the seed and
+                              whose state is in the checkpoint
+    samples on the way        from the seed, the same codes each time; the library's generator stays as it was
+    eval, sample              from a seed of their own, 0 where none is named
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 import kernels
+from kernels import settings
 
 
 def now(device: str) -> dict[str, Any]:
@@ -28,4 +35,6 @@ def now(device: str) -> dict[str, Any]:
         from kernels.cpu import simd, threads
 
         found |= {"threads": threads.threads(), "vector bits": simd.BITS}
+    if device != "cpu":
+        found["tf32"] = settings.tf32()
     return found
