@@ -114,6 +114,8 @@ def costs(kernel, arch):
 def variants():
     """Every kernel there is, by name: those of a family are declared when they are first wanted."""
     from kernels.cuda import activations, attention, convolution, elementwise, groups, images, matmul, optimizer, rows  # noqa: F401
+    from kernels.cuda import attention_backward as backward
+    from kernels.cuda import attention_forward as forward
     from kernels.cuda.build import KERNELS
 
     for form in ("NN", "TN", "NT", "TT"):
@@ -123,7 +125,7 @@ def variants():
                 matmul.sgemm(form, vector, wide)
     for width in attention.WIDTHS:
         for masked in (False, True):
-            for family in (attention.forward, attention.one_query, attention.backward_keys, attention.backward_queries):
+            for family in (forward.tiles, forward.one_query, backward.keys, backward.queries):
                 family(width, masked)
     return KERNELS
 
