@@ -236,9 +236,14 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
-    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
+    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all
+
+    Of x = ±∞ it is 0 where t is 1 or 0 as x says, and ∞ for any other t.
+    """
     loss = np.log1p(np.exp(-np.abs(x)))
-    loss += np.maximum(x, 0) - t * x
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, 0 · ∞
+        linear = np.maximum(x, 0) - t * x
+    loss += np.where(np.isinf(x), np.where(t == (x > 0), 0, np.abs(x)), linear)
     return loss.sum()[...] if total else loss  # an array, of no dimensions
 
 

@@ -25,6 +25,7 @@ from scratchgen.tensors import constant
 from tests.strategies import DEEP, examples, seeds
 
 UNIT = 2.0**-23  # of float32: what is between 1 and the next number
+MANY = [300, 70_001, pytest.param(10**7, marks=pytest.mark.deep)]
 
 
 class Backend:
@@ -471,6 +472,59 @@ def test_float32_against_float64(name, backend_name, shape, offset, spread, dim,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The ends of the range
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("p", [3, 0.5, -1, 2.5])
+def test_other_norms_of_any_size(engine, p, size):
+    """Neither value nor gradient depend on the scale: no power of a number by itself is taken."""
+    x = f32(f32([[3, -4, 0.5], [1, 2, 2]]) * f32(size))
+    wide = np.abs(np.float64(x))
+    norms = (wide**p).sum(1) ** (1 / p)
+    t = sg.tensor(x, requires_grad=True)
+    y = t.norm(p, dim=1)
+    bound = 8 if size > 1e-37 else 8 * 2**-126 / size  # below the least normal number, the numbers have few digits
+    assert units(y.data, norms) <= 8
+    assert units(sg.grad(y.sum(), t)[0].data, np.sign(x) * (wide / norms[:, None]) ** (p - 1), 1.0) <= bound
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("x", [np.inf, -np.inf])
+def test_binary_cross_entropy_of_infinite_logits(backend, x, t):
+    """0 where the logit is right beyond doubt, ∞ where the target is anything else; the slope is σ(x) − t."""
+    xs, ts = np.full(3, x, np.float32), np.full(3, t, np.float32)
+    right = 0.0 if t == (x > 0) else np.inf
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(backend("binary_cross_entropy", xs, ts), np.full(3, right))
+        assert float(backend("binary_cross_entropy", xs, ts, total=True)) == right
+        dx = backend("binary_cross_entropy_backward", np.ones(3, np.float32), xs, ts)
+    np.testing.assert_array_equal(dx, np.full(3, (x > 0) - t))
+
+
+@pytest.mark.parametrize("n", MANY)
+def test_one_index_many_times(engine, n):
+    """Gradients of an embedding, a gather, an index in two dimensions; a scatter_add: 0.1 to the same rows, n times.
+
+    Up to 4,096 rows are added one by one: bits that a training step had before stay as they were.
+    """
+    bound = 32 if n < 4096 else 1
+    g, index = f32(np.full((n, 4), 0.1)), np.arange(n) % 2
+    wanted = np.float64(f32(0.1)) * np.array([[-(-n // 2)], [n // 2]]) * np.ones(4)
+    table, rows = (sg.tensor(np.zeros(shape, np.float32), requires_grad=True) for shape in ((2, 4), (2, 4)))
+    both = np.broadcast_to(index[:, None], (n, 4))
+    for y in (
+        F.embedding(index, table),
+        table.gather(0, both),
+        table[index[:, None], np.arange(4)],
+        table.index_select(0, index),
+    ):
+        assert units(sg.grad(y, table, sg.tensor(g))[0].data, wanted) <= bound
+    assert units(rows.scatter_add(0, both, sg.tensor(g)).data, wanted) <= bound
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Softmax and its relatives: log Σ beside a large maximum
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -599,8 +653,6 @@ def test_finite_masks_that_forbid_everything(backend, t, s, shape):
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums of many numbers
 # ---------------------------------------------------------------------------------------------------------------------
-
-MANY = [300, 70_001, pytest.param(10**7, marks=pytest.mark.deep)]
 
 
 def many(n, width=3, offset=0.0):

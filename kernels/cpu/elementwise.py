@@ -115,8 +115,12 @@ BLOCK = 1024  # elements that are added in their own type; the sums of blocks ar
 
 @sums
 def _loss(x, t, zero):
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|})"""
-    return (x if x > zero else zero) - t * x + log1p(exp_nonpositive(-abs(x)))
+    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|});  of x = ±∞ it is 0 where t is 1 or 0 as x says, and ∞ for any other t"""
+    size = abs(x)
+    linear = (x if x > zero else zero) - t * x
+    if size == np.inf:
+        linear = zero if t == (x > zero) else size
+    return linear + log1p(exp_nonpositive(-size))
 
 
 @sums

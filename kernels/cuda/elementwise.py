@@ -162,7 +162,10 @@ def binary_cross_entropy_each(x, t, loss):
     i = cuda.grid(1)
     if i < x.size:
         positive = float32(0.0) if x[i] < float32(0.0) else x[i]
-        loss[i] = math.log1p(math.exp(-abs(x[i]))) + positive - t[i] * x[i]
+        linear = positive - t[i] * x[i]
+        if abs(x[i]) == float32(np.inf):
+            linear = float32(0.0) if t[i] == (x[i] > 0) else abs(x[i])
+        loss[i] = math.log1p(math.exp(-abs(x[i]))) + linear
 
 
 @kernel((F1, F1, F1, F1), threads=FLAT, registers=40)

@@ -55,7 +55,7 @@ class IndexAdd(Function):
         if not any(map(devices.is_array, parts)):
             y[index] = x  # slices and numbers name each element once
         elif len(parts) == 1 and parts[0].dtype.kind in "iu":
-            kernels.scatter_add(y, parts[0], x)
+            _add_rows(y, parts[0], x)
         else:
             places = devices.beside(np.arange(y.size).reshape(shape), y)[index]
             _add_at(y, places, x)  # many times faster than with several indices
@@ -65,12 +65,30 @@ class IndexAdd(Function):
         return Index.apply(dy, index=self.index)
 
 
-def _add_at(y: Any, places: Any, x: Any) -> None:
-    """y at each of the flat `places` += x, in place; repeats add up."""
-    if devices.on_host(y):
-        np.add.at(y.reshape(-1), places.reshape(-1), x.reshape(-1))
+MANY = 4096  # more rows than these, which may all have one index, are added in float64
+
+
+def _add_rows(y: Any, index: Any, x: Any) -> None:
+    """y[index_i] += x_i, in place; repeats add up."""
+    if index.size > MANY and y.dtype.kind == "f" and y.dtype.itemsize < 8 and devices.on_host(y):
+        total = y.astype(np.float64)
+        kernels.scatter_add(total, index, x.astype(np.float64))
+        y[...] = total
     else:
-        kernels.scatter_add(y.reshape(-1), places.reshape(-1), x.reshape(-1))
+        kernels.scatter_add(y, index, x)
+
+
+def _add_at(y: Any, at: Any, x: Any) -> None:
+    """y at each of the flat positions `at` += x, in place; repeats add up."""
+    flat, at, x = y.reshape(-1), at.reshape(-1), x.reshape(-1)
+    if not devices.on_host(y):
+        kernels.scatter_add(flat, at, x)
+    elif at.size > MANY and y.dtype.kind == "f" and y.dtype.itemsize < 8:
+        total = flat.astype(np.float64)
+        np.add.at(total, at, x.astype(np.float64))
+        flat[...] = total
+    else:
+        np.add.at(flat, at, x)
 
 
 def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
