@@ -241,3 +241,19 @@ def test_a_parallel_kernel_that_adds_up_across_its_parts_is_refused():
 
     with pytest.raises(TypeError, match="expected a prange whose parts write to different elements, got one that adds up"):
         Kernel(adds, lambda T: VOID(result(T, 1, "C"), INT), parallel=True).compile("f")
+
+
+def test_a_thread_whose_keys_no_query_sees_adds_nothing_to_the_gradient_of_the_queries():
+    """Causal, 63 queries, 300 keys, five threads: the last begins at key 64, and its memory holds whatever was there before."""
+    program = """
+from kernels import reference
+from kernels.cpu import attention, memory
+q, k, v, dout = (np.random.default_rng(0).standard_normal((1, n, 16), np.float32) for n in (63, 300, 300, 63))
+out, statistics = attention.attention(q, k, v, causal=True)
+memory.scratch("f", 1 << 20)[:] = np.nan
+found = attention.attention_backward(dout, q, k, v, out, statistics, causal=True)[:3]
+for a, b in zip(found, reference.attention_backward(dout, q, k, v, out, statistics, causal=True)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+"""
+    done = python("-c", BEGIN + program, SCRATCHGEN_THREADS="5", NUMBA_NUM_THREADS="5")
+    assert done.returncode == 0, done.stderr
