@@ -354,7 +354,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
 
 
 def _seed(generator: np.random.Generator | None) -> int:
-    """For the kernels, which draw by counting from a seed: the same numbers on every storey and device."""
+    """For the kernels, which draw by counting from a seed: the same numbers on every backend and device."""
     return int(random.generator(generator).integers(2**63))
 
 

@@ -15,7 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-import kernels
+from kernels.backends import choice
 from scratchgen import anomaly, random
 from scratchgen.tensors import recording
 from tests.strategies import DEEP
@@ -48,14 +48,12 @@ def pytest_collection_modifyitems(items):
 
 
 def switches():
-    """Every global switch: recording, anomaly detection, the storey of the kernels, NumPy's generator and error state."""
-    plain = (str, int, float, bool, type(None))
-    chosen = {name: value for name, value in vars(kernels).items() if isinstance(value, plain) and not name.startswith("__")}
+    """Every global switch: recording, anomaly detection, the backend of the kernels, NumPy's generator and error state."""
     legacy = np.random.get_state()  # noqa: NPY002 (to see that nobody uses it)
     return {
         "grad mode": recording.on,
         "anomaly detection": anomaly.detecting.on,
-        "kernels": chosen,
+        "kernels": (choice.host.name, choice.reason, choice.device),
         "np.random's global generator (use a seeded np.random.Generator)": (legacy[1].tobytes(), legacy[2]),
         "np.errstate": np.geterr(),
     }

@@ -5,8 +5,10 @@ Prints a line for each door: its name and what was wrong. An element read or wri
 """
 
 import ctypes
+import inspect
 import itertools
 import mmap
+import re
 import sys
 from pathlib import Path
 
@@ -14,9 +16,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import kernels
 from kernels import reference
 
 PAGE = mmap.PAGESIZE
+# Each kernel of kernels/__init__.py, and its subject: the name of the module that computes it in a backend.
+KERNELS = {name: f for name, f in vars(kernels).items() if inspect.isfunction(f) and f.__module__ == "kernels"}
+SUBJECT = {name: re.search(r"backend_of\(.*?\)\.(\w+)", inspect.getsource(f))[1] for name, f in KERNELS.items()}
 TOLERANCE = {"f": 3e-4, "d": 1e-10}
 libc = ctypes.CDLL(None, use_errno=True)
 at_end = True  # does an array end where the forbidden page begins, or begin where it ends?

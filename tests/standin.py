@@ -7,8 +7,12 @@ assign. So whatever runs on it makes no round trip over the host but by `asnumpy
 (`item`, `bool`, `float`, `int`), and those are counted in `reads`.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from kernels.backends import SUBJECTS
 
 reads = []  # one entry for each time that the host waited for a value
 
@@ -142,7 +146,7 @@ def wrapped(y, *sources):
         return DeviceArray(y, None if owner is None else owner if owner.base is None else owner.base)
     if type(y) in (tuple, list):
         return type(y)([wrapped(part, *sources) for part in y])
-    if isinstance(y, float):  # a door that answers with a number has read it
+    if isinstance(y, float):  # a kernel that answers with a number has read it
         reads.append(())
     return y
 
@@ -174,9 +178,9 @@ class Library:
 
 
 def by_reference(reference):
-    """Doors for device arrays that compute with the reference: to look at the engine apart from the kernels."""
+    """A backend for device arrays that computes with the reference: to look at the engine apart from the kernels."""
 
-    def door(name):
+    def kernel(name):
         def call(*args, **kwargs):
             every = [*args, *kwargs.values()]
             refuse_numpy(every)
@@ -188,4 +192,5 @@ def by_reference(reference):
 
         return call
 
-    return door
+    module = SimpleNamespace(**{name: kernel(name) for name in vars(reference)})
+    return SimpleNamespace(**dict.fromkeys(SUBJECTS, module))

@@ -10,7 +10,6 @@ signs can be right to. Bounds are stated beside each case, and none of them know
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 import kernels
 import scratchgen as sg
-from kernels import reference
+from kernels import backends, reference
 from scratchgen import functional as F
 from scratchgen.tensors import constant
 from tests.strategies import DEEP, examples, seeds
@@ -35,12 +34,12 @@ class Backend:
         self.name, self.place = name, place
 
     def __call__(self, door, *arrays, **options):
-        if self.name == "reference" or (self.name == "cpu" and door not in kernels.ROOM):
-            return getattr(reference, door)(*arrays, **options)
-        if self.name == "cpu":
-            return getattr(import_module(f"kernels.cpu.{kernels.ROOM[door]}"), door)(*arrays, **options)
+        kernel = getattr(kernels, door)
+        if self.name != "cuda":
+            with kernels.use(self.name):
+                return kernel(*arrays, **options)
         there = {key: self._there(value) for key, value in options.items()}
-        results = kernels.device_door(door)(*map(self._there, arrays), **there)
+        results = kernel(*map(self._there, arrays), **there)
         return tuple(map(self._back, results)) if isinstance(results, tuple) else self._back(results)
 
     def _there(self, x):
@@ -57,6 +56,7 @@ def backend(request, monkeypatch):
     pytest.importorskip("numba.cuda")
     from tests.test_cuda_kernels import ORDERS, emulation
 
+    monkeypatch.setattr(backends.choice, "device", backends.CUDA)
     return Backend("cuda", emulation(monkeypatch, ORDERS))
 
 

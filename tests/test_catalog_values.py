@@ -114,13 +114,13 @@ def test_the_weight_of_a_norm_of_nothing_has_a_gradient_of_zeros():
         np.testing.assert_array_equal(grad(y.sum(), w)[0].data, np.zeros(3))
 
 
-@pytest.mark.parametrize("storey", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("name", AT_INFINITY)
-def test_activations_at_infinity(name, storey):
+def test_activations_at_infinity(name, backend):
     function, value, slope, curvature = AT_INFINITY[name]
-    for dtype in (np.float32, np.float64)[: 1 if storey == "cpu" else 2]:
+    for dtype in (np.float32, np.float64)[: 1 if backend == "cpu" else 2]:
         x = Tensor(np.array([-np.inf, np.inf], dtype), requires_grad=True)
-        with kernels.use(storey):
+        with kernels.use(backend):
             y = function(x)
             (plain,) = grad(y, x, constant(np.ones(2, dtype)), retain_graph=True)
             (kept,) = grad(y, x, constant(np.ones(2, dtype)), create_graph=True)

@@ -9,8 +9,7 @@ import types
 import numpy as np
 import pytest
 
-import kernels
-from kernels import reference
+from kernels import backends, reference
 from scratchgen import device
 from tests import standin
 
@@ -52,14 +51,13 @@ def rehearsal(monkeypatch, tmp_path):
     monkeypatch.setattr(device, "library", lambda: library)
     monkeypatch.setattr(device, "synchronize", lambda: None)
     monkeypatch.setattr(build, "run", run)
-    monkeypatch.setattr(kernels, "device_door", standin.by_reference(reference))  # of the models
+    monkeypatch.setattr(backends, "CUDA", standin.by_reference(reference))  # of the models
     monkeypatch.setattr(cuda, "RESULTS", tmp_path)
     device._kept.cache_clear()
     yield Rehearsal(), seen, tmp_path
     device._kept.cache_clear()
     cuda.Rivals.missing.pop("torch", None)
-    kernels._device = False
-    kernels._bind(kernels.storey)
+    backends.choice.device = None
 
 
 def test_the_benchmark_is_rehearsed(rehearsal):

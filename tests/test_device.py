@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kernels
 import scratchgen as sg
-from kernels import reference
+from kernels import backends, reference
 from scratchgen import __main__, device, nn, optim, training
 from scratchgen import functional as F
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
@@ -26,12 +25,11 @@ def gpu(monkeypatch):
     """A device that is none: its library is the stand-in, its kernels are the reference."""
     library = standin.Library()
     monkeypatch.setattr(device, "library", lambda: library)
-    monkeypatch.setattr(kernels, "device_door", standin.by_reference(reference))
+    monkeypatch.setattr(backends, "CUDA", standin.by_reference(reference))
     device._kept.cache_clear()
     yield library
     device._kept.cache_clear()
-    kernels._device = False
-    kernels._bind(kernels.storey)
+    backends.choice.device = None
 
 
 def pictures(n):
@@ -259,10 +257,10 @@ def test_a_run_moves_between_devices(gpu, tmp_path):
 
 
 def test_only_two_places_know_of_cuda():
-    """kernels/cuda and scratchgen/device.py; the door leads there, the option names it, and a message says where it is."""
+    """kernels/cuda and scratchgen/device.py; the entry leads there, the option names it, and a message says where it is."""
     root = Path(__file__).parents[1]
-    allowed = {"scratchgen/device.py", "kernels/__init__.py"}
-    said = {"scratchgen/__main__.py": 1, "scratchgen/tensors.py": 2}
+    allowed = {"scratchgen/device.py", "kernels/__init__.py", "kernels/backends.py"}
+    said = {"scratchgen/__main__.py": 1, "scratchgen/tensors.py": 2, "scratchgen/training/machine.py": 1}
     for path in [*root.glob("scratchgen/**/*.py"), *root.glob("kernels/**/*.py")]:
         name = str(path.relative_to(root))
         if name not in allowed and not name.startswith("kernels/cuda/"):

@@ -17,6 +17,7 @@ from kernels import reference
 from scratchgen import functional as F
 from scratchgen import optim
 from scratchgen.ops import fused
+from tests.kernel_cases import SUBJECT
 
 RNG = np.random.default_rng(0)
 
@@ -85,7 +86,7 @@ def product(a, b):
 
 def test_every_door_is_tested_here():
     text = Path(__file__).read_text()
-    assert not [door for door in (*kernels.ROOM, *kernels.BASE) if f"reference.{door}(" not in text]
+    assert not [door for door in SUBJECT if f"reference.{door}(" not in text]
 
 
 # ------------------------------------------------------------------------------------------------------ products
@@ -414,11 +415,11 @@ def test_group_norm(shape, groups):
     assert all(part.dtype == np.float32 for part in narrow)
 
 
-@pytest.mark.parametrize("storey", ["reference", "cpu"])
-def test_group_norm_of_large_numbers(storey):
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_group_norm_of_large_numbers(backend):
     """Equal numbers have no spread, however large; what is spread about 1e4 is normalised as if it were about 0."""
     ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
-    with kernels.use(storey):
+    with kernels.use(backend):
         for value in (1e10, 1e-30, -70.1):
             y, mean, _ = kernels.group_norm(np.full((2, 4, 100_003), value, np.float32), ones, zeros, 2)
             assert (y == 0).all() and (mean == np.float32(value)).all()
@@ -429,11 +430,11 @@ def test_group_norm_of_large_numbers(storey):
         np.testing.assert_allclose(rstd, 1 / np.sqrt(wide.var(-1) + 1e-5), rtol=1e-5)
 
 
-@pytest.mark.parametrize("storey", ["reference", "cpu"])
-def test_the_parameters_of_a_group_norm_have_sums_of_any_length(storey):
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_parameters_of_a_group_norm_have_sums_of_any_length(backend):
     """Σ ȳ of 4 million ones, and of 0.1: the error does not grow with the count."""
     x, w = draw(4, 1, 1 << 20).astype(np.float32), np.ones(1, np.float32)
-    with kernels.use(storey):
+    with kernels.use(backend):
         y, mean, rstd = kernels.group_norm(x, w, w, 1)
         for value in (1.0, 0.1):
             dy = np.full(x.shape, value, np.float32)
@@ -673,14 +674,14 @@ def composed_norm(x, w, b):
     return centred / (var + 1e-5).sqrt() * w.reshape(across) + b.reshape(across)
 
 
-@pytest.mark.parametrize("storey", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("shape", [(6, 3), (1, 3, 5), (2, 3, 4, 5), (0, 3, 4)])
-def test_batch_norm_is_its_composition_to_second_order(shape, storey):
+def test_batch_norm_is_its_composition_to_second_order(shape, backend):
     x, w, b, dy, *directions = (draw(*s) for s in (shape, (3,), (3,), shape, shape, (3,), (3,)))
     if x.size:
         x[:, 1] = 0.75  # a constant channel
     found = []
-    with kernels.use(storey):
+    with kernels.use(backend):
         for norm in (norm_in_training, composed_norm):
             leaves = [sg.tensor(a, requires_grad=True) for a in (x, w, b)]
             y = norm(*leaves)

@@ -11,9 +11,11 @@ import numba
 import numpy as np
 
 from kernels import reference
+from kernels.cpu import functions
 from kernels.cpu.build import INT, VOID, helper, kernel, result, sums
-from kernels.cpu.functions import erf, exp_nonpositive, log1p, sigmoid
+from kernels.cpu.functions import exp_nonpositive, log1p, sigmoid
 from kernels.cpu.rows import covers, flat, plain, shares
+from kernels.reference import attention_dropout, erf  # noqa: F401 (kernels of this module: NumPy and SciPy compute them)
 
 Array = np.ndarray
 U64 = numba.types.uint64
@@ -35,7 +37,7 @@ def _activate(kind, x, y):
     n = np.uintp(x.size)
     if kind == GELU:
         for j in range(n):
-            y[j] = x[j] * (half * (one + erf(x[j] * root)))
+            y[j] = x[j] * (half * (one + functions.erf(x[j] * root)))
     else:
         for j in range(n):
             y[j] = x[j] * sigmoid(x[j] * (c0 + c1 * x[j] * x[j]))
@@ -61,7 +63,7 @@ def _activate_backward(kind, dy, x, dx):
     if kind == GELU:
         for j in range(n):
             gauss = density * exp_nonpositive(-half * x[j] * x[j])
-            dx[j] = dy[j] * (half * (one + erf(x[j] * root)) + x[j] * gauss)
+            dx[j] = dy[j] * (half * (one + functions.erf(x[j] * root)) + x[j] * gauss)
     else:
         for j in range(n):
             square = x[j] * x[j]

@@ -44,6 +44,7 @@ from kernels.cuda.build import (
     mma,
     tf32,
 )
+from kernels.reference import einsum  # noqa: F401 (a kernel of this module: the library's own)
 
 TF32 = settings.tf32()
 
