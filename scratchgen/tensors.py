@@ -231,7 +231,32 @@ class Tensor:
             yield array
 
     def copy_(self, source: Any) -> Tensor:
-        """Overwrite the elements with those of `source` (broadcast); shape and dtype stay."""
+        """Overwrite the elements with those of `source` (broadcast); shape and dtype stay.
+
+        Raises RuntimeError where a graph is recorded that would not know of it: use `with no_grad():`.
+        """
+        self._refuse_recording("copy_", source)
+        return self._overwrite(source)
+
+    def zero_(self) -> Tensor:
+        """Set every element to 0."""
+        self._refuse_recording("zero_")
+        return self._overwrite(0)
+
+    def fill_(self, value: float) -> Tensor:
+        """Set every element to `value`. Raises OverflowError where the dtype does not hold it."""
+        self._refuse_recording("fill_", value)
+        return self._overwrite(value if isinstance(value, Tensor) else np.asarray(value, self.dtype))
+
+    def _refuse_recording(self, name: str, source: Any = None) -> None:
+        for x in (self, source):
+            if recording.on and isinstance(x, Tensor) and x.edge is not None:
+                raise RuntimeError(
+                    f"{name}: expected tensors that require no gradient, as a graph cannot record a change in place: "
+                    "wrap it in `with no_grad():`"
+                )
+
+    def _overwrite(self, source: Any) -> Tensor:
         source = source._data if isinstance(source, Tensor) else _as_array(source)
         if source.shape != self.shape:
             try:
@@ -243,14 +268,6 @@ class Tensor:
         with self.writing() as own:
             own[...] = devices.moved(source, self.device)
         return self
-
-    def zero_(self) -> Tensor:
-        """Set every element to 0."""
-        return self.copy_(0)
-
-    def fill_(self, value: float) -> Tensor:
-        """Set every element to `value`. Raises OverflowError where the dtype does not hold it."""
-        return self.copy_(value if isinstance(value, Tensor) else np.asarray(value, self.dtype))
 
 
 class Writing:
@@ -279,7 +296,7 @@ class Writing:
             now = last_write[0] = next(ticks)
         try:
             for t in self.tensors:
-                replay.changing(t, _copied, Tensor.copy_)
+                replay.changing(t, _copied, Tensor._overwrite)
                 own_stamp(t)[0] = now
                 self._open(t._data)
         except BaseException:  # somebody else protects the memory of one of them

@@ -490,6 +490,27 @@ def test_update_in_place_while_recording():
     assert x.grad.item() == 3
 
 
+@pytest.mark.parametrize("change", [lambda t: t.copy_([2.0, 2.0]), lambda t: t.fill_(2.0), lambda t: t.zero_()])
+def test_a_leaf_is_overwritten_only_where_no_graph_is_recorded(change):
+    x = sg.ones(2)
+    assert change(x) is x and x.tolist() in ([2, 2], [0, 0])
+    x = leaf(1.0, 1.0)
+    with pytest.raises(RuntimeError, match="_: expected tensors that require no gradient, as a graph cannot record a change"):
+        change(x)
+    assert x.tolist() == [1, 1]
+    with sg.no_grad():
+        assert change(x) is x and x.tolist() in ([2, 2], [0, 0]) and x.requires_grad
+
+
+def test_to_copy_from_a_tensor_that_requires_a_gradient_would_cut_the_graph():
+    x = sg.ones(2)
+    for change in (x.copy_, x.fill_):
+        with pytest.raises(RuntimeError, match="_: expected tensors that require no gradient"):
+            change(leaf(3.0) * 2)
+        with sg.no_grad():
+            assert change(leaf(3.0) * 2).tolist() == [6, 6]
+
+
 # ----------------------------------------------------------------------------------------------------------- switches
 
 

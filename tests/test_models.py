@@ -9,6 +9,7 @@ import pytest
 import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen import nn
+from scratchgen.autograd import no_grad
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 from scratchgen.models.gan import discriminator_loss, generator_loss
 from scratchgen.text import sample
@@ -90,7 +91,8 @@ class ByHand:
 
     def written(self):
         for k, p in self.parameters.items():
-            p.copy_(self.p[k])
+            with no_grad():
+                p.copy_(self.p[k])
 
 
 def twins(config):
@@ -98,8 +100,9 @@ def twins(config):
     models = [build(config).double(), build(config).double()]
     rng = np.random.default_rng(3)
     for p, q in zip(*(model.parameters() for model in models), strict=True):
-        p.copy_(p.data + 0.3 * rng.standard_normal(p.shape))
-        q.copy_(p.data)
+        with no_grad():
+            p.copy_(p.data + 0.3 * rng.standard_normal(p.shape))
+            q.copy_(p.data)
     x, y = batch(config)
     return *models, (x.astype(np.float64) * 0.9 if y is None else x, y)
 
@@ -239,7 +242,8 @@ def test_a_gan_learns_a_simple_distribution():
 def test_vae_loss_where_everything_is_zero():
     model = build(VAES[0])
     for p in model.parameters():
-        p.zero_()
+        with no_grad():
+            p.zero_()
     x = batch(VAES[0])[0]
     log_likelihood, kl = model.elbo(sg.tensor(x))
     np.testing.assert_allclose(log_likelihood.data, np.full(8, -64 * math.log(2)), rtol=1e-6)  # every pixel ½
@@ -249,9 +253,11 @@ def test_vae_loss_where_everything_is_zero():
 def test_vae_terms_at_a_known_code():
     model = build(VAES[0])
     for p in model.parameters():
-        p.zero_()
-    model.encoder.mean.bias.fill_(2.0)
-    model.encoder.log_var.bias.fill_(math.log(0.25))
+        with no_grad():
+            p.zero_()
+    with no_grad():
+        model.encoder.mean.bias.fill_(2.0)
+        model.encoder.log_var.bias.fill_(math.log(0.25))
     _, kl = model.elbo(sg.tensor(batch(VAES[0])[0]))
     expected = 4 * 0.5 * (4 + 0.25 - 1 - math.log(0.25))
     np.testing.assert_allclose(kl.data, np.full(8, expected), rtol=1e-6)
@@ -278,7 +284,8 @@ def test_gan_losses_by_hand_and_finite_for_every_logit():
 def test_gpt_loss_is_uniform_where_the_weights_are_zero():
     model = build(GPTS[0])
     for p in model.parameters():
-        p.zero_()
+        with no_grad():
+            p.zero_()
     x, y = batch(GPTS[0])
     np.testing.assert_allclose(model.loss(sg.tensor(x), sg.tensor(y)).item(), math.log(11), rtol=1e-6)
 

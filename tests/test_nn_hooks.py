@@ -9,7 +9,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import nn
-from scratchgen.autograd import Function
+from scratchgen.autograd import Function, no_grad
 from scratchgen.tensors import Tensor
 
 
@@ -253,7 +253,8 @@ def test_a_backward_hook_sees_all_gradients_of_a_module():
 
 def test_a_backward_hook_replaces_gradients_of_the_inputs():
     layer = nn.Linear(1, 1, bias=False).double()
-    layer.weight.fill_(3.0)
+    with no_grad():
+        layer.weight.fill_(3.0)
     layer.register_full_backward_hook(lambda m, gi, go: (gi[0] * 10,))
     first = layer.register_full_backward_hook(lambda m, gi, go: gi[0] + 1, prepend=True)
     x = leaf(2.0)

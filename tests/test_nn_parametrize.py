@@ -8,6 +8,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import nn, optim, random
+from scratchgen.autograd import no_grad
 from scratchgen.nn import Parameter
 from scratchgen.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 from scratchgen.tensors import Tensor
@@ -57,21 +58,24 @@ def test_the_spectral_norm_converges_to_the_largest_singular_value(make, dim, sh
     layer = make()
     weight = layer.weight
     assert spectral_norm(layer, n_power_iterations=300) is layer and theta(layer) is weight
-    weight.copy_(rng(2).normal(size=weight.shape))
+    with no_grad():
+        weight.copy_(rng(2).normal(size=weight.shape))
     largest = np.linalg.svd(rows(weight.data, dim))[1][0]
     np.testing.assert_allclose(layer.weight.data, weight.data / largest, rtol=1e-12)
     x = Tensor(rng(3).normal(size=shape))
     found = layer(x)
     plain = make()
-    plain.weight.copy_(weight.data / largest)
-    plain.bias.copy_(layer.bias)
+    with no_grad():
+        plain.weight.copy_(weight.data / largest)
+        plain.bias.copy_(layer.bias)
     np.testing.assert_allclose(found.data, plain(x).data, rtol=1e-12, atol=1e-14)
 
 
 def test_the_spectral_norm_of_an_embedding_and_of_a_vector():
     random.manual_seed(1)
     table = spectral_norm(nn.Embedding(6, 3, dtype=np.float64), n_power_iterations=300)
-    table.parametrizations.weight.original.copy_(rng(4).normal(size=(6, 3)))
+    with no_grad():
+        table.parametrizations.weight.original.copy_(rng(4).normal(size=(6, 3)))
     largest = np.linalg.svd(theta(table).data)[1][0]
     np.testing.assert_allclose(table(Tensor([2, 5])).data, theta(table).data[[2, 5]] / largest, rtol=1e-12)
     layer = spectral_norm(nn.Linear(2, 3, dtype=np.float64), "bias")
@@ -82,7 +86,8 @@ def test_the_spectral_norm_of_an_embedding_and_of_a_vector():
 def test_the_spectral_norm_bounds_what_a_layer_does():
     random.manual_seed(2)
     layer = spectral_norm(nn.Linear(20, 30, bias=False, dtype=np.float64), n_power_iterations=200)
-    theta(layer).copy_(rng(5).normal(size=(30, 20)))
+    with no_grad():
+        theta(layer).copy_(rng(5).normal(size=(30, 20)))
     x = rng(6).normal(size=(100, 20))
     ratio = np.linalg.norm(layer(Tensor(x)).data, axis=1) / np.linalg.norm(x, axis=1)
     assert ratio.max() <= 1 + 1e-9
@@ -94,7 +99,8 @@ def test_the_spectral_norm_bounds_what_a_layer_does():
 def test_its_gradient_takes_u_and_v_for_constants(make, dim, shape):
     r"""w = θ/σ, σ = uᵀ Θ v:  θ̄ = (w̄ − ⟨w̄, w⟩ u vᵀ) / σ; and to second order, by gradcheck, u and v being held."""
     layer = spectral_norm(make())
-    theta(layer).copy_(rng(7).normal(size=theta(layer).shape))
+    with no_grad():
+        theta(layer).copy_(rng(7).normal(size=theta(layer).shape))
     w = layer.weight  # u and v move
     u, v = u_and_v(layer)
     g = rng(8).normal(size=w.shape)
@@ -109,7 +115,8 @@ def test_its_gradient_takes_u_and_v_for_constants(make, dim, shape):
 def test_the_gradient_of_the_converged_norm_is_that_of_the_singular_value():
     """dσ/dθ = u vᵀ also counts how u and v turn: to first order they do not matter. Differences against the SVD."""
     layer = spectral_norm(nn.Linear(4, 3, bias=False, dtype=np.float64), n_power_iterations=500)
-    theta(layer).copy_(rng(10).normal(size=(3, 4)))
+    with no_grad():
+        theta(layer).copy_(rng(10).normal(size=(3, 4)))
     g = rng(11).normal(size=(3, 4))
     (layer.weight * Tensor(g)).sum().backward()
     d, h = rng(12).normal(size=(3, 4)), 1e-6
@@ -128,7 +135,8 @@ def test_u_and_v_move_once_for_each_value_of_the_weight(make, dim, shape):
     start = u_and_v(layer)
     layer(x)
     assert all(map(np.array_equal, start, u_and_v(layer)))  # they have moved for this weight when the norm was set up
-    theta(layer).copy_(rng(14).normal(size=theta(layer).shape))
+    with no_grad():
+        theta(layer).copy_(rng(14).normal(size=theta(layer).shape))
     layer(x)
     matrix = rows(theta(layer).data, dim)
     u = unit(matrix @ start[1])
@@ -138,11 +146,13 @@ def test_u_and_v_move_once_for_each_value_of_the_weight(make, dim, shape):
     layer(x)
     with sg.no_grad():
         layer(x)
-    theta(layer).copy_(theta(layer).data.copy())  # written to, but the same
+    with no_grad():
+        theta(layer).copy_(theta(layer).data.copy())  # written to, but the same
     layer(x)
     assert all(map(np.array_equal, moved, u_and_v(layer)))
     layer.eval()
-    theta(layer).copy_(rng(15).normal(size=theta(layer).shape))
+    with no_grad():
+        theta(layer).copy_(rng(15).normal(size=theta(layer).shape))
     y = layer(x)
     assert all(map(np.array_equal, moved, u_and_v(layer)))
     np.testing.assert_allclose(layer.weight.data, theta(layer).data / (moved[0] @ rows(theta(layer).data, dim) @ moved[1]))
@@ -154,12 +164,14 @@ def test_a_weight_that_changes_where_u_is_zero_is_followed():
     """v = Θᵀu / ‖Θᵀu‖ goes on to hold for this weight: that u and v have not moved for it is seen from Θv."""
     layer = spectral_norm(nn.Linear(2, 3, bias=False, dtype=np.float64))
     f = layer.parametrizations.weight[0]
-    theta(layer).copy_([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    with no_grad():
+        theta(layer).copy_([[2.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
     f._u.copy_([1.0, 0.0, 0.0])
     f._v.copy_([1.0, 0.0])
     layer.weight  # noqa: B018 (used: nothing moves)
     assert u_and_v(layer)[0].tolist() == [1, 0, 0]
-    theta(layer).copy_([[2.0, 0.0], [0.0, 0.5], [7.0, 0.0]])
+    with no_grad():
+        theta(layer).copy_([[2.0, 0.0], [0.0, 0.5], [7.0, 0.0]])
     assert layer.weight.data.max() < 1
     np.testing.assert_allclose(u_and_v(layer)[0], unit(np.array([2.0, 0.0, 7.0])))
 
@@ -168,7 +180,8 @@ def test_more_iterations_for_each_value():
     layers = [spectral_norm(nn.Linear(4, 3, dtype=np.float64), n_power_iterations=n, generator=rng(0)) for n in (1, 3)]
     start = rng(16).normal(size=(3, 4))
     for layer in layers:
-        theta(layer).copy_(start)
+        with no_grad():
+            theta(layer).copy_(start)
         for f in layer.parametrizations.weight:
             f._u.copy_(unit(np.ones(3)))
             f._v.copy_(unit(np.array([1.0, 2, 3, 4])))
@@ -216,7 +229,8 @@ def test_recomputation_moves_nothing():
     x = Tensor(rng(19).normal(size=(2, 3)), requires_grad=True)
     grads = []
     for call in (lambda: sg.checkpoint(layer, x), lambda: layer(x)):
-        theta(layer).copy_(rng(20).normal(size=(3, 3)))
+        with no_grad():
+            theta(layer).copy_(rng(20).normal(size=(3, 3)))
         layer.parametrizations.weight[0]._v.copy_(unit(np.array([1.0, 2.0, 3.0])))
         layer.zero_grad()
         (call() ** 2).sum().backward()
@@ -277,7 +291,8 @@ def test_copies_go_on_as_the_original():
     others = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
     for one in (layer, *others):
         one.weight  # noqa: B018
-        theta(one).copy_(rng(22).normal(size=(3, 3)))
+        with no_grad():
+            theta(one).copy_(rng(22).normal(size=(3, 3)))
         one.weight  # noqa: B018
     for other in others:
         assert np.array_equal(other.weight.data, layer.weight.data) and other.weight.data is not layer.weight.data
@@ -312,11 +327,13 @@ def test_a_weight_of_zeros_keeps_its_directions():
     """0 / 0 is not a number; but with another weight all is well again."""
     layer = spectral_norm(nn.Linear(3, 2, bias=False))
     before = u_and_v(layer)
-    theta(layer).zero_()
+    with no_grad():
+        theta(layer).zero_()
     with np.errstate(all="ignore"):
         assert np.isnan(layer.weight.data).all()
     assert all(map(np.array_equal, before, u_and_v(layer)))
-    theta(layer).copy_(np.eye(2, 3))
+    with no_grad():
+        theta(layer).copy_(np.eye(2, 3))
     assert np.isfinite(layer.weight.data).all()
 
 
@@ -340,7 +357,8 @@ def test_weight_norm_begins_with_the_weight_and_learns_length_and_direction(dim)
     layer(Tensor(rng(25).normal(size=(1, 2, 3, 3)))).square().sum().backward()
     inner = (v.grad.data * v.data).sum(axes)
     assert abs(inner).max() < 1e-10  # the gradient of v stands on v
-    g.copy_(2 * g.data)
+    with no_grad():
+        g.copy_(2 * g.data)
     np.testing.assert_allclose(layer.weight.data, 2 * before, rtol=1e-13)
 
 
@@ -412,16 +430,19 @@ def test_parametrizations_in_a_row():
     layer = spectral_norm(nn.Linear(3, 3, dtype=np.float64), n_power_iterations=300)
     parametrize.register_parametrization(layer, "weight", Double())
     assert len(layer.parametrizations.weight) == 2
-    theta(layer).copy_(rng(28).normal(size=(3, 3)))
+    with no_grad():
+        theta(layer).copy_(rng(28).normal(size=(3, 3)))
     np.testing.assert_allclose(np.linalg.svd(layer.weight.data)[1][0], 2, rtol=1e-9)
     with pytest.raises(ValueError, match="Double has no right_inverse: what it computes cannot be assigned to"):
         layer.weight = Tensor(np.eye(3))
     other = nn.Linear(3, 3, dtype=np.float64)
     parametrize.register_parametrization(other, "weight", Double())
     spectral_norm(other)  # of a weight that is computed: u and v follow it all the same, and only once for each value
-    theta(other).copy_(rng(31).normal(size=(3, 3)))
+    with no_grad():
+        theta(other).copy_(rng(31).normal(size=(3, 3)))
     for _ in range(300):
-        theta(other).copy_(theta(other).data * (1 + 1e-9))
+        with no_grad():
+            theta(other).copy_(theta(other).data * (1 + 1e-9))
         w = other.weight
     np.testing.assert_allclose(np.linalg.svd(w.data)[1][0], 1, rtol=1e-6)
     f = other.parametrizations.weight[1]
@@ -432,7 +453,8 @@ def test_parametrizations_in_a_row():
 
 def test_a_parametrization_of_several_tensors_and_of_a_buffer():
     layer = nn.Linear(2, 2, dtype=np.float64)
-    layer.weight.copy_([[1.0, 2.0], [3.0, 6.0]])
+    with no_grad():
+        layer.weight.copy_([[1.0, 2.0], [3.0, 6.0]])
     parametrize.register_parametrization(layer, "weight", Product())
     assert layer.weight.tolist() == [[1, 2], [3, 6]] and layer.parametrizations.weight.original0.tolist() == [1, 3]
     layer.weight = Tensor(np.array([[2.0, 2.0], [1.0, 1.0]]))
@@ -469,8 +491,8 @@ class Wrong(nn.Module):
     (lambda m: spectral_norm(m, dim=2), r"a dimension of a weight of shape \(2, 3\), got 2"),
     (lambda m: weight_norm(m, dim=2), r"a dimension of a weight of shape \(2, 3\), or None, got 2"),
     (lambda m: weight_norm(m, dim=-2), "or None, got -2"),
-    (lambda m: (m.weight.zero_(), spectral_norm(m)), r"a weight that is not 0 throughout, got zeros of shape \(2, 3\)"),
-    (lambda m: (m.weight.zero_(), weight_norm(m)), "a direction for each row of weight, got a row of zeros"),
+    (lambda m: (nn.init.zeros_(m.weight), spectral_norm(m)), r"a weight that is not 0 throughout, got zeros of shape \(2, 3\)"),
+    (lambda m: (nn.init.zeros_(m.weight), weight_norm(m)), "a direction for each row of weight, got a row of zeros"),
     (lambda m: weight_norm(m, "in_features"), "weight_norm: expected a parameter or buffer of Linear"),
 ])  # fmt: skip
 def test_what_cannot_be_parametrized_is_refused_and_left_alone(call, said):

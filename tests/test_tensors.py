@@ -11,7 +11,7 @@ import pytest
 import scratchgen as sg
 from scratchgen import data, nn
 from scratchgen import functional as F
-from scratchgen.autograd import grad
+from scratchgen.autograd import grad, no_grad
 from scratchgen.tensors import Tensor, method
 
 nan, inf = math.nan, math.inf
@@ -348,10 +348,11 @@ def test_draws_in_place():
 def test_keys_that_are_added_are_seen_by_all():
     """One head; queries 0: all scores are 0 (bias_k = 0, zero key), so each sees the mean of its values, bias_v and 0."""
     m = nn.MultiheadAttention(2, 1, bias=False, add_bias_kv=True, add_zero_attn=True).double()
-    m.in_proj_weight.copy_(np.concatenate([np.zeros((4, 2)), np.eye(2)]))
-    m.out_proj.weight.copy_(np.eye(2))
-    m.bias_k.zero_()
-    m.bias_v.copy_(np.array([[[6.0, 9.0]]]))
+    with no_grad():
+        m.in_proj_weight.copy_(np.concatenate([np.zeros((4, 2)), np.eye(2)]))
+        m.out_proj.weight.copy_(np.eye(2))
+        m.bias_k.zero_()
+        m.bias_v.copy_(np.array([[[6.0, 9.0]]]))
     x = Tensor(np.array([[[3.0, 0.0]], [[6.0, 3.0]]]))  # two positions
     y, weights = m(x, x, x)
     np.testing.assert_allclose(y.data[:, 0], [[15 / 4, 3]] * 2)

@@ -223,7 +223,7 @@ class Case:
         args, options = copy.deepcopy(self.settings)
         module = target(*args, **options).double().train(self.training)
         for p in module.parameters():  # not ones and zeros, which hide a missing factor or term
-            p.copy_(0.6 * rng.standard_normal(p.shape) + (0.8 if p.ndim == 1 else 0.0))
+            p.data = 0.6 * rng.standard_normal(p.shape) + (0.8 if p.ndim == 1 else 0.0)
         for b in module.buffers():
             if b.dtype.kind == "f":
                 b.copy_(rng.uniform(0.5, 1.5, b.shape))

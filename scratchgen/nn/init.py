@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
+from scratchgen.autograd import no_grad
 from scratchgen.tensors import Tensor
 
 Generator = np.random.Generator
@@ -159,7 +160,8 @@ def _kaiming_std(name: str, tensor: Tensor, a: float, mode: str, nonlinearity: s
 def _fill(name: str, tensor: Tensor, values: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    return tensor.copy_(values)
+    with no_grad():
+        return tensor.copy_(values)
 
 
 def _bounds(name: str, a: float, b: float) -> None:

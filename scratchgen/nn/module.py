@@ -281,9 +281,10 @@ class Module:
         if any(names for _, names in faults):
             text = "; ".join(f"{what} {', '.join(names)}" for what, names in faults if names)
             raise ValueError(f"load_state_dict: expected the state of this {type(self).__name__}, got {text}")
-        for name, tensor in own.items():
-            if name in given:
-                tensor.copy_(given[name])
+        with no_grad():
+            for name, tensor in own.items():
+                if name in given:
+                    tensor.copy_(given[name])
         return LoadResult(missing, unexpected)
 
     def _older_names(self, place: str) -> dict[str, str]:

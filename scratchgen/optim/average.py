@@ -48,11 +48,11 @@ class EMA:
         self._away = True
         try:
             for name, p in self.module.named_parameters():
-                p.copy_(self.average[name])
+                p.data = self.average[name]
             yield self.module
         finally:
             for p, array in own:
-                p.copy_(array)
+                p.data = array
             self._away = False
 
     def state_dict(self) -> dict[str, Array]:

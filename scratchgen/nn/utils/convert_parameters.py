@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from scratchgen.autograd import no_grad
 from scratchgen.ops import cat
 from scratchgen.tensors import Tensor
 
@@ -25,9 +26,10 @@ def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
     if vec.shape != (count,):
         raise ValueError(f"vector_to_parameters: expected a vector of {count} elements, got shape {vec.shape}")
     begin = 0
-    for p in listed:
-        p.copy_(vec.data[begin : begin + p.numel()].reshape(p.shape))
-        begin += p.numel()
+    with no_grad():
+        for p in listed:
+            p.copy_(vec.data[begin : begin + p.numel()].reshape(p.shape))
+            begin += p.numel()
 
 
 def _listed(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -24,7 +24,7 @@ class ParametrizationList(ModuleList):
         self.is_tensor = isinstance(found, Tensor)
         if self.is_tensor:  # θ is the very tensor that optimisers may hold
             if found is not tensor:
-                tensor.copy_(found)
+                tensor.data = found
             self._hold("original", tensor)
             return
         for i, value in enumerate(found):
@@ -84,7 +84,7 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
     try:
         _check(functions(), before, parametrization)
     except ValueError:
-        tensor.copy_(before)
+        tensor.data = before
         raise
     del module.__dict__[tensor_name]
     module._buffer_names().pop(tensor_name, None)
@@ -125,7 +125,7 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
     if not functions.is_tensor:
         original = Parameter(value, original.requires_grad) if isinstance(original, Parameter) else value
     elif leave_parametrized:
-        original.copy_(value)
+        original.data = value
     del module.parametrizations[tensor_name]
     if not is_parametrized(module):
         del module.parametrizations
