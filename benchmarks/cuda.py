@@ -158,7 +158,7 @@ def products(lab: Lab, sizes: tuple[int, ...], torch: Any) -> list[Case]:
             return lambda: (launch(kernel, blocks, a, b, c), c)[1]
 
         def wide(kernel: Any, n: int = n, flat: Any = flat, c: Any = c) -> Call:
-            arguments = (*flat, c.reshape(-1), n, n, n, 1, 1, cdiv(n, 16) * 16, 1)
+            arguments = (*flat, c.reshape(-1), matmul.Products(n, n, n, 1, 1, cdiv(n, 16) * 16, 1))
             return lambda: (launch(kernel, cdiv(n, 128) ** 2, *arguments), c)[1]
 
         ladder = {
@@ -202,8 +202,8 @@ def attentions(lab: Lab, shapes: tuple[tuple[int, ...], ...], torch: Any) -> lis
         rivals: list[dict[str, Call]] = [{}, {}]
         checks: list[Call | None] = [None, None]
         if torch is not None:
-            place = torch.get_default_device()
-            qt, kt, vt, dt = (torch.as_tensor(device.moved(x, "cpu")).to(place) for x in (q, k, v, dout))
+            gpu = torch.get_default_device()
+            qt, kt, vt, dt = (torch.as_tensor(device.moved(x, "cpu")).to(gpu) for x in (q, k, v, dout))
             for x in (qt, kt, vt):
                 x.requires_grad_()
 

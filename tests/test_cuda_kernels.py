@@ -597,7 +597,8 @@ def test_the_wide_tiles(place, form, vector, wide):
         kernel, expected = matmul.sgemm(form, vector, wide), a @ b
     a, b = a.T.copy() if form[0] == "T" else a, b.T.copy() if form[1] == "T" else b
     c = place.there(np.full(m * n, np.nan, np.float32))
-    build.launch(kernel, 2, place.there(a.reshape(-1)), place.there(b.reshape(-1)), c, m, n, k, 1, 1, 32, 1)
+    which = matmul.Products(m, n, k, 1, 1, 32, 1)
+    build.launch(kernel, 2, place.there(a.reshape(-1)), place.there(b.reshape(-1)), c, which)
     assert difference(place.back(c).reshape(m, n), expected, 1e-5) is None
 
 
@@ -651,7 +652,7 @@ FAULTS = {  # module, door, the line as it is, and as it must not be
         "            cuda.syncthreads()\n            loop(a, b",
         "            loop(a, b",
     ),
-    "a swapped index in a product": ("matmul", "matmul", "a[p, k, y * micro + m]", "a[p, y * micro + m, k]"),
+    "a swapped index in a product": ("matmul", "matmul", "a[buffer, k, y * micro + m]", "a[buffer, y * micro + m, k]"),
     "no guard at the edge of a product": ("matmul", "matmul", "if i < M and j + uint32(n) < N:", "if j + uint32(n) < N:"),
     "k not cut at its end": ("matmul", "matmul", "and k + uint32(q) < end else", "else"),
     "no barrier between keys and values": (

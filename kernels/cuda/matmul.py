@@ -12,15 +12,30 @@ is there:
                it takes A and B as they lie, transposed or not, batches, any size, and cuts a long sum into parts
     tensor     the same with multiply-adds of 16 × 8 × 8 matrices, on factors rounded to 10 bits of mantissa (TF32)
 
-The door computes with `sgemm`, or with `tensor` where SCRATCHGEN_TF32=1 allows the rounding, as PyTorch's
-`allow_tf32` does.
+`matmul` computes with `sgemm`, or with `tensor` where SCRATCHGEN_TF32=1 allows the rounding, as PyTorch's `allow_tf32` does.
+The last two are one loop nest, with other functions for a tile:
+
+    for each product z, part p of the sum over k, and tile of C of 128 × 128:       a block of 256 threads
+        acc ← 0                                                                     64 registers of each thread
+        for each tile of 8 steps k of this part:
+            global memory → 4 + 4 registers of each thread     (the next tile of A and of B)
+            acc ← acc + a b                                    (this tile, from shared memory)
+            registers → the other buffer of shared memory
+        C ← acc
+
+    shared memory     a [2][8][128 + 4]    b [2][8][128 + 4]      16.5 KiB; a[·, k, i] = A_ik: a step k of both lies in a row
+
+Where the numbers come from. 8 × 8 elements of a thread are 64 sums and 16 factors, in 128 registers; then two blocks of 256
+threads fill the 65,536 registers of a multiprocessor. 256 threads with 8 × 8 elements each are a tile of 128 × 128. Where such
+tiles would be fewer than the multiprocessors, tiles are 64 × 64, 4 × 4 of a thread, with 16 steps k. The sum of one thread is a
+chain of float32 multiply-adds over the k of its part, as in other libraries of products: its error grows with k.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float32, uint32, uint64
@@ -42,6 +57,7 @@ from kernels.cuda.build import (
     launch,
     ld4,
     mma,
+    record,
     tf32,
 )
 from kernels.reference import einsum  # noqa: F401 (a kernel of this module: the library's own)
@@ -57,9 +73,8 @@ TF32 = settings.tf32()
 def naive(A, B, C):
     """A thread for each element; neighbours read neighbours in B."""
     M, N, K = C.shape[1], C.shape[2], A.shape[2]
-    at = cuda.grid(1)
-    i = at // N
-    j = at % N
+    i = cuda.grid(1) // N
+    j = cuda.grid(1) % N
     if i < M:
         total = float32(0.0)
         for k in range(K):
@@ -110,14 +125,14 @@ def blocked(A, B, C):
             acc[m, n] = float32(0.0)
     k0 = uint32(0)
     while k0 < K:
-        for e in range(4):
-            at = t + uint32(256 * e)
-            i = i0 + at // uint32(8)
-            k = k0 + at % uint32(8)
-            a[at % uint32(8), at // uint32(8)] = A[0, i, k] if i < M and k < K else float32(0.0)
-            j = j0 + at % uint32(128)
-            k = k0 + at // uint32(128)
-            b[at // uint32(128), at % uint32(128)] = B[0, k, j] if j < N and k < K else float32(0.0)
+        for q in range(4):
+            e = t + uint32(256 * q)
+            i = i0 + e // uint32(8)
+            k = k0 + e % uint32(8)
+            a[e % uint32(8), e // uint32(8)] = A[0, i, k] if i < M and k < K else float32(0.0)
+            j = j0 + e % uint32(128)
+            k = k0 + e // uint32(128)
+            b[e // uint32(128), e % uint32(128)] = B[0, k, j] if j < N and k < K else float32(0.0)
         cuda.syncthreads()
         for k in range(8):
             for m in range(8):
@@ -137,10 +152,11 @@ def blocked(A, B, C):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the last two steps share: four neighbouring numbers of a factor from global to shared memory
+# What the last two steps share: four neighbours of a factor go from global to shared memory
 # ---------------------------------------------------------------------------------------------------------------------
-# A tile holds, of A or of B alike, `wide` lines (rows of A, columns of B) and `deep` steps k, as shared[k, line]. Where the
-# factor lies with k running fastest, a thread takes four steps of one line, else four lines of one step.
+# A line is a row of A or a column of B. A tile holds `wide` lines and `deep` steps k of them, as shared[buffer, k, line]. A
+# thread moves four numbers that are neighbours in global memory: four steps of one line where k runs fastest there, else four
+# lines of one step.
 
 
 @device
@@ -149,30 +165,30 @@ def _same(x):
 
 
 def _mover(wide: int, deep: int, along_k: bool, vector: bool, kept: Any) -> tuple[Any, ...]:
-    """Functions of a thread: where it begins in a tile, the four numbers into registers, and from there, as `kept`, on."""
-    per_line, per_step = deep // 4, wide // 4
+    """Device functions: where a thread's four numbers begin, their way to registers, and on, as `kept`, to shared memory."""
+    per_line, per_step = deep // 4, wide // 4  # threads
 
     @device
     def begin(line0, k0, pitch):
-        """The place in the matrix of the first of the four."""
+        """The position in the flat matrix, whose rows have `pitch` numbers, of the first of the four."""
         t = uint32(cuda.threadIdx.x)
         if along_k:
             return uint64(line0 + t // uint32(per_line)) * uint64(pitch) + uint64(k0 + t % uint32(per_line) * uint32(4))
         return uint64(k0 + t // uint32(per_step)) * uint64(pitch) + uint64(line0 + t % uint32(per_step) * uint32(4))
 
     @device
-    def fetch(X, at, r):
+    def fetch(X, position, r):
         if vector:
-            v = ld4(X, at)
+            four = ld4(X, position)
             for q in range(4):
-                r[q] = v[q]
+                r[q] = four[q]
         else:
             for q in range(4):
-                r[q] = X[at + uint64(q)]
+                r[q] = X[position + uint64(q)]
 
     @device
-    def fetch_edge(X, at, line0, k0, lines, end, r):
-        """The same where the tile may reach over the edge: zeros from beyond it."""
+    def fetch_edge(X, position, line0, k0, lines, end, r):
+        """The same for a tile that may reach past the last line or step: zeros stand for what is not there."""
         t = uint32(cuda.threadIdx.x)
         if along_k:
             line = line0 + t // uint32(per_line)
@@ -182,111 +198,140 @@ def _mover(wide: int, deep: int, along_k: bool, vector: bool, kept: Any) -> tupl
             k = k0 + t // uint32(per_step)
         for q in range(4):
             if along_k:
-                r[q] = X[at + uint64(q)] if line < lines and k + uint32(q) < end else float32(0.0)
+                r[q] = X[position + uint64(q)] if line < lines and k + uint32(q) < end else float32(0.0)
             else:
-                r[q] = X[at + uint64(q)] if line + uint32(q) < lines and k < end else float32(0.0)
+                r[q] = X[position + uint64(q)] if line + uint32(q) < lines and k < end else float32(0.0)
 
     @device
-    def put(shared, p, r):
+    def put(shared, buffer, r):
         t = uint32(cuda.threadIdx.x)
         for q in range(4):
             if along_k:
-                shared[p, t % uint32(per_line) * uint32(4) + uint32(q), t // uint32(per_line)] = kept(r[q])
+                shared[buffer, t % uint32(per_line) * uint32(4) + uint32(q), t // uint32(per_line)] = kept(r[q])
             else:
-                shared[p, t // uint32(per_step), t % uint32(per_step) * uint32(4) + uint32(q)] = kept(r[q])
+                shared[buffer, t // uint32(per_step), t % uint32(per_step) * uint32(4) + uint32(q)] = kept(r[q])
 
     return begin, fetch, fetch_edge, put
 
 
-ARGUMENTS = (F1, F1, F1, *[INT] * 7)  # A, B, C flat; M, N, K, Z_A, Z_B, depth, parts
+class Products(NamedTuple):
+    """Which products a launch computes: matrix z of C, of M × N, is A[z mod matrices_a] B[z mod matrices_b], a sum over K."""
+
+    M: int
+    N: int
+    K: int
+    matrices_a: int
+    matrices_b: int
+    depth: int  # part p of a sum has the steps k from p · depth to (p + 1) · depth
+    parts: int  # of each product: C has parts · z matrices, which are added up afterwards
 
 
-def _product(
-    name: str, form: str, vector: bool, tile: tuple[int, ...], hold: tuple[Any, ...], work: tuple[Any, ...], **budget: int
-) -> Kernel:
-    """The kernel for factors that lie as `form` says: N in row order, T transposed.
+PRODUCTS = record(Products, **dict.fromkeys(Products._fields, INT))
 
-    A: Z_A matrices (M, K), or (K, M) for T; B: Z_B of (K, N), or (N, K); C: Z · parts of (M, N). Matrix z of the Z products is
-    made of A[z mod Z_A] and B[z mod Z_B]; part p sums k from p · depth to (p + 1) · depth. `vector`: every row begins at a
-    multiple of 16 bytes. `tile`: the side of a tile of C, steps k of a tile of A or B, and the length of a line of those in
-    shared memory. `hold`: the shape of a thread's part of C, and of what it takes of A and of B at a time. `work`: functions of
-    a thread: how a number is kept in shared memory, a tile multiplied (in a loop or written out), and its part of C stored.
+
+class Plan(NamedTuple):
+    """How a block computes a tile of C: sizes, and device functions of a thread."""
+
+    wide: int  # rows and columns of a tile of C
+    deep: int  # steps k of a tile of A or B
+    pitch: int  # length of a row in shared memory
+    sums: tuple[int, int]  # shape of a thread's part of C
+    held_a: Any  # shapes of the registers for what a thread takes of a and b at a time
+    held_b: Any
+    kept: Any  # the form in which a number lies in shared memory
+    loop: Any  # multiplies a tile, in a loop
+    unrolled: Any  # the same, written out
+    store: Any  # a thread's part of C into C
+
+
+def _product(name: str, form: str, vector: bool, plan: Plan, **budget: int) -> Kernel:
+    """The kernel for flat A, B and C.
+
+    `form`: for A and for B, N where its matrices lie in row order, T where they are transposed. `vector`: every row begins at a
+    multiple of 16 bytes.
     """
-    wide, deep, pitch = tile
-    (height, width), hold_a, hold_b = hold
-    kept, loop, written_out, store = work
+    wide, deep, pitch, sums, held_a, held_b, kept, loop, unrolled, store = plan
+    height, width = sums
     transposed_a, transposed_b = form[0] == "T", form[1] == "T"
     begin_a, fetch_a, edge_a, put_a = _mover(wide, deep, not transposed_a, vector, kept)
     begin_b, fetch_b, edge_b, put_b = _mover(wide, deep, transposed_b, vector, kept)
 
-    @kernel(ARGUMENTS, threads=256, shared=2 * 2 * deep * pitch * 4, name=f"{name}{'_vector' if vector else ''}", **budget)
-    def product(A, B, C, m_, n_, k_, z_a, z_b, depth, parts):
+    @kernel(
+        (F1, F1, F1, PRODUCTS),
+        threads=256,
+        shared=2 * 2 * deep * pitch * 4,
+        name=f"{name}{'_vector' if vector else ''}",
+        **budget,
+    )
+    def product(A, B, C, which):
         a = cuda.shared.array((2, deep, pitch), float32)
         b = cuda.shared.array((2, deep, pitch), float32)
         acc = cuda.local.array((height, width), float32)
-        ra = cuda.local.array(hold_a, float32)
-        rb = cuda.local.array(hold_b, float32)
-        fa = cuda.local.array(4, float32)
-        fb = cuda.local.array(4, float32)
-        M, N, K = uint32(m_), uint32(n_), uint32(k_)
+        ra = cuda.local.array(held_a, float32)
+        rb = cuda.local.array(held_b, float32)
+        next_a = cuda.local.array(4, float32)
+        next_b = cuda.local.array(4, float32)
+        M, N, K = uint32(which.M), uint32(which.N), uint32(which.K)
         across = (N + uint32(wide - 1)) // uint32(wide)
         down = (M + uint32(wide - 1)) // uint32(wide)
         block = uint32(cuda.blockIdx.x)
         j0 = block % across * uint32(wide)
         i0 = block // across % down * uint32(wide)
         zc = block // across // down
-        z = zc // uint32(parts)
-        k0 = zc % uint32(parts) * uint32(depth)
-        end = k0 + uint32(depth)
+        z = zc // uint32(which.parts)
+        k0 = zc % uint32(which.parts) * uint32(which.depth)
+        end = k0 + uint32(which.depth)
         if end > K:
             end = K
-        in_a = i0 + uint32(wide) <= M
-        in_b = j0 + uint32(wide) <= N
-        at_a = uint64(z % uint32(z_a)) * uint64(M) * uint64(K) + begin_a(i0, k0, M if transposed_a else K)
-        at_b = uint64(z % uint32(z_b)) * uint64(K) * uint64(N) + begin_b(j0, k0, K if transposed_b else N)
+        whole_a = i0 + uint32(wide) <= M
+        whole_b = j0 + uint32(wide) <= N
+        at_a = uint64(z % uint32(which.matrices_a)) * uint64(M) * uint64(K) + begin_a(i0, k0, M if transposed_a else K)
+        at_b = uint64(z % uint32(which.matrices_b)) * uint64(K) * uint64(N) + begin_b(j0, k0, K if transposed_b else N)
         step_a = M * uint32(deep) if transposed_a else uint32(deep)
         step_b = uint32(deep) if transposed_b else N * uint32(deep)
         for m in range(height):
             for n in range(width):
                 acc[m, n] = float32(0.0)
-        left = uint32(0)  # whole tiles, in which nothing looks for an edge
-        if in_a and in_b and end > k0:
+        left = uint32(0)  # tiles of k that end before `end`: with whole lines, too, nothing in them is past an edge
+        if whole_a and whole_b and end > k0:
             left = (end - k0) // uint32(deep)
+        # The tiles with an edge come first: the last tile of k, and all of them where the tile of C has lines past an edge.
         k = k0 + left * uint32(deep)
-        rest_a = at_a + uint64(left) * uint64(step_a)
-        rest_b = at_b + uint64(left) * uint64(step_b)
-        while k < end:  # first what such tiles leave of k, and all of it at the edges of C
-            edge_a(A, rest_a, i0, k, M, end, fa)
-            edge_b(B, rest_b, j0, k, N, end, fb)
-            put_a(a, uint32(0), fa)
-            put_b(b, uint32(0), fb)
+        edge_at_a = at_a + uint64(left) * uint64(step_a)
+        edge_at_b = at_b + uint64(left) * uint64(step_b)
+        while k < end:
+            edge_a(A, edge_at_a, i0, k, M, end, next_a)
+            edge_b(B, edge_at_b, j0, k, N, end, next_b)
+            put_a(a, uint32(0), next_a)
+            put_b(b, uint32(0), next_b)
             cuda.syncthreads()
             loop(a, b, uint32(0), ra, rb, acc)
             cuda.syncthreads()
             k += uint32(deep)
-            rest_a += uint64(step_a)
-            rest_b += uint64(step_b)
+            edge_at_a += uint64(step_a)
+            edge_at_b += uint64(step_b)
+        # Then the whole tiles, in two buffers.
         if left > uint32(0):
-            fetch_a(A, at_a, fa)
-            fetch_b(B, at_b, fb)
-            put_a(a, uint32(0), fa)
-            put_b(b, uint32(0), fb)
+            fetch_a(A, at_a, next_a)
+            fetch_b(B, at_b, next_b)
+            put_a(a, uint32(0), next_a)
+            put_b(b, uint32(0), next_b)
             cuda.syncthreads()
-            p = uint32(0)
+            buffer = uint32(0)
             while left > uint32(0):
                 left -= uint32(1)
                 at_a += uint64(step_a)
                 at_b += uint64(step_b)
                 if left > uint32(0):  # the next tile is on its way while this one is multiplied
-                    fetch_a(A, at_a, fa)
-                    fetch_b(B, at_b, fb)
-                written_out(a, b, p, ra, rb, acc)
+                    fetch_a(A, at_a, next_a)
+                    fetch_b(B, at_b, next_b)
+                unrolled(a, b, buffer, ra, rb, acc)
                 if left > uint32(0):
-                    p = uint32(1) - p
-                    put_a(a, p, fa)
-                    put_b(b, p, fb)
+                    buffer = uint32(1) - buffer
+                    put_a(a, buffer, next_a)
+                    put_b(b, buffer, next_b)
                 cuda.syncthreads()
-        zc = uint32(cuda.blockIdx.x) // across // down  # once more, since it would hold a register all the way
+        zc = uint32(cuda.blockIdx.x) // across // down  # computed again, since it would hold a register all the way
         store(C, uint64(zc) * uint64(M), i0, j0, M, N, acc)
 
     return product
@@ -301,60 +346,61 @@ def _product(
 def sgemm(form: str, vector: bool, wide: int) -> Kernel:
     """16 × 16 threads for a tile of `wide` × `wide` elements, 8 × 8 or 4 × 4 of each, one step k at a time."""
     deep, micro = (8, 8) if wide == 128 else (16, 4)
-    pitch = wide + 4  # neighbours in k fall on other banks, and 16 bytes stay aligned
-    halves, gap = micro // 4, 64
+    pitch = wide + 4  # neighbours in k lie in different banks, and 16 bytes stay aligned
+    fours, gap = micro // 4, 64
 
     @device
-    def place():
+    def position():
+        """The row and the column of this thread among the 16 × 16."""
         t = uint32(cuda.threadIdx.x)
         return t // uint32(16), t % uint32(16)
 
     @device
-    def step(a, b, p, k, y, x, ra, rb, acc):
+    def step(a, b, buffer, k, y, x, ra, rb, acc):
         for m in range(micro):
-            ra[m] = a[p, k, y * micro + m]
-        for h in range(halves):  # a thread's columns are four and four, `gap` apart: neighbours read neighbouring banks
+            ra[m] = a[buffer, k, y * micro + m]
+        for h in range(fours):  # a thread's columns are four and four, `gap` apart, so that neighbours read neighbouring banks
             for n in range(4):
-                rb[4 * h + n] = b[p, k, h * gap + x * 4 + n]
+                rb[4 * h + n] = b[buffer, k, h * gap + x * 4 + n]
         for m in range(micro):
             for n in range(micro):
                 acc[m, n] += ra[m] * rb[n]
 
     @device
-    def loop(a, b, p, ra, rb, acc):
-        y, x = place()
-        for e in range(deep):
-            step(a, b, p, uint32(e), y, x, ra, rb, acc)
+    def loop(a, b, buffer, ra, rb, acc):
+        y, x = position()
+        for k in range(deep):
+            step(a, b, buffer, uint32(k), y, x, ra, rb, acc)
 
     @device
-    def written_out(a, b, p, ra, rb, acc):
-        y, x = place()
+    def unrolled(a, b, buffer, ra, rb, acc):
+        y, x = position()
         for half in range(deep // 8):
-            e = uint32(8 * half)
-            step(a, b, p, e, y, x, ra, rb, acc)  # NVVM would leave this loop a loop
-            step(a, b, p, e + uint32(1), y, x, ra, rb, acc)
-            step(a, b, p, e + uint32(2), y, x, ra, rb, acc)
-            step(a, b, p, e + uint32(3), y, x, ra, rb, acc)
-            step(a, b, p, e + uint32(4), y, x, ra, rb, acc)
-            step(a, b, p, e + uint32(5), y, x, ra, rb, acc)
-            step(a, b, p, e + uint32(6), y, x, ra, rb, acc)
-            step(a, b, p, e + uint32(7), y, x, ra, rb, acc)
+            k = uint32(8 * half)
+            step(a, b, buffer, k, y, x, ra, rb, acc)  # eight calls: NVVM would not unroll a loop of them
+            step(a, b, buffer, k + uint32(1), y, x, ra, rb, acc)
+            step(a, b, buffer, k + uint32(2), y, x, ra, rb, acc)
+            step(a, b, buffer, k + uint32(3), y, x, ra, rb, acc)
+            step(a, b, buffer, k + uint32(4), y, x, ra, rb, acc)
+            step(a, b, buffer, k + uint32(5), y, x, ra, rb, acc)
+            step(a, b, buffer, k + uint32(6), y, x, ra, rb, acc)
+            step(a, b, buffer, k + uint32(7), y, x, ra, rb, acc)
 
     @device
     def store(C, above, i0, j0, M, N, acc):
-        y, x = place()
+        y, x = position()
         for m in range(micro):
             i = i0 + y * uint32(micro) + uint32(m)
             row = (above + uint64(i)) * uint64(N)
-            for h in range(halves):
+            for h in range(fours):
                 j = j0 + uint32(h * gap) + x * uint32(4)
                 for n in range(4):
                     if i < M and j + uint32(n) < N:
                         C[row + uint64(j + uint32(n))] = acc[m, 4 * h + n]
 
     registers = 128 if wide == 128 else 80  # with 128, two blocks of 256 threads fill the registers of a multiprocessor
-    hold, work = ((micro, micro), micro, micro), (_same, loop, written_out, store)
-    return _product(f"sgemm_{form}_{wide}", form, vector, (wide, deep, pitch), hold, work, registers=registers)
+    plan = Plan(wide, deep, pitch, (micro, micro), micro, micro, _same, loop, unrolled, store)
+    return _product(f"sgemm_{form}_{wide}", form, vector, plan, registers=registers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,40 +411,40 @@ def sgemm(form: str, vector: bool, wide: int) -> Kernel:
 @functools.cache
 def tensor(form: str, vector: bool) -> Kernel:
     """As `sgemm`, but a warp multiplies 64 × 32 elements by 4 × 4 instructions of 16 × 8 × 8, eight steps k at a time."""
-    tile = 128, 8, 136  # 136 ≡ 8 mod 32: the four steps and eight lines of a warp fall on 32 banks
+    wide, deep, pitch = 128, 8, 136  # 136 ≡ 8 mod 32: the four steps and eight lines that a warp reads lie in 32 banks
 
     @device
-    def place():
-        """This lane's line in A, its warp's first column and, in an instruction, the lane's g and q: see `mma`."""
+    def position():
+        """This lane's line in A, its warp's first column, and the g and q of the lane in an instruction (see `mma`)."""
         t = uint32(cuda.threadIdx.x)
         warp, g = t // uint32(32), t % uint32(32) // uint32(4)
         return warp // uint32(4) * uint32(64) + g, warp % uint32(4) * uint32(32), g, t % uint32(4)
 
     @device
-    def multiply_add(a, b, p, wa, wb, acc):
-        line, column, g, q = place()
+    def multiply_add(a, b, buffer, wa, wb, acc):
+        line, column, g, q = position()
         for m in range(4):
             i = line + uint32(16 * m)
-            wa[m, 0] = a[p, q, i]
-            wa[m, 1] = a[p, q, i + uint32(8)]
-            wa[m, 2] = a[p, q + uint32(4), i]
-            wa[m, 3] = a[p, q + uint32(4), i + uint32(8)]
+            wa[m, 0] = a[buffer, q, i]
+            wa[m, 1] = a[buffer, q, i + uint32(8)]
+            wa[m, 2] = a[buffer, q + uint32(4), i]
+            wa[m, 3] = a[buffer, q + uint32(4), i + uint32(8)]
         for n in range(4):
             j = column + uint32(8 * n) + g
-            wb[0] = b[p, q, j]
-            wb[1] = b[p, q + uint32(4), j]
+            wb[0] = b[buffer, q, j]
+            wb[1] = b[buffer, q + uint32(4), j]
             for m in range(4):
                 e = 4 * m + n
                 c = (acc[e, 0], acc[e, 1], acc[e, 2], acc[e, 3])
                 d = mma(c, (wa[m, 0], wa[m, 1], wa[m, 2], wa[m, 3]), (wb[0], wb[1]))
-                acc[e, 0] = d[0]  # by number: a tuple indexed by a variable would lie in memory
+                acc[e, 0] = d[0]  # four lines: a tuple that a variable indexes would lie in memory
                 acc[e, 1] = d[1]
                 acc[e, 2] = d[2]
                 acc[e, 3] = d[3]
 
     @device
     def pair(C, row, i, j, M, N, x, y):
-        """Two neighbours of a row"""
+        """Two neighbours of a row into C"""
         if i < M and j < N:
             C[row + uint64(j)] = x
         if i < M and j + uint32(1) < N:
@@ -406,7 +452,7 @@ def tensor(form: str, vector: bool) -> Kernel:
 
     @device
     def store(C, above, i0, j0, M, N, acc):
-        line, column, g, q = place()
+        line, column, g, q = position()
         for e in range(16):
             i = i0 + line + uint32(16 * (e // 4))
             j = j0 + column + uint32(8 * (e % 4)) + q * uint32(2)
@@ -414,20 +460,20 @@ def tensor(form: str, vector: bool) -> Kernel:
             pair(C, row, i, j, M, N, acc[e, 0], acc[e, 1])
             pair(C, row + uint64(N) * uint64(8), i + uint32(8), j, M, N, acc[e, 2], acc[e, 3])
 
-    hold, work = ((16, 4), (4, 4), 2), (tf32, multiply_add, multiply_add, store)
-    return _product(f"tensor_{form}", form, vector, tile, hold, work, registers=128, least=80)
+    plan = Plan(wide, deep, pitch, (16, 4), (4, 4), 2, tf32, multiply_add, multiply_add, store)
+    return _product(f"tensor_{form}", form, vector, plan, registers=128, least=80)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The door
+# On the host
 # ---------------------------------------------------------------------------------------------------------------------
 
-LEAST = 512  # steps of a sum, below which it is not worth cutting
-SLOTS = 132  # blocks that should be there before a tile is worth its size: the multiprocessors of a large GPU
+LEAST = 512  # steps of a part of a sum: the parts must be written and added up, which a shorter one would not be worth
+SLOTS = 132  # the multiprocessors of a large GPU: with fewer blocks than these, some are idle
 
 
 def _lying(x: Array) -> tuple[Array, str]:
-    """A stack of matrices in row order, and whether these are x's own (N) or transposed (T); a copy where they are neither."""
+    """The stack x as the kernels take it, and its form: N in row order, T transposed; a copy where it is neither."""
     if x.flags.c_contiguous:
         return x, "N"
     turned = x.swapaxes(-1, -2)
@@ -445,12 +491,13 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     vector = a.shape[2] % 4 == b.shape[2] % 4 == n % 4 == 0 and all(_address(x) % 16 == 0 for x in (a, b, out))
     wide = 128 if TF32 or z * cdiv(m, 128) * cdiv(n, 128) >= SLOTS else 64
     tiles = z * cdiv(m, wide) * cdiv(n, wide)
-    parts = max(1, min(SLOTS // tiles, k // LEAST))  # few tiles of long sums: the sums are cut
+    parts = max(1, min(SLOTS // tiles, k // LEAST))  # where tiles are few and sums long, the sums are cut
     depth = max(cdiv(cdiv(k, parts), 16) * 16, 16)
     parts = max(cdiv(k, depth), 1)
     product = tensor(fa + fb, vector) if TF32 else sgemm(fa + fb, vector, wide)
     target = out if parts == 1 else empty(out, (z * parts, m, n))
-    launch(product, tiles * parts, *[x.reshape(-1) for x in (a, b, target)], m, n, k, z_a, z_b, depth, parts)
+    which = Products(m, n, k, z_a, z_b, depth, parts)
+    launch(product, tiles * parts, *[x.reshape(-1) for x in (a, b, target)], which)
     if parts > 1:
         out[...] = target.reshape(z, parts, m, n).sum(axis=1)
     return out
@@ -462,11 +509,11 @@ def _address(x: Array) -> int:
 
 
 def stacked(x: Array, lead: tuple[int, ...]) -> Array:
-    """The matrices of x as one stack, which repeats where `lead` does: a copy only where its dimensions do so unevenly."""
+    """The matrices of x as one stack of which matrix z mod its length is that of product z; spread out where none is."""
     own = x.shape[:-2]
     while own and own[0] == 1:
         own = own[1:]
-    if own == lead[len(lead) - len(own) :]:  # a whole number of times the same stack
+    if own == lead[len(lead) - len(own) :]:  # the products go through the stack again and again
         return x.reshape((math.prod(own),) + x.shape[-2:])
     return np.broadcast_to(x, lead + x.shape[-2:]).reshape((-1,) + x.shape[-2:])
 
@@ -485,7 +532,7 @@ def matmul(
     `accumulate`: C = f(C + A B + bias), C the array `out`.
     """
     check("matmul", a, b, out, bias)
-    if not is_float32(a, b, out):  # the library's own product
+    if not is_float32(a, b, out):  # the product of the arrays' library
         product = a @ b
         if out is None:
             return _finished(product, bias, activation)
@@ -498,8 +545,8 @@ def matmul(
     shape = (*lead, a.shape[-2], b.shape[-1])
     stack = (math.prod(lead), *shape[-2:])
     x, y = stacked(a, lead), stacked(b, lead)
-    own = out is not None and out.flags.c_contiguous and not any(np.may_share_memory(out, s) for s in (a, b))
-    if own and not accumulate:
+    direct = out is not None and out.flags.c_contiguous and not any(np.may_share_memory(out, s) for s in (a, b))
+    if direct and not accumulate:
         multiply(x, y, out.reshape(stack))
     else:
         product = multiply(x, y).reshape(shape)
@@ -514,7 +561,7 @@ def _finished(c: Array, bias: Array | None, activation: str | None) -> Array:
     """f(C + bias), in place"""
     if bias is None and activation is None:
         return c
-    if bias is not None and bias.shape != c.shape[-1:]:  # one of another shape
+    if bias is not None and bias.shape != c.shape[-1:]:  # the kernel takes a bias of one row
         c += bias
         bias = None
     if not (is_float32(c, bias) and c.flags.c_contiguous):
