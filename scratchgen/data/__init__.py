@@ -9,17 +9,16 @@ A batch is a pure function of (seed, step), so a run resumed at step k sees what
 skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetched where a local copy exists.
 
 `dataset` what a model can learn from · `images`, `texts` the kinds there are · `named` data sets that have a name · `files`
-the user's own · `loading` both of these by one function · `batching` · `mixtures` toy distributions.
+the user's own · `loading` both of these by one function · `mixtures` toy distributions.
 """
 
-from scratchgen.data.batching import windows
 from scratchgen.data.checks import DataError
 from scratchgen.data.dataset import Batch, Dataset, Task
 from scratchgen.data.images import Images, batches
 from scratchgen.data.loading import load, reads
 from scratchgen.data.mixtures import mixture, mixture_modes
 from scratchgen.data.named import Source, catalogue
-from scratchgen.data.texts import Text, Tokens
+from scratchgen.data.texts import Text, Tokens, windows
 
 __all__ = [
     "Batch",

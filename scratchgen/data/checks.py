@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 
@@ -18,3 +20,8 @@ def require_natural(name: str, value: object, least: int) -> None:
     """Raises DataError unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise DataError(f"{name}: expected a whole number of at least {least}, got {value!r}.")
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error of a file or folder that the system does not let us read."""
+    return DataError(f"{path}: cannot be read ({error.strerror}).")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from scratchgen.data.checks import DataError, require_natural
 
 Batch = tuple[Any, ...]  # of arrays that begin with the same number of rows, or None
 
@@ -66,6 +69,33 @@ class Task:
     def checksums(self) -> dict[str, str]:
         """SHA-256 of what is learned from and of what is held out: a run goes on with the same data or not at all."""
         return {"learned from": _sha256(self.train.contents()), "held out": _sha256(self.test.contents())}
+
+
+def shuffled(n: int, batch_size: int, *, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+    """An endless run of shuffled batches of the rows 0 … n − 1, beginning with batch number `start`.
+
+        batch k = rows π_e[j·B : (j+1)·B],   e = k div m,  j = k mod m,  m = n div B,
+        π_e = the permutation of range(n) drawn from the seed (seed, e)
+
+    The n mod B rows left over sit an epoch out; which they are changes with the epoch.
+
+    Raises DataError at the call, not at the first batch: B larger than n, a negative seed or start.
+    """
+    require_natural("batch_size", batch_size, 1)
+    require_natural("seed", seed, 0)
+    require_natural("start", start, 0)
+    if batch_size > n:
+        raise DataError(f"batch_size: expected at most {n}, the number of rows, got {batch_size}.")
+
+    def run() -> Iterator[np.ndarray]:
+        m = n // batch_size
+        for k in itertools.count(start):
+            epoch, j = divmod(k, m)
+            if j == 0 or k == start:
+                order = np.random.default_rng((seed, epoch)).permutation(n)
+            yield order[j * batch_size : (j + 1) * batch_size]
+
+    return run()
 
 
 def spread(n: int, at_most: int | None) -> np.ndarray:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.data.checks import DataError, kind, require_natural
+from scratchgen.data.checks import DataError, kind, require_natural, unreadable
 from scratchgen.data.images import Images, deal, pixels, require_pixels
-from scratchgen.data.texts import Text, cut
+from scratchgen.data.texts import Text, cut, read_text
 
 # The names that a part of a data set has → its role: to learn from, to test, or to choose by.
 _ROLES = {
@@ -61,7 +61,7 @@ def load_npz(path: Path, split: str, seed: int) -> Images:
         raise DataError(f"{path}: its arrays are larger than the memory ({error}).") from error
     except Exception as error:  # from zip, the decompressors and NumPy's own headers
         if _refused(error):
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         # NumPy's own words would advise allow_pickle=True, which runs whatever code the file holds.
         raise DataError(
             f"{path}: expected an .npz archive of plain numeric arrays, got one that is damaged or holds Python objects."
@@ -170,7 +170,7 @@ def tree(folder: Path) -> tuple[list[Path], list[Path]]:
             folders.append(here)
             waiting += [(here / name, above | {this}) for name in os.listdir(folder / here) if not name.startswith(".")]
         except OSError as error:
-            raise _unreadable(folder / here, error) from error
+            raise unreadable(folder / here, error) from error
     return sorted(folders, key=Path.as_posix), sorted(files, key=Path.as_posix)
 
 
@@ -196,7 +196,7 @@ def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.nd
             raise
         except Exception as error:  # a decoder of damaged bytes raises what its code runs into
             if _refused(error):
-                raise _unreadable(file, error) from error
+                raise unreadable(file, error) from error
             raise DataError(
                 f"{file}: expected an image that Pillow can read, got one that is damaged or no image "
                 f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')})."
@@ -233,18 +233,6 @@ def _h_by_w(picture) -> str:
     return f"{picture.height}×{picture.width} (height × width)"
 
 
-def read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # -sig: without the byte-order mark, if there is one
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x} at offset {error.start}."
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
 @contextlib.contextmanager
 def _unwarned() -> Iterator[None]:
     """Without a decoder's warnings of what it passes over: for what it cannot read, it raises an error."""
@@ -256,7 +244,3 @@ def _unwarned() -> Iterator[None]:
 def _refused(error: Exception) -> bool:
     """Was it the system that refused the file, not a decoder its content, or an offset that the content tells (EINVAL)?"""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read ({error.strerror}).")

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.data.batching import shuffled
 from scratchgen.data.checks import DataError, kind
-from scratchgen.data.dataset import Batch, Dataset, spread
+from scratchgen.data.dataset import Batch, Dataset, shuffled, spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ def batches(data: Images | np.ndarray, batch_size: int, *, seed: int, start: int
     """An endless run of shuffled batches (x, y), beginning with batch number `start`.
 
     data: Images, or any array of rows (then y is None);  x: (B, …), y: (B,) or None, both copies. Which rows a batch has, and
-    what is refused, is told by `batching.shuffled`; all is refused at the call, not at the first batch.
+    what is refused, is told by `dataset.shuffled`; all is refused at the call, not at the first batch.
     """
     x, y = (data.x, data.y) if isinstance(data, Images) else (np.asarray(data), None)
     if x.ndim == 0:

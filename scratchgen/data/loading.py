@@ -10,7 +10,7 @@ from scratchgen.data import files
 from scratchgen.data.checks import DataError, require_natural
 from scratchgen.data.images import Images
 from scratchgen.data.named import NAMED, expanded
-from scratchgen.data.texts import Text, cut
+from scratchgen.data.texts import Text, cut, read_text
 
 
 def load(
@@ -46,7 +46,7 @@ def load(
     elif path.is_dir():
         data, folder_of_images = files.load_folder(path, split, seed, size)
     elif path.is_file() and path.suffix.lower() == ".txt":
-        data = Text(cut(files.read_text(path), split, path), path.stem)
+        data = Text(cut(read_text(path), split, path), path.stem)
     elif path.is_file() and path.suffix.lower() == ".npz":
         data = files.load_npz(path, split, seed)
     elif path.exists():

@@ -1,16 +1,16 @@
-"""Text: as one string, and as the tokens that a model of text learns from."""
+"""Text, from the bytes of a file to the batches that a model learns from: its split, its tokens, windows of them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from scratchgen.data.batching import windows
-from scratchgen.data.checks import DataError
+from scratchgen.data.checks import DataError, kind, require_natural, unreadable
 from scratchgen.data.dataset import Batch, Dataset, spread
 
 
@@ -30,6 +30,19 @@ class Text:
 
     def __repr__(self) -> str:
         return f"Text(name={self.name!r}, {len(self):,} characters)"
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, its lines ended by "\n". Raises DataError where the file cannot be read or is not UTF-8."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # -sig: without the byte-order mark, if there is one
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x} at offset {error.start}."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def cut(text: str, split: str, name: object) -> str:
@@ -94,3 +107,38 @@ class Tokens(Dataset):
 
     def metadata(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer.to_dict()}
+
+
+def windows(
+    tokens: np.ndarray,
+    block_size: int,
+    batch_size: int,
+    *,
+    seed: int,
+    step: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Batch number `step` of random windows of a token sequence, and the same windows one token later.
+
+        x_b = t[i_b : i_b + T],   y_b = t[i_b + 1 : i_b + T + 1],   i_b uniform on 0 … n − T − 1, from (seed, step)
+
+    tokens: integers (n,), an array or a memory map;  T = block_size;  x, y: int64 (batch_size, T).
+
+    Raises DataError: tokens that are not one row of integers, fewer than T + 1 of them, or a batch of 2³¹ windows or more.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise DataError(f"tokens: expected integers of shape (n,), got {kind(tokens)}.")
+    for name, value, least in (
+        ("block_size", block_size, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("step", step, 0),
+    ):
+        require_natural(name, value, least)
+    if len(tokens) <= block_size:
+        raise DataError(f"tokens: expected at least block_size + 1 = {block_size + 1} of them, got {len(tokens)}.")
+    if batch_size >= 2**31:  # more than any memory holds
+        raise DataError(f"batch_size: expected a number below {2**31}, got {batch_size}.")
+    first = np.random.default_rng((seed, step)).integers(0, len(tokens) - block_size, size=batch_size)
+    window = tokens[first[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
+    return window[:, :-1].copy(), window[:, 1:].copy()
