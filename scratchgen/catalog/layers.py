@@ -8,7 +8,7 @@ import numpy as np
 
 from scratchgen import models, nn
 from scratchgen.catalog.compositions import REDUCTION
-from scratchgen.catalog.row import apart, away, case, fixed, of, real, row, simplex, unit, whole
+from scratchgen.catalog.row import apart, away, case, fixed, of, positive, real, row, simplex, unit, whole
 from scratchgen.models.gan import discriminator_loss, generator_loss
 from scratchgen.tensors import Tensor
 
@@ -48,6 +48,10 @@ LOSSES = [
         *(of(_WEIGHT, ignore_index=1, reduction=r, label_smoothing=0.2)(real(4, 3), _CLASSES) for r in REDUCTION),
         of()(real(2, 3), whole(3, 2)),
         of()(real(2, 3), simplex(2, 3)),
+    ),
+    row(
+        "nn.GaussianNLLLoss",
+        *(of(full=True, eps=0.1, reduction=r)(real(2, 3), real(2, 3), positive(2, 1)) for r in REDUCTION),
     ),
     row("nn.HuberLoss", *(of(r, 0.52)(_BENT, fixed([0.0] * 5)) for r in REDUCTION)),
     row(

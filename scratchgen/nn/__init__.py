@@ -1,7 +1,7 @@
 """Parameters and layers, under PyTorch's names and with its weight layouts: `nn.Linear`, `nn.init`, `nn.utils`, …
 
 module (Module, containers of modules) · containers (of parameters) · hooks · layers (linear, convolution, shapes, pooling) ·
-padding · activation (activations, losses) · normalization · attention · recurrent · init · utils (clipping, parametrizations).
+padding · activation · losses · normalization · attention · recurrent · init · utils (clipping, parametrizations).
 """
 
 from scratchgen.nn import init, utils
@@ -11,23 +11,15 @@ from scratchgen.nn.activation import (
     GELU,
     GLU,
     SELU,
-    BCEWithLogitsLoss,
-    CrossEntropyLoss,
     Hardtanh,
-    HuberLoss,
-    KLDivLoss,
-    L1Loss,
     LeakyReLU,
     LogSigmoid,
     LogSoftmax,
     Mish,
-    MSELoss,
-    NLLLoss,
     PReLU,
     ReLU,
     Sigmoid,
     SiLU,
-    SmoothL1Loss,
     Softmax,
     Softplus,
     Softsign,
@@ -57,6 +49,18 @@ from scratchgen.nn.layers import (
     PixelUnshuffle,
     Unflatten,
     Upsample,
+)
+from scratchgen.nn.losses import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    GaussianNLLLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+    _Loss,
 )
 from scratchgen.nn.module import Module, ModuleDict, ModuleList, Parameter, Sequential
 from scratchgen.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, RMSNorm
@@ -103,6 +107,7 @@ __all__ = [
     "GRU",
     "GroupNorm",
     "Hardtanh",
+    "GaussianNLLLoss",
     "HuberLoss",
     "Identity",
     "InstanceNorm2d",

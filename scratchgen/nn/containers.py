@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from scratchgen.nn.module import Module, Parameter
+from scratchgen.nn.module import Module, Named, Parameter
 from scratchgen.tensors import Tensor
 
 
@@ -55,54 +55,20 @@ class ParameterList(Module):
         return ", ".join(f"{i}: {tuple(p.shape)}" for i, p in enumerate(self))
 
 
-class ParameterDict(Module):
+class ParameterDict(Named):
     """Parameters by name; a tensor becomes a parameter that copies it."""
+
+    kind = Parameter
 
     def __init__(self, parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] = ()):
         super().__init__()
         self.update(parameters)
 
-    def update(self, parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        for name, value in dict(parameters).items():
-            self[name] = value
-
-    def __getitem__(self, name: str) -> Parameter:
-        found = self.__dict__.get(name)
-        if not isinstance(found, Parameter):
-            raise KeyError(name)
-        return found
-
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.register_parameter(name, _parameter(self, value))
 
-    def __delitem__(self, name: str) -> None:
-        del self.__dict__[self[name] is not None and name]
-
-    def pop(self, name: str) -> Parameter:
-        parameter = self[name]
-        del self[name]
-        return parameter
-
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
-    def keys(self) -> list[str]:
-        return [name for name, value in self.__dict__.items() if isinstance(value, Parameter)]
-
-    def values(self) -> list[Parameter]:
-        return [self.__dict__[name] for name in self.keys()]
-
-    def items(self) -> list[tuple[str, Parameter]]:
-        return [(name, self.__dict__[name]) for name in self.keys()]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}: {tuple(p.shape)}" for name, p in self.items())

@@ -17,6 +17,7 @@ from scratchgen import device as devices
 from scratchgen.autograd import no_grad
 from scratchgen.hooks import RemovableHandle, checked
 from scratchgen.nn.hooks import ModuleHooks
+from scratchgen.ops.operands import array_of
 from scratchgen.tensors import Tensor, constant
 
 
@@ -262,12 +263,7 @@ class Module:
         older: dict[str, str] = {}
         for place, module in self.named_modules(remove_duplicate=False):
             older |= module._older_names(place)
-        given = {
-            name if name in own else older.get(name, name): (
-                value._data if isinstance(value, Tensor) else value if devices.is_array(value) else np.asarray(value)
-            )
-            for name, value in state_dict.items()
-        }
+        given = {name if name in own else older.get(name, name): array_of(value) for name, value in state_dict.items()}
         missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
         wrong = []
         for name, tensor in own.items():
@@ -509,33 +505,32 @@ class ModuleList(_Row):
         self.extend(modules)
 
 
-class ModuleDict(Module):
-    """Modules by name."""
+class Named(Module):
+    """Members of one `kind` by name, as a dict has them: the base of `ModuleDict` and `ParameterDict`."""
 
-    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()):
-        super().__init__()
-        self.update(modules)
+    kind: type
 
-    def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
-        for name, module in dict(modules).items():
-            self[name] = module
+    def update(self, members: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+        for name, member in dict(members).items():
+            self[name] = member
 
-    def __getitem__(self, name: str) -> Module:
+    def __getitem__(self, name: str) -> Any:
         found = self.__dict__.get(name)
-        if not isinstance(found, Module):
+        if not isinstance(found, self.kind):
             raise KeyError(name)
         return found
 
-    def __setitem__(self, name: str, module: Module) -> None:
-        self.add_module(name, _module(self, module))
+    def __setitem__(self, name: str, member: Any) -> None:
+        raise NotImplementedError
 
     def __delitem__(self, name: str) -> None:
-        del self.__dict__[self[name] and name]
+        self[name]  # raises KeyError for another attribute
+        del self.__dict__[name]
 
-    def pop(self, name: str) -> Module:
-        module = self[name]
+    def pop(self, name: str) -> Any:
+        member = self[name]
         del self[name]
-        return module
+        return member
 
     def __len__(self) -> int:
         return len(self.keys())
@@ -547,13 +542,26 @@ class ModuleDict(Module):
         return name in self.keys()
 
     def keys(self) -> list[str]:
-        return [name for name, value in self.__dict__.items() if isinstance(value, Module)]
+        return [name for name, value in self.__dict__.items() if isinstance(value, self.kind)]
 
-    def values(self) -> list[Module]:
+    def values(self) -> list[Any]:
         return [self.__dict__[name] for name in self.keys()]
 
-    def items(self) -> list[tuple[str, Module]]:
+    def items(self) -> list[tuple[str, Any]]:
         return [(name, self.__dict__[name]) for name in self.keys()]
+
+
+class ModuleDict(Named):
+    """Modules by name."""
+
+    kind = Module
+
+    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()):
+        super().__init__()
+        self.update(modules)
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        self.add_module(name, _module(self, module))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

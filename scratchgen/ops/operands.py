@@ -27,6 +27,11 @@ def as_tensor(x: Any) -> Tensor:
     return x if isinstance(x, Tensor) else Tensor(x)
 
 
+def array_of(x: Any) -> Any:
+    """The array of a tensor, an array itself, or a new one of numbers: of any dtype, on any device."""
+    return x._data if isinstance(x, Tensor) else x if devices.is_array(x) else np.asarray(x)
+
+
 def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
     """Tensors of one dtype from what the caller of `name` gave."""
     try:

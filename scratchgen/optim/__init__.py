@@ -6,7 +6,7 @@ An optimiser moves parameters θ against the gradient g that `backward` left in 
     loss.backward()
     optimizer.step()
 
-Names, defaults, update equations and the layout of `state_dict` are PyTorch's. A state dict holds arrays and numbers
+Names, defaults, update equations and the layout of `state_dict` are PyTorch's. A state dict holds tensors and numbers
 only, and a run that continues from one takes the same steps, bit for bit, as one that was never interrupted.
 
 optimizer (the base) · algorithms (SGD, Adam, …) · lr_scheduler · average (EMA).

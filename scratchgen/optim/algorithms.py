@@ -9,9 +9,30 @@ import numpy as np
 
 import kernels
 from scratchgen import device as devices
-from scratchgen.optim.optimizer import Array, Optimizer, check_betas, check_number, slot
+from scratchgen.optim.optimizer import Array, Optimizer, slot
 
 Betas = tuple[float, float]
+
+
+def penalised(p: Array, g: Array, group: dict[str, Any], decoupled: bool = False) -> Array:
+    """g + λ θ, the gradient with an L2 penalty; where the decay is `decoupled`, g itself, after θ ← θ − lr λ θ."""
+    decay = group["weight_decay"]
+    if not decay:
+        return g
+    if not decoupled:
+        return g + decay * p
+    p *= 1 - group["lr"] * decay
+    return g
+
+
+def moments(p: Array, g: Array, state: dict[str, Any], betas: Betas) -> tuple[Array, Array]:
+    """m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²"""
+    m, v = slot(state, "exp_avg", p), slot(state, "exp_avg_sq", p)
+    m *= betas[0]
+    m += (1 - betas[0]) * g
+    v *= betas[1]
+    v += (1 - betas[1]) * (g * g)
+    return m, v
 
 
 class SGD(Optimizer):
@@ -24,6 +45,8 @@ class SGD(Optimizer):
     Raises ValueError for options that are negative or not finite, and for nesterov without momentum or with dampening.
     Source: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
     """
+
+    numbers = ("lr", "momentum", "weight_decay")
 
     def __init__(
         self,
@@ -46,8 +69,7 @@ class SGD(Optimizer):
         super().__init__(params, {**options, "maximize": maximize})
 
     def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "momentum", "weight_decay"):
-            check_number(self, name, group[name])
+        super().check(group)
         if isinstance(group["dampening"], bool) or not math.isfinite(group["dampening"]):
             raise ValueError(f"SGD: expected dampening to be a finite number, got {group['dampening']!r}")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
@@ -56,8 +78,7 @@ class SGD(Optimizer):
 
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         mu = group["momentum"]
-        if group["weight_decay"]:
-            g = g + group["weight_decay"] * p
+        g = penalised(p, g, group)
         if mu:
             b = state.get("momentum_buffer")
             if b is None:
@@ -72,6 +93,7 @@ class SGD(Optimizer):
 class _Adam(Optimizer):
     """What Adam and AdamW share; they differ in where the weight decay enters."""
 
+    numbers = ("lr", "eps", "weight_decay")
     decoupled: bool  # weight decay acts on θ itself, not on g
 
     def __init__(
@@ -94,11 +116,6 @@ class _Adam(Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, options)
-
-    def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            check_number(self, name, group[name])
-        check_betas(self, group["betas"])
 
     def update_group(
         self, params: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
@@ -128,18 +145,11 @@ class _Adam(Optimizer):
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         """With `amsgrad`."""
         step = state["step"] = state.get("step", 0) + 1
-        m, v, largest = (slot(state, name, p) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
-        lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        if decay and self.decoupled:
-            p *= 1 - lr * decay
-        elif decay:
-            g = g + decay * p
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * (g * g)
+        beta1, beta2 = group["betas"]
+        m, v = moments(p, penalised(p, g, group, self.decoupled), state, group["betas"])
+        largest = slot(state, "max_exp_avg_sq", p)
         np.maximum(largest, v, out=largest)
-        p -= lr / (1 - beta1**step) * (m / (np.sqrt(largest) / math.sqrt(1 - beta2**step) + eps))
+        p -= group["lr"] / (1 - beta1**step) * (m / (np.sqrt(largest) / math.sqrt(1 - beta2**step) + group["eps"]))
 
 
 class Adam(_Adam):
@@ -197,6 +207,8 @@ class RAdam(Optimizer):
     Source: Liu et al. 2020, arXiv:1908.03265, algorithm 2.
     """
 
+    numbers = ("lr", "eps", "weight_decay")
+
     def __init__(
         self,
         params: Any,
@@ -218,23 +230,10 @@ class RAdam(Optimizer):
         }
         super().__init__(params, options)
 
-    def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            check_number(self, name, group[name])
-        check_betas(self, group["betas"])
-
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         t = state["step"] = state.get("step", 0) + 1
-        m, v = slot(state, "exp_avg", p), slot(state, "exp_avg_sq", p)
-        lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
-        if decay and group["decoupled_weight_decay"]:
-            p *= 1 - lr * decay
-        elif decay:
-            g = g + decay * p
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * (g * g)
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        m, v = moments(p, penalised(p, g, group, group["decoupled_weight_decay"]), state, group["betas"])
         rate, unbiased = lr / (1 - beta1**t), 1 - beta2**t
         limit = 2 / (1 - beta2) - 1
         length = limit - 2 * t * beta2**t / unbiased
@@ -254,6 +253,8 @@ class Adagrad(Optimizer):
     Raises ValueError for options that are negative or not finite.
     Source: Duchi, Hazan & Singer 2011, "Adaptive subgradient methods".
     """
+
+    numbers = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value")
 
     def __init__(
         self,
@@ -275,17 +276,11 @@ class Adagrad(Optimizer):
         }
         super().__init__(params, {**options, "maximize": maximize})
 
-    def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"):
-            check_number(self, name, group[name])
-
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         t = state["step"] = state.get("step", 0) + 1
         if "sum" not in state:
             state["sum"] = np.full_like(p, group["initial_accumulator_value"])
-        if group["weight_decay"]:
-            g = g + group["weight_decay"] * p
-        s = state["sum"]
+        g, s = penalised(p, g, group), state["sum"]
         s += g * g
         p -= group["lr"] / (1 + (t - 1) * group["lr_decay"]) * (g / (np.sqrt(s) + group["eps"]))
 
@@ -301,6 +296,8 @@ class RMSprop(Optimizer):
     Raises ValueError for options that are negative or not finite.
     Source: Tieleman & Hinton 2012, lecture 6.5; centred: Graves 2013, arXiv:1308.0850, eq. 38–45.
     """
+
+    numbers = ("lr", "eps", "weight_decay", "momentum", "alpha")
 
     def __init__(
         self,
@@ -324,15 +321,10 @@ class RMSprop(Optimizer):
         }
         super().__init__(params, {**options, "maximize": maximize})
 
-    def check(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay", "momentum", "alpha"):
-            check_number(self, name, group[name])
-
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         state["step"] = state.get("step", 0) + 1
         alpha, v = group["alpha"], slot(state, "square_avg", p)
-        if group["weight_decay"]:
-            g = g + group["weight_decay"] * p
+        g = penalised(p, g, group)
         v *= alpha
         v += (1 - alpha) * (g * g)
         if group["centered"]:

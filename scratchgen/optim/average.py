@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from scratchgen import device as devices
+from scratchgen.ops.operands import array_of
 from scratchgen.optim.optimizer import Array
+from scratchgen.tensors import Tensor, constant
 
 
 class EMA:
@@ -29,7 +29,7 @@ class EMA:
             raise ValueError(f"EMA: expected decay to be a number of at least 0 and below 1, got {decay!r}")
         self.module, self.decay = module, decay
         self.average: dict[str, Array] = {name: p.data.copy() for name, p in module.named_parameters()}
-        self._away = False  # is the average in the module, in the place of its own weights?
+        self._away = False  # does the module hold the average, instead of its own weights?
 
     def update(self) -> None:
         """Move the average towards the parameters as they are now."""
@@ -55,13 +55,16 @@ class EMA:
                 p.data = array
             self._away = False
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Name of each parameter -> a copy of its average: a state that the module itself could load."""
-        return {name: np.array(devices.moved(average, "cpu")) for name, average in self.average.items()}
+        return {name: constant(devices.owned(average)) for name, average in self.average.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from an average. All or nothing: raises ValueError where names or shapes are others than here."""
-        given = {name: value if devices.is_array(value) else np.asarray(value) for name, value in state_dict.items()}
+        """Continue from an average, as tensors or arrays.
+
+        All or nothing: raises ValueError where names or shapes are others than here.
+        """
+        given = {name: array_of(value) for name, value in state_dict.items()}
         wrong = sorted(set(given) ^ set(self.average)) or [
             f"{name} of shape {array.shape} for {self.average[name].shape}"
             for name, array in given.items()

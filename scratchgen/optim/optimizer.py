@@ -10,6 +10,7 @@ import numpy as np
 
 from scratchgen import device as devices
 from scratchgen.autograd import enable_grad
+from scratchgen.ops.operands import array_of
 from scratchgen.tensors import Tensor, Writing, constant
 
 Array = np.ndarray
@@ -19,12 +20,13 @@ class Optimizer:
     """The base: groups of parameters with their options, the state of each parameter, and the loop over them.
 
     `params` is an iterable of tensors, or of dicts {"params": …, "lr": …, …}, whose options go before `defaults`.
-    `param_groups` are such dicts, complete; `state[p]` is a dict of arrays and numbers. A subclass says in `check`
-    which options it refuses, and in `update` what one step does to one parameter. `implied` are options of PyTorch's
-    that the class decides by itself.
+    `param_groups` are such dicts, complete; `state[p]` is a dict of arrays and numbers. A subclass says in `update` what one
+    step does to one parameter, in `numbers` which of its options are numbers of at least 0, in `check` what else it refuses of
+    them. `implied` are options of PyTorch's that the class decides by itself.
     """
 
     implied: dict[str, Any] = {}
+    numbers: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]):
         self.defaults = dict(defaults)
@@ -42,6 +44,10 @@ class Optimizer:
 
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError where an option is out of its range."""
+        for name in self.numbers:
+            check_number(self, name, group[name])
+        if "betas" in group:
+            check_betas(self, group["betas"])
 
     def update_group(
         self, params: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
@@ -103,12 +109,14 @@ class Optimizer:
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """{"state": {i: {…}}, "param_groups": [{…, "params": [i, …]}]}, parameters being numbered group after group."""
+        """{"state": {i: {…}}, "param_groups": [{…, "params": [i, …]}]}, parameters being numbered group after group.
+
+        The state of a parameter is made of numbers and of tensors that are copies, on the parameter's device.
+        """
         numbers = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         state = {
             numbers[id(p)]: {
-                key: np.array(devices.moved(value, "cpu")) if devices.is_array(value) else value
-                for key, value in values.items()
+                key: constant(devices.owned(value)) if devices.is_array(value) else value for key, value in values.items()
             }
             for p, values in self.state.items()
         }
@@ -118,7 +126,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken: options and state of every parameter, by its number.
 
-        The numbers may be strings, and tuples lists, as JSON leaves them. The state dict of PyTorch's twin will do as well.
+        Tensors may be arrays or lists, the numbers strings, and tuples lists, as JSON leaves them. The state dict of PyTorch's
+        twin will do as well.
         All or nothing: raises ValueError where groups, parameters or shapes are others than here.
         """
         name = f"{type(self).__name__}.load_state_dict"
@@ -159,7 +168,7 @@ class Optimizer:
     @staticmethod
     def _loaded(name: str, number: str, key: str, value: Any, p: Tensor) -> Any:
         """One value of a parameter's state: the count of steps, or a copy of an array like the parameter."""
-        array = value if devices.is_array(value) else np.asarray(value)
+        array = array_of(value)
         if key == "step":
             if array.shape or array < 0:
                 raise ValueError(f"{name}: expected step of parameter {number} to be a number of at least 0, got {array}")
