@@ -203,10 +203,10 @@ def _scaled(y: Tensor, weight: Any, bias: Any) -> Tensor:
     return y if bias is None else y + as_tensor(bias).reshape(shape)
 
 
-def _channelwise(name: str, x: Tensor, **given: Any) -> None:
+def _channelwise(name: str, x: Tensor, **parameters: Any) -> None:
     if x.ndim < 2:
         raise ValueError(f"{name}: expected an input of shape (N, C, …), got {x.shape}")
-    for what, p in given.items():
+    for what, p in parameters.items():
         if p is not None and as_tensor(p).shape != x.shape[1:2]:
             raise ValueError(f"{name}: expected {what} of shape {x.shape[1:2]}, got {as_tensor(p).shape}")
 
@@ -400,8 +400,8 @@ def scaled_dot_product_attention(
         if mask is not None and np.broadcast_shapes(mask.shape, pairs) != pairs:
             raise ValueError
     except ValueError:
-        given = f"{q.shape}, {k.shape}, {v.shape}" + ("" if mask is None else f" with a mask of shape {mask.shape}")
-        raise ValueError(f"attention: expected shapes that broadcast, got {given}") from None
+        shapes = f"{q.shape}, {k.shape}, {v.shape}" + ("" if mask is None else f" with a mask of shape {mask.shape}")
+        raise ValueError(f"attention: expected shapes that broadcast, got {shapes}") from None
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
     noise = _noise(dropout_p, generator)
     y = fused.attention(q, k, v, mask, causal=is_causal, scale=scale, **noise)

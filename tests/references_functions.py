@@ -234,9 +234,9 @@ def gather(x, dim, index):
     if not index.ndim:
         return y + x[0]
     for at in product(*map(range, index.shape)):
-        place = list(at)
-        place[dim] = index[at]
-        y[at] = x[tuple(place)]
+        there = list(at)
+        there[dim] = index[at]
+        y[at] = x[tuple(there)]
     return y
 
 
@@ -246,9 +246,9 @@ def scatter_add(x, dim, index, src):
         return x + np.atleast_1d(src)[: index.size].sum()
     y = x.copy()
     for at in product(*map(range, index.shape)):
-        place = list(at)
-        place[dim] = index[at]
-        y[tuple(place)] += src[at]
+        there = list(at)
+        there[dim] = index[at]
+        y[tuple(there)] += src[at]
     return y
 
 
@@ -339,7 +339,7 @@ def conv_transpose(y, w, b=None, stride=1, padding=0, output_padding=0, groups=1
 
 
 def windows(x, n, kernel, stride=None, padding=0, dilation=1, ceil_mode=False):
-    """For each window, the places of its cells in the image, None where they lie in the padding, or beyond it."""
+    """For each window, the positions of its cells in the image, None where they lie in the padding, or beyond it."""
     k = _per(kernel, n)
     s, p, d = k if stride is None else _per(stride, n), _per(padding, n), _per(dilation, n)
     sides = []

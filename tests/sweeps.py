@@ -71,7 +71,7 @@ def transposed(x):
 
 def strided(x):
     """Every other element of something larger, the last dimension backwards."""
-    room = np.full([2 * n for n in x.shape], 7, x.dtype)
-    view = room[(*[slice(None, None, 2)] * (x.ndim - 1), slice(None, None, -2))] if x.ndim else room
+    larger = np.full([2 * n for n in x.shape], 7, x.dtype)
+    view = larger[(*[slice(None, None, 2)] * (x.ndim - 1), slice(None, None, -2))] if x.ndim else larger
     view[...] = x
     return view

@@ -30,11 +30,11 @@ MANY = [300, 70_001, pytest.param(10**7, marks=pytest.mark.deep)]
 class Backend:
     """The kernels of one backend, as functions of NumPy arrays"""
 
-    def __init__(self, name, place=None):
-        self.name, self.place = name, place
+    def __init__(self, name, device=None):
+        self.name, self.device = name, device
 
-    def __call__(self, door, *arrays, **options):
-        kernel = getattr(kernels, door)
+    def __call__(self, name, *arrays, **options):
+        kernel = getattr(kernels, name)
         if self.name != "cuda":
             with kernels.use(self.name):
                 return kernel(*arrays, **options)
@@ -43,10 +43,10 @@ class Backend:
         return tuple(map(self._back, results)) if isinstance(results, tuple) else self._back(results)
 
     def _there(self, x):
-        return self.place.there(x) if isinstance(x, np.ndarray) else x
+        return self.device.there(x) if isinstance(x, np.ndarray) else x
 
     def _back(self, x):
-        return x if x is None else self.place.back(x)
+        return x if x is None else self.device.back(x)
 
 
 @pytest.fixture(params=["reference", "cpu", "cuda"])

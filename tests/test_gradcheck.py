@@ -203,7 +203,7 @@ class Scattered(Function):
 
 
 class Swapped(Function):
-    """y = A B, with the gradients of the two in each other's places."""
+    """y = A B, with the gradients of the two exchanged."""
 
     def forward(self, a, b):
         return a @ b

@@ -299,8 +299,8 @@ def test_advice(f, inputs, words):
     wrong = len(inputs) - 1
     assert f"elements of input {wrong}" in first
     text = "\n".join(rest)
-    places = [text.find(wanted) for wanted in words]
-    assert -1 not in places and places == sorted(places), str(report)
+    positions = [text.find(wanted) for wanted in words]
+    assert -1 not in positions and positions == sorted(positions), str(report)
     for kind in ("no term", "a term too many", "each is", "right one", "slopes", "a length"):
         assert text.count(kind) == sum(kind in wanted for wanted in words), str(report)
     assert all(line in str(report) for line in report.advice)

@@ -1,7 +1,7 @@
-"""The reference kernels, door by door, against the equations in their docstrings written a second time.
+"""The reference kernels, kernel by kernel, against the equations in their docstrings written a second time.
 
 The oracle of all other kernels has no oracle itself: here each value is worked out one number at a time, and each gradient
-is compared with differences of the door that it is the gradient of, so that nothing here leans on an op or on autograd.
+is compared with differences of the kernel that it is the gradient of, so that nothing here leans on an op or on autograd.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def are_the_gradients(grads, f, xs, v):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------------ every door
+# ------------------------------------------------------------------------------------------------------ every kernel
 
 
 def row_of_softmax(x):
@@ -84,9 +84,9 @@ def product(a, b):
     return c
 
 
-def test_every_door_is_tested_here():
+def test_every_kernel_is_tested_here():
     text = Path(__file__).read_text()
-    assert not [door for door in SUBJECT if f"reference.{door}(" not in text]
+    assert not [kernel for kernel in SUBJECT if f"reference.{kernel}(" not in text]
 
 
 # ------------------------------------------------------------------------------------------------------ products
@@ -210,9 +210,9 @@ ELEMENTS = {
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_elements(name):
     f, options = ELEMENTS[name]
-    door = name.split()[0]
+    kernel = name.split()[0]
     x, v = 3 * draw(4, 5), draw(4, 5)
-    value, gradient = getattr(reference, door), getattr(reference, f"{door}_backward")
+    value, gradient = getattr(reference, kernel), getattr(reference, f"{kernel}_backward")
     close(value(x, **options), np.vectorize(f)(x))
     are_the_gradients([gradient(v, x, **options)], lambda x: value(x, **options), [x], v)
 
@@ -329,9 +329,9 @@ def test_rows_of_nothing():
     np.testing.assert_array_equal(reference.softmax(x), [[0, 0, 0], [0, 0.5, 0.5]])
     np.testing.assert_array_equal(reference.log_softmax(x)[0], [-np.inf] * 3)
     for shape, axis in itertools.product([(2, 0, 3), (0, 2, 3), (2, 3, 0), (0, 0, 2)], range(3)):
-        for door in (reference.softmax, reference.log_softmax):
-            assert door(np.zeros(shape, np.float32), axis).shape == shape
-            assert door(np.zeros(shape, np.float32), axis).dtype == np.float32
+        for kernel in (reference.softmax, reference.log_softmax):
+            assert kernel(np.zeros(shape, np.float32), axis).shape == shape
+            assert kernel(np.zeros(shape, np.float32), axis).dtype == np.float32
     loss, statistics = reference.cross_entropy(x, np.array([1, 1]))
     assert loss[0] == np.inf and list(statistics[:, 0]) == [0, 1], "e^{−∞ − 0} = 0, of a sum that is taken as 1"
     close(loss[1], math.log(2))

@@ -1,7 +1,7 @@
 r"""The catalog: everything differentiable that has a public name, one row each, and the check of every row.
 
     scratchgen gradcheck                         every row
-    scratchgen gradcheck softmax nn.GRU          these rows; "ops", "functional", "calculus", "nn" or "models": all of that room
+    scratchgen gradcheck softmax nn.GRU          these rows; "ops", "functional", "calculus", "nn", "models": all of them
     scratchgen gradcheck mine.py:swish           your own function, op (a Function) or layer (a Module), from your own file
 
 A function of your own needs inputs, at which its derivatives exist: arrays, or a function of a NumPy generator that
@@ -86,7 +86,7 @@ class UnknownName(LookupError):
 
 
 def find(name: str) -> list[Row]:
-    """The rows that a name stands for: a room, "nn.Linear" or "Linear", "softmax" or "functional.softmax" or "F.softmax"."""
+    """The rows that a name stands for: a module, "nn.Linear" or "Linear", "softmax" or "functional.softmax" or "F.softmax"."""
     if name in ROOMS:
         return [ROWS[n] for n in ROOMS[name]]
     if name in ROWS:
@@ -115,9 +115,9 @@ def check(row: Row, *, seed: int = 0) -> list[calculus.Report]:
     ]
 
 
-def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
+def _loaded(target: str) -> tuple[Any, tuple[Any, ...]]:
     """The function that `path/to/file.py:name` means, and its inputs."""
-    path, _, name = place.rpartition(":") if ".py:" in place else (place, "", "")
+    path, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
     if not Path(path).is_file():
         raise UnknownName(f"there is no file {path!r}.")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -151,13 +151,13 @@ def _loaded(place: str) -> tuple[Any, tuple[Any, ...]]:
     return f, tuple(x if isinstance(x, np.ndarray) or hasattr(x, "dtype") else np.asarray(x) for x in inputs)
 
 
-def _sentence(place: str, error: BaseException) -> str:
+def _sentence(target: str, error: BaseException) -> str:
     """What went wrong in the user's file, and in which line of it."""
-    path = str(Path(place.rpartition(":")[0] or place).resolve())
+    path = str(Path(target.rpartition(":")[0] or target).resolve())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     lines += [error.lineno] if isinstance(error, SyntaxError) else []
     at = f" (line {lines[-1]} of {path})" if lines else ""
-    return f"{place}: {type(error).__name__}: {str(error) or 'no message'}{at}"
+    return f"{target}: {type(error).__name__}: {str(error) or 'no message'}{at}"
 
 
 def main(names: list[str], *, order: int = 2, curve: str | None = None) -> int:
@@ -171,13 +171,13 @@ def main(names: list[str], *, order: int = 2, curve: str | None = None) -> int:
         rows = {r.name: r for name in names or ROOMS for r in ([] if name in own else find(name))} | ({} if names else ROWS)
         if curve and len(names) != len(own) or curve and len(own) != 1:
             raise UnknownName("--curve draws one function: expected one path/to/file.py:NAME.")
-        for place in own:
+        for target in own:
             try:
-                jobs[place] = _loaded(place)
+                jobs[target] = _loaded(target)
             except (UnknownName, KeyboardInterrupt):
                 raise
             except BaseException as error:  # the user's code runs here: whatever it raises is told, in a sentence
-                raise UnknownName(_sentence(place, error)) from error
+                raise UnknownName(_sentence(target, error)) from error
     except UnknownName as error:
         print(f"gradcheck: {error}", file=sys.stderr)
         return 2
@@ -186,15 +186,15 @@ def main(names: list[str], *, order: int = 2, curve: str | None = None) -> int:
     for r in rows.values():
         start = time.perf_counter()
         failed += _printed(r.name, width, check(r), time.perf_counter() - start, r)
-    for place, (f, inputs) in jobs.items():
+    for target, (f, inputs) in jobs.items():
         start = time.perf_counter()
-        name = place.rpartition(":")[2]
+        name = target.rpartition(":")[2]
         try:
             report = calculus.gradcheck(f, *inputs, order=order, name=name, curve=curve, raise_exception=False)
         except Exception as error:  # as above
-            print(f"gradcheck: {_sentence(place, error)}", file=sys.stderr)
+            print(f"gradcheck: {_sentence(target, error)}", file=sys.stderr)
             return 2
-        failed += _printed(place, width, [report], time.perf_counter() - start)
+        failed += _printed(target, width, [report], time.perf_counter() - start)
     total = len(rows) + len(jobs)
     if total > 1:
         print(f"{total - failed} of {total} agree" + (f", {failed} are WRONG" if failed else ""))

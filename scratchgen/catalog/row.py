@@ -102,12 +102,12 @@ def loud(*shape: int) -> Draw:
 
 
 def whole(high: int, *shape: int) -> Draw:
-    """Whole numbers from 0 to high − 1, with repeats where there is room for them: an index, or classes."""
+    """Whole numbers from 0 to high − 1, with repeats where more are drawn than that: an index, or classes."""
     return _draw(f"whole[0…{high - 1}]", shape, lambda rng: rng.integers(0, high, shape))
 
 
 def mask(*shape: int) -> Draw:
-    """Booleans, of both kinds where there is room for both."""
+    """Booleans, of both kinds where there are two or more."""
     return _draw("mask", shape, lambda rng: rng.permutation(np.arange(int(np.prod(shape))) % 2 == 0))
 
 
@@ -200,7 +200,7 @@ class Case:
         return [draw.sample(rng) for draw in _draws((self.args, self.options))]
 
     def call(self, function: Callable[..., Any], *xs: Any, seeded: bool = False) -> Any:
-        """function(…) with xs in the places of the draws; `seeded`: with the library's generator started at 0."""
+        """function(…) with xs instead of the draws; `seeded`: with the library's generator started at 0."""
         rest = iter(xs)
         args, options = _filled(self.args, rest), _filled(self.options, rest)
         if not seeded:
@@ -275,9 +275,9 @@ def row(name: str, *cases: Case, target: Any = None, order: int = 2, why: str = 
 
 
 def _public(name: str) -> Any:
-    room, _, rest = name.rpartition(".")
-    if room == "Tensor":
+    module, _, rest = name.rpartition(".")
+    if module == "Tensor":
         return lambda x, *args, **options: getattr(x, rest)(*args, **options)
-    if room:
-        return getattr({"nn": nn, "nn.utils": nn.utils, "calculus": calculus, "models": models}[room], rest)
+    if module:
+        return getattr({"nn": nn, "nn.utils": nn.utils, "calculus": calculus, "models": models}[module], rest)
     return getattr(ops, rest) if rest in ops.__all__ else getattr(functional, rest)

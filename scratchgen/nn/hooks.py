@@ -72,8 +72,8 @@ class _Watch:
 
     def entered(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs, behind their border."""
-        self.places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
-        return tuple(_through(list(inputs), self.places, self._inputs_seen))
+        self.positions = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
+        return tuple(_through(list(inputs), self.positions, self._inputs_seen))
 
     def left(self, result: Any) -> Any:
         """The result, a tensor or a tuple or list of them, behind its border."""
@@ -85,7 +85,7 @@ class _Watch:
 
     def _outputs_seen(self, dys: Grads) -> Grads:
         self.dys = _spread(dys, self.kept, self.outputs)
-        if not self.places:
+        if not self.positions:
             self._called(self.no_inputs)
         return dys
 
@@ -93,8 +93,8 @@ class _Watch:
         """(A second derivative may come by here without having passed the results: it is none of this call.)"""
         if self.dys is None:
             return dxs
-        grads = self._called(_spread(dxs, self.places, len(self.no_inputs)))
-        return tuple([grads[i] for i in self.places])
+        grads = self._called(_spread(dxs, self.positions, len(self.no_inputs)))
+        return tuple([grads[i] for i in self.positions])
 
     def _called(self, grads: Grads) -> Grads:
         """The gradients of the inputs as the hooks leave them."""
@@ -117,17 +117,17 @@ class _Watch:
         return grads
 
 
-def _through(values: list[Any], places: list[int], seen: Callable[[Grads], Grads]) -> list[Any]:
-    """The values, of which the tensors at `places` have passed a border."""
-    if places:
-        for i, x in zip(places, Border.apply(*[values[i] for i in places], seen=seen), strict=True):
+def _through(values: list[Any], positions: list[int], seen: Callable[[Grads], Grads]) -> list[Any]:
+    """The values, of which the tensors at `positions` have passed a border."""
+    if positions:
+        for i, x in zip(positions, Border.apply(*[values[i] for i in positions], seen=seen), strict=True):
             values[i] = x
     return values
 
 
-def _spread(grads: Grads, places: list[int], count: int) -> Grads:
-    """`count` gradients: those given, at their places, and None elsewhere."""
+def _spread(grads: Grads, positions: list[int], count: int) -> Grads:
+    """`count` gradients: `grads` at their positions, and None elsewhere."""
     found: list[Tensor | None] = [None] * count
-    for i, g in zip(places, grads, strict=True):
+    for i, g in zip(positions, grads, strict=True):
         found[i] = g
     return tuple(found)

@@ -574,9 +574,9 @@ class AdaptiveAvgPool2d(Module):
 
     def __init__(self, output_size: int | None | Sequence[int | None]):
         super().__init__()
-        given = (output_size,) * 2 if isinstance(output_size, int | None) else tuple(output_size)
-        sizes("AdaptiveAvgPool2d", [1 if m is None else m for m in given], 2, "output_size", 1)
-        self.output_size = given
+        lengths = (output_size,) * 2 if isinstance(output_size, int | None) else tuple(output_size)
+        sizes("AdaptiveAvgPool2d", [1 if m is None else m for m in lengths], 2, "output_size", 1)
+        self.output_size = lengths
 
     def forward(self, input: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(input, self.output_size)

@@ -98,7 +98,7 @@ class Module:
         """Have hook(module, grad_input, grad_output) called when a sweep has the gradients of all inputs and of all results.
 
         Both are tuples: None stands for what requires no gradient, zeros for a result that nothing used. What the hook
-        returns, if not None, takes the place of grad_input. Only inputs given by position are counted. Where no input
+        returns, if not None, replaces grad_input. Only inputs given by position are counted. Where no input
         requires a gradient the hook is called as soon as those of the results are known.
         """
         checked("register_full_backward_hook", hook)
@@ -205,11 +205,11 @@ class Module:
     ) -> Iterator[tuple[str, Any]]:
         """What `own` lists of each module, under its full name; a tensor that is shared once or under all its names."""
         seen: set[int] = set()
-        for place, module in self.named_modules(prefix=prefix, remove_duplicate=once) if recurse else [(prefix, self)]:
+        for path, module in self.named_modules(prefix=prefix, remove_duplicate=once) if recurse else [(prefix, self)]:
             for name, value in own(module):
                 if value is not None and not (once and id(value) in seen):
                     seen.add(id(value))
-                    yield f"{place}.{name}" if place else name, value
+                    yield f"{path}.{name}" if path else name, value
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -261,16 +261,16 @@ class Module:
             raise TypeError(f"load_state_dict: expected a mapping from names to tensors, got {type(state_dict).__name__}")
         own = dict(self._state(""))
         older: dict[str, str] = {}
-        for place, module in self.named_modules(remove_duplicate=False):
-            older |= module._older_names(place)
-        given = {name if name in own else older.get(name, name): array_of(value) for name, value in state_dict.items()}
-        missing, unexpected = [name for name in own if name not in given], [name for name in given if name not in own]
+        for path, module in self.named_modules(remove_duplicate=False):
+            older |= module._older_names(path)
+        arrays = {name if name in own else older.get(name, name): array_of(value) for name, value in state_dict.items()}
+        missing, unexpected = [name for name in own if name not in arrays], [name for name in arrays if name not in own]
         wrong = []
         for name, tensor in own.items():
-            if name in given and given[name].shape != tensor.shape:
-                wrong.append(f"{name} (expected {tensor.shape}, got {given[name].shape})")
-            elif name in given and not np.can_cast(given[name].dtype, tensor.dtype, "same_kind"):
-                wrong.append(f"{name} (expected {tensor.dtype}, got {given[name].dtype})")
+            if name in arrays and arrays[name].shape != tensor.shape:
+                wrong.append(f"{name} (expected {tensor.shape}, got {arrays[name].shape})")
+            elif name in arrays and not np.can_cast(arrays[name].dtype, tensor.dtype, "same_kind"):
+                wrong.append(f"{name} (expected {tensor.dtype}, got {arrays[name].dtype})")
         faults = [("wrong shapes or dtypes", wrong)]
         if strict:
             faults = [("missing keys", missing), ("unexpected keys", unexpected), *faults]
@@ -279,12 +279,12 @@ class Module:
             raise ValueError(f"load_state_dict: expected the state of this {type(self).__name__}, got {text}")
         with no_grad():
             for name, tensor in own.items():
-                if name in given:
-                    tensor.copy_(given[name])
+                if name in arrays:
+                    tensor.copy_(arrays[name])
         return LoadResult(missing, unexpected)
 
-    def _older_names(self, place: str) -> dict[str, str]:
-        """Keys of states in an earlier form, and what they are called now, for a module under the name `place`."""
+    def _older_names(self, path: str) -> dict[str, str]:
+        """Keys of states in an earlier form, and what they are called now, for a module under the name `path`."""
         return {}
 
     # Modes
@@ -425,7 +425,7 @@ def _module(owner: Any, value: Any) -> Module:
 
 
 class _Row(Module):
-    """Modules in an order, under the names "0", "1", … unless others were given."""
+    """Modules in an order, under the names "0", "1", … or under names of their own."""
 
     def _items(self) -> list[tuple[str, Module]]:
         return [(name, value) for name, value in self.__dict__.items() if isinstance(value, Module)]

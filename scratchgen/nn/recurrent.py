@@ -179,7 +179,7 @@ class LSTM(_Recurrent):
     lack it. weight_ih_l0 (4 hidden, in), weight_hh_l0 (4 hidden, hidden), bias_ih_l0, bias_hh_l0 hold i, f, g, o in
     this order; further layers are _l1, …, the other direction _reverse. `dropout` acts on the outputs of all layers but
     the last. With a `proj_size` p below hidden, h ← W_hr (o ⊙ tanh c) is p wide, W_hr being weight_hr_l0 (p, hidden):
-    then W_h·, h_0, h_T and the output have p in the place of hidden. Raises ValueError where shapes do not fit.
+    then W_h·, h_0, h_T and the output have length p instead of hidden. Raises ValueError where shapes do not fit.
     Source: Hochreiter & Schmidhuber 1997; the forget gate is Gers, Schmidhuber & Cummins 2000; the projection is Sak,
     Senior & Beaufays 2014, arXiv:1402.1128.
     """

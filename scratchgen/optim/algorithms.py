@@ -158,7 +158,7 @@ class Adam(_Adam):
     v ← β₂ v + (1 − β₂) g²
     θ ← θ − lr m̂ / (√v̂ + ε),     m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
 
-    `amsgrad` puts the largest v so far in v's place; `maximize` begins with g ← −g.
+    `amsgrad` divides by the largest v so far instead of v; `maximize` begins with g ← −g.
     Raises ValueError for options that are negative or not finite, and betas outside [0, 1).
     Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 1; AMSGrad is Reddi, Kale & Kumar 2018, arXiv:1904.09237.
     """
@@ -172,7 +172,7 @@ class AdamW(_Adam):
     v ← β₂ v + (1 − β₂) g²
     θ ← θ − lr m̂ / (√v̂ + ε),     m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
 
-    `amsgrad` puts the largest v so far in v's place; `maximize` begins with g ← −g.
+    `amsgrad` divides by the largest v so far instead of v; `maximize` begins with g ← −g.
     Raises ValueError for options that are negative or not finite, and betas outside [0, 1).
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
     """

@@ -64,13 +64,13 @@ class EMA:
 
         All or nothing: raises ValueError where names or shapes are others than here.
         """
-        given = {name: array_of(value) for name, value in state_dict.items()}
-        wrong = sorted(set(given) ^ set(self.average)) or [
+        arrays = {name: array_of(value) for name, value in state_dict.items()}
+        wrong = sorted(set(arrays) ^ set(self.average)) or [
             f"{name} of shape {array.shape} for {self.average[name].shape}"
-            for name, array in given.items()
+            for name, array in arrays.items()
             if array.shape != self.average[name].shape
         ]
         if wrong:
             raise ValueError(f"EMA.load_state_dict: expected the module's names and shapes, but not so {', '.join(wrong)}")
-        for name, array in given.items():
+        for name, array in arrays.items():
             self.average[name][...] = devices.moved(array, devices.of(self.average[name]))

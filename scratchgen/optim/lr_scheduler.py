@@ -84,13 +84,13 @@ class LRScheduler:
 
         Raises ValueError where there were other groups or options.
         """
-        given = {key: x for key, x in state_dict.items() if key not in _NO_STATE and not key.startswith("_")}
+        state = {key: x for key, x in state_dict.items() if key not in _NO_STATE and not key.startswith("_")}
         own = [key for key in vars(self) if key not in _NO_STATE]
-        if not {"last_epoch", "base_lrs"} <= set(given) <= set(own) or len(given["base_lrs"]) != len(self.base_lrs):
+        if not {"last_epoch", "base_lrs"} <= set(state) <= set(own) or len(state["base_lrs"]) != len(self.base_lrs):
             options = [key for key in own if key not in ("last_epoch", "base_lrs")]
             expected = ", ".join([f"last_epoch and {len(self.base_lrs)} base_lrs", *options])
             raise ValueError(f"{type(self).__name__}.load_state_dict: expected {expected}, got {dict(state_dict)!r}")
-        vars(self).update(given, last_epoch=int(given["last_epoch"]), base_lrs=[float(lr) for lr in given["base_lrs"]])
+        vars(self).update(state, last_epoch=int(state["last_epoch"]), base_lrs=[float(lr) for lr in state["base_lrs"]])
 
 
 _NO_STATE = ("optimizer", "lr_lambdas")
@@ -103,12 +103,12 @@ class LambdaLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Any, last_epoch: int = -1):
         groups = len(optimizer.param_groups)
-        given = list(lr_lambda) if isinstance(lr_lambda, list | tuple) else [lr_lambda] * groups
-        if len(given) != groups or not all(callable(f) for f in given):
+        functions = list(lr_lambda) if isinstance(lr_lambda, list | tuple) else [lr_lambda] * groups
+        if len(functions) != groups or not all(callable(f) for f in functions):
             raise ValueError(
                 f"LambdaLR: expected a function of the step, or one for each of {groups} groups, got {lr_lambda!r}"
             )
-        self.lr_lambdas = given if isinstance(lr_lambda, list | tuple) else lr_lambda
+        self.lr_lambdas = functions if isinstance(lr_lambda, list | tuple) else lr_lambda
         super().__init__(optimizer, last_epoch)
 
     def next_lr(self, lr: float, base: float, t: int, group: int) -> float:
@@ -334,11 +334,11 @@ class SequentialLR(LRScheduler):
         return {"_milestones": list(self.milestones), "last_epoch": self.last_epoch, "_schedulers": states}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        given = state_dict.get("_schedulers", ())
-        if not {"_milestones", "last_epoch"} <= set(state_dict) or len(given) != len(self.schedulers):
+        states = state_dict.get("_schedulers", ())
+        if not {"_milestones", "last_epoch"} <= set(state_dict) or len(states) != len(self.schedulers):
             expected = f"_milestones, last_epoch and {len(self.schedulers)} _schedulers"
             raise ValueError(f"SequentialLR.load_state_dict: expected {expected}, got {dict(state_dict)!r}")
-        for scheduler, state in zip(self.schedulers, given, strict=True):
+        for scheduler, state in zip(self.schedulers, states, strict=True):
             scheduler.load_state_dict(state)
         self.milestones, self.last_epoch = list(state_dict["_milestones"]), int(state_dict["last_epoch"])
 
@@ -411,11 +411,11 @@ class ReduceLROnPlateau(LRScheduler):
         return {key: x for key, x in vars(self).items() if key != "optimizer"}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        given = {key: x for key, x in state_dict.items() if key != "mode_worse" and not key.startswith("_")}
-        if set(given) != set(vars(self)) - {"optimizer"}:
+        state = {key: x for key, x in state_dict.items() if key != "mode_worse" and not key.startswith("_")}
+        if set(state) != set(vars(self)) - {"optimizer"}:
             expected = ", ".join(key for key in vars(self) if key != "optimizer")
-            raise ValueError(f"ReduceLROnPlateau.load_state_dict: expected {expected}, got {', '.join(given)}")
-        vars(self).update(given)
+            raise ValueError(f"ReduceLROnPlateau.load_state_dict: expected {expected}, got {', '.join(state)}")
+        vars(self).update(state)
 
 
 def _each(owner: str, name: str, value: Any, optimizer: Optimizer) -> list[float]:

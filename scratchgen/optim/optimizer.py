@@ -69,8 +69,8 @@ class Optimizer:
         if unknown:
             raise ValueError(f"{name}: expected options among {', '.join(self.defaults)}, got {', '.join(map(repr, unknown))}")
         group = {"params": None, **self.defaults, **param_group}
-        given = param_group["params"]
-        group["params"] = params = [given] if isinstance(given, Tensor) else list(given)
+        chosen = param_group["params"]
+        group["params"] = params = [chosen] if isinstance(chosen, Tensor) else list(chosen)
         taken = {id(p) for other in self.param_groups for p in other["params"]}
         for p in params:
             if not isinstance(p, Tensor):
@@ -134,9 +134,9 @@ class Optimizer:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
             raise ValueError(f"{name}: expected a dict with 'state' and 'param_groups', got {state_dict!r:.80}")
         sizes = [len(group["params"]) for group in self.param_groups]
-        given = [len(group["params"]) for group in state_dict["param_groups"]]
-        if sizes != given:
-            raise ValueError(f"{name}: expected groups of {sizes} parameters, got {given}")
+        found = [len(group["params"]) for group in state_dict["param_groups"]]
+        if sizes != found:
+            raise ValueError(f"{name}: expected groups of {sizes} parameters, got {found}")
         params = [p for group in self.param_groups for p in group["params"]]
         numbers = [str(i) for group in state_dict["param_groups"] for i in group["params"]]
         by_number = dict(zip(numbers, params, strict=True))

@@ -55,9 +55,9 @@ class ParametrizationList(ModuleList):
             for own, new in zip(self.originals(), [found] if self.is_tensor else found, strict=True):
                 own.copy_(new)
 
-    def _older_names(self, place: str) -> dict[str, str]:
-        owner, _, name = place.rpartition("parametrizations.")
-        return {f"{owner}{name}{old}": f"{place}.{new}" for f in self for old, new in getattr(f, "older", {}).items()}
+    def _older_names(self, path: str) -> dict[str, str]:
+        owner, _, name = path.rpartition("parametrizations.")
+        return {f"{owner}{name}{old}": f"{path}.{new}" for f in self for old, new in getattr(f, "older", {}).items()}
 
 
 def register_parametrization(module: Module, tensor_name: str, parametrization: Module) -> Module:
