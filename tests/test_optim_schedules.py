@@ -61,7 +61,7 @@ def resumed(make, steps, split, kind=optim.SGD, **options):
 def test_schedules(make, rate):
     optimizer = fresh()
     schedule = make(optimizer)
-    for t in range(12):
+    for t in range(33):  # three periods of the cosine
         np.testing.assert_allclose(schedule.get_last_lr(), [rate(0.1, t), rate(0.3, t)], rtol=1e-12)
         assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() and schedule.last_epoch == t
         if t == 6:
@@ -71,9 +71,9 @@ def test_schedules(make, rate):
     resumed = make(other)
     other.load_state_dict(states[0])
     resumed.load_state_dict(states[1])
-    for _ in range(6):
+    for _ in range(27):
         resumed.step()
-    assert resumed.get_last_lr() == schedule.get_last_lr() and resumed.last_epoch == 12
+    assert resumed.get_last_lr() == schedule.get_last_lr() and resumed.last_epoch == 33
 
 
 def test_schedules_of_one_optimiser_are_chained():
@@ -335,6 +335,20 @@ def plateau(metrics, **options):
 ])  # fmt: skip
 def test_plateau_by_hand(metrics, options, expected):
     np.testing.assert_allclose(plateau(metrics, **options), expected, rtol=1e-12)
+
+
+def test_plateau_counts_bad_metrics_and_waits_after_a_reduction():
+    s = optim.ReduceLROnPlateau(fresh(), factor=0.5, patience=1, cooldown=2)
+    counted = []
+    for metric in (3, 3, 3, 3, 3, 3, 1, 1, 1):
+        s.step(metric)
+        state = s.state_dict()
+        counted.append((state["best"], state["cooldown_counter"], state["num_bad_epochs"], round(0.1 / s.get_last_lr()[0])))
+    assert counted == [
+        (3, 0, 0, 1), (3, 0, 1, 1), (3, 2, 0, 2), (3, 1, 0, 2), (3, 0, 0, 2),
+        (3, 0, 1, 2), (1, 0, 0, 2), (1, 0, 1, 2), (1, 2, 0, 4),
+    ]  # fmt: skip
+    assert s.last_epoch == 9
 
 
 def test_plateau_resumes_and_reduces_groups_that_were_added():

@@ -227,7 +227,7 @@ SEQUENCES = [
         of(2, 1)(real(2, 2), real(1, 1)),
         analytic=True,
         seeded=True,
-        elements=8,
+        elements=4,
     ),
     row(
         "nn.LSTM",
@@ -238,7 +238,7 @@ SEQUENCES = [
         of(2, 2, bias=False, proj_size=1)(real(2, 2)),
         analytic=True,
         seeded=True,
-        elements=8,
+        elements=3,
     ),
     row(
         "nn.MultiheadAttention",
@@ -259,7 +259,7 @@ SEQUENCES = [
         ),
         of(2, 1, add_zero_attn=True)(real(2, 2), real(2, 2), real(2, 2), need_weights=False),
         seeded=True,
-        elements=12,
+        elements=8,
     ),
 ]
 
