@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
@@ -93,7 +93,7 @@ LAYOUTS = {
     "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
 }
 SHAPES = [(1, 1), (1, 9), (5, 37), (300, 3), (3, 301), (65, 130), (4, 20_011), (20_011, 4)]
-LONG = [(10**7, 1), (1, 10**7), (3, 2_000_003), (2_000_003, 3)] if DEEP else []
+LONG = [(10**7, 1), (1, 10**7), (3, 2_000_003), (2_000_003, 3)]
 CENTRES = (0.0, 1.0, -30.0, 1e4, -1e9, 3e15, -1e30)
 SPREADS = (1.0, 1e-3, 20.0)
 TINY = np.finfo(np.float64).tiny
@@ -436,11 +436,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
-@examples(8)
-@given(
-    st.sampled_from(SHAPES + LONG),
+drawn = (
     st.sampled_from(CENTRES),
     st.sampled_from(SPREADS),
     st.sampled_from([0, 1, (0, 1)]),
@@ -448,7 +444,27 @@ CASES = {
     st.booleans(),
     seeds,
 )
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@every_case
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
+@examples(6)
+@given(st.sampled_from(SHAPES), *drawn)
 def test_float32_against_float64(name, backend_name, shape, offset, spread, dim, layouts, masked, seed):
+    compare(name, backend_name, shape, offset, spread, dim, layouts, masked, seed)
+
+
+@pytest.mark.deep
+@every_case
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
+@settings(max_examples=2)
+@given(st.sampled_from(LONG), *drawn)
+def test_float32_against_float64_of_millions(name, backend_name, shape, offset, spread, dim, layouts, masked, seed):
+    compare(name, backend_name, shape, offset, spread, dim, layouts, masked, seed)
+
+
+def compare(name, backend_name, shape, offset, spread, dim, layouts, masked, seed):
     case, rng = CASES[name], np.random.default_rng(seed)
     arrays = case.draw(Draw(shape, offset, spread, masked, rng))
     arrays = [LAYOUTS[layout](x) if x.ndim > 1 else x for layout, x in zip(layouts, arrays, strict=False)]
