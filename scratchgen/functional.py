@@ -388,7 +388,7 @@ def scaled_dot_product_attention(
         if min(q.ndim, k.ndim, v.ndim) < 3 or k.shape[-3] != v.shape[-3] or q.shape[-3] % k.shape[-3]:
             raise ValueError(f"attention: expected query heads to be a multiple of the key heads, got {q.shape} and {k.shape}")
     mask = None if attn_mask is None else _additive(as_tensor(attn_mask), q.dtype)
-    if enable_gqa:  # the heads become (key head, one of those that share it)
+    if enable_gqa:  # query head h becomes (key head, its index among the query heads that share this key head)
         heads, shared = k.shape[-3], q.shape[-3] // k.shape[-3]
         q, k, v = q.reshape(*q.shape[:-3], heads, shared, *q.shape[-2:]), k.unsqueeze(-3), v.unsqueeze(-3)
     try:

@@ -180,10 +180,12 @@ def _class_loss(
     logits: bool,
 ) -> Tensor:
     """The loss of class numbers. rows: (N, V) logits, or log-probabilities."""
-    t = target.data.reshape(-1).copy()  # the gradient needs it as it is now
+    t = target.data.reshape(
+        -1
+    ).copy()  # a copy: the target may change before the backward sweep, which needs the classes of now
     kept = t != ignore_index
     classes = rows.shape[1]
-    if devices.on_host(t):  # to ask a device would stall it: there the loss of a wrong class is NaN
+    if devices.on_host(t):  # on a device the check would wait for all work before it; there the loss of a wrong class is NaN
         wrong = t[kept & ((t < 0) | (t >= classes))]
         if wrong.size:
             raise IndexError(f"{name}: expected class numbers from 0 to {classes - 1}, got {wrong[0]}")

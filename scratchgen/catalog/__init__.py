@@ -51,7 +51,7 @@ ROOMS = {
     "models": [name for name in ROWS if name.startswith("models.")],
 }
 
-# What is public and has no row, by the reason why.
+# Public names that have no row, under the reason.
 NOT_DIFFERENTIABLE = {
     "gives booleans": [
         *"all allclose any eq ge gt isclose isfinite isinf isnan le lt ne logical_and logical_not logical_or".split(),
@@ -191,7 +191,7 @@ def main(names: list[str], *, order: int = 2, curve: str | None = None) -> int:
         name = target.rpartition(":")[2]
         try:
             report = calculus.gradcheck(f, *inputs, order=order, name=name, curve=curve, raise_exception=False)
-        except Exception as error:  # as above
+        except Exception as error:  # the user's function may raise anything here, too
             print(f"gradcheck: {_sentence(target, error)}", file=sys.stderr)
             return 2
         failed += _printed(target, width, [report], time.perf_counter() - start)

@@ -205,7 +205,7 @@ NORMS = [
 _QKV = real(2, 3, 2), real(2, 4, 2), real(2, 4, 3)
 
 TABLES = [
-    row(  # the row padding_idx is held still, which differences cannot see: no index names it here
+    row(  # no index here is padding_idx, whose row has no gradient although differences have one
         "embedding",
         *(case(whole(3, *shape), real(3, 2)) for shape in ((4,), (2, 3), (), (0,))),
         case(fixed([[0, 2], [2, 2]]), real(3, 1), 1),

@@ -14,7 +14,7 @@ from scratchgen.tensors import Tensor
 
 _WEIGHT = np.array([0.5, 2.0, 1.25])
 _CLASSES = fixed([0, 1, 2, 1])
-_BENT = away(5, kinks=(-0.52, 0.52))  # clear of the ends of the quadratic piece
+_BENT = away(5, kinks=(-0.52, 0.52))  # draws that keep away from ±0.52, where Huber's two pieces meet
 
 ACTIVATIONS = [
     row("nn.CELU", of()(away(2, 3)), of(0.6)(away(3))),
@@ -135,7 +135,7 @@ MAPS = [
     row(
         "nn.utils.spectral_norm",
         *(
-            of(layer, options, training=False)(xs)  # in training u and v follow the weight: here they are held
+            of(layer, options, training=False)(xs)  # in training u and v follow the weight, which differences would move
             for layer, options, xs in [
                 (nn.Linear(3, 2), {}, real(2, 3)),
                 (nn.Conv2d(1, 2, 2), {"dim": 1}, real(1, 1, 2, 3)),

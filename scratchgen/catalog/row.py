@@ -222,7 +222,7 @@ class Case:
             return lambda *xs: call(target, *xs)
         args, options = copy.deepcopy(self.settings)
         module = target(*args, **options).double().train(self.training)
-        for p in module.parameters():  # not ones and zeros, which hide a missing factor or term
+        for p in module.parameters():  # ones and zeros would hide a missing factor or term
             p.data = 0.6 * rng.standard_normal(p.shape) + (0.8 if p.ndim == 1 else 0.0)
         for b in module.buffers():
             if b.dtype.kind == "f":
@@ -253,8 +253,8 @@ class Row:
     cases: tuple[Case, ...]
     target: Any = field(repr=False)
     order: int = 2  # the highest derivative that differences can confirm
-    why: str = ""  # where that is below 2
-    analytic: bool = False  # is it a formula that complex numbers can be put into?
+    why: str = ""  # the reason, where `order` is below 2
+    analytic: bool = False  # does the formula also hold for complex numbers?
     seeded: bool = False  # does it draw from the library's generator?
     elements: int = 24  # of each input and parameter, compared one by one
 

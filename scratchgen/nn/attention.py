@@ -141,12 +141,12 @@ class MultiheadAttention(Module):
         if cache is not None:
             k, v = cache.append(k, v)
         length, source = q.shape[2], k.shape[2]
-        ahead = 0 if cache is None else source - length  # so many keys come before the first query's own
+        ahead = 0 if cache is None else source - length  # the number of keys before the first query's own
 
         mask = self._mask(n, length, source, key_padding_mask, attn_mask, q.dtype)
         dropout = self.dropout if self.training else 0.0
         fused = not need_weights and dropout < 1
-        if ahead and length == 1:  # the last position may look at all
+        if ahead and length == 1:  # the query at the last position may attend to all keys
             is_causal = False
         added = (self.bias_k is not None) + self.add_zero_attn
         if is_causal and (mask is not None or not fused or ahead or added):
@@ -154,7 +154,7 @@ class MultiheadAttention(Module):
             mask, is_causal = future if mask is None else mask + future, False
         if added:
             k, v = self._with_added(k, self.bias_k), self._with_added(v, self.bias_v)
-            mask = None if mask is None else mask.pad((0, added))  # all may attend to what is added
+            mask = None if mask is None else mask.pad((0, added))  # every query may attend to the added keys
         weights = None
         if fused:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, generator=self.generator)

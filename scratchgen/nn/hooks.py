@@ -68,7 +68,7 @@ class _Watch:
     def __init__(self, module: Any, hooks: Hooks, arity: int):
         self.module, self.hooks = module, hooks
         self.no_inputs: Grads = (None,) * arity
-        self.dys: Grads | None = None  # of the results, once they are known
+        self.dys: Grads | None = None  # the gradients of the results, once the sweep has them
 
     def entered(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs, behind their border."""

@@ -154,7 +154,7 @@ def _kaiming_std(name: str, tensor: Tensor, a: float, mode: str, nonlinearity: s
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"{name}: expected mode 'fan_in' or 'fan_out', got {mode!r}")
     fan = fans(name, tensor)[mode == "fan_out"]
-    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))  # no fan, no weights: nothing to scale
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))  # a fan of 0 means no weights, which need no scale
 
 
 def _fill(name: str, tensor: Tensor, values: Any) -> Tensor:

@@ -339,7 +339,7 @@ class _ChannelDropout(Dropout):
     n: int
 
     def forward(self, input: Tensor) -> Tensor:
-        batched = input.ndim == self.n + 2 or self.n == 2  # (three dimensions of Dropout2d are N, C, L: PyTorch has it so)
+        batched = input.ndim == self.n + 2 or self.n == 2  # PyTorch reads three dimensions of Dropout2d as N, C, L
         if input.ndim not in (self.n + 1, self.n + 2):
             name = type(self).__name__
             raise ValueError(f"{name}: expected an input of {self.n + 1} or {self.n + 2} dimensions, got shape {input.shape}")

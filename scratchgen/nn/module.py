@@ -119,7 +119,7 @@ class Module:
             computed[name].assign(value)
             return
         before = self.__dict__.get(name)
-        if before is not None and value is not None:  # a slip that would silently take weights out of the model
+        if before is not None and value is not None:  # such an assignment would silently take weights out of the model
             for kind, what in ((Parameter, "a Parameter"), (Module, "a Module")):
                 if isinstance(before, kind) and not isinstance(value, kind):
                     given = f"{type(value).__name__}; `del` it first"
@@ -402,9 +402,9 @@ def _own_persistent(module: Module) -> list[tuple[str, Any]]:
 def _convert(tensor: Tensor, array: Any, convert: Callable[[Tensor], Tensor]) -> None:
     """Another array for a tensor that others hold too: optimisers, other modules. `convert` does the same to a gradient."""
     wanted, grad, node = tensor.requires_grad, tensor.grad, tensor.node
-    with tensor.writing():  # a graph that saved it must refuse to be swept
+    with tensor.writing():  # so that a graph which saved this tensor refuses to be swept
         pass
-    tensor.requires_grad_(False)  # its node in old graphs promises gradients of the old dtype
+    tensor.requires_grad_(False)  # a new node: the old one, in old graphs, promises gradients of the old dtype
     tensor._data = constant(array)._data
     tensor.requires_grad_(wanted)
     if wanted:

@@ -60,7 +60,7 @@ class _Recurrent(Module):
             raise ValueError(f"{name}: expected proj_size from 0 to hidden_size − 1, {hidden_size - 1}, got {proj_size!r}")
         self.proj_size = proj_size
         rows, width = self.gates * hidden_size, self.output_width
-        self._cells: list[str] = []  # what the names of the parameters end in, cell after cell
+        self._cells: list[str] = []  # the suffix of the parameters' names, for each cell
         for layer in range(num_layers):
             columns = input_size if layer == 0 else width * (1 + bidirectional)
             for suffix in ("", "_reverse")[: 1 + bidirectional]:

@@ -123,7 +123,7 @@ class _Adam(Optimizer):
         if group["amsgrad"]:
             super().update_group(params, grads, states, group)
             return
-        alike: dict[tuple[int, np.dtype], list[int]] = {}  # parameters that one call can update
+        alike: dict[tuple[int, np.dtype], list[int]] = {}  # (step, dtype) -> the parameters that one call updates
         for i, (p, state) in enumerate(zip(params, states, strict=True)):
             state["step"] = state.get("step", 0) + 1
             alike.setdefault((state["step"], p.dtype), []).append(i)

@@ -22,7 +22,7 @@ class LRScheduler:
     the optimiser's.
     """
 
-    chained = True  # False: lr_t does not depend on lr_{t−1}, so that other schedules have no effect
+    chained = True  # False where lr_t does not depend on lr_{t−1}: other schedules then have no effect
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1):
         if not isinstance(optimizer, Optimizer):
@@ -39,7 +39,7 @@ class LRScheduler:
         self.last_epoch = last_epoch
         if last_epoch == -1 or not self.chained:
             self.step()
-        else:  # the learning rates stand where they stood
+        else:  # a schedule that continues leaves the learning rates as they are
             self.last_epoch += 1
 
     def next_lr(self, lr: float, base: float, t: int, group: int) -> float:
@@ -146,7 +146,7 @@ class MultiStepLR(LRScheduler):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.milestones = Counter({int(t): n for t, n in self.milestones.items()})  # (JSON makes texts of the keys)
+        self.milestones = Counter({int(t): n for t, n in self.milestones.items()})  # JSON has turned the keys into texts
 
 
 class ExponentialLR(LRScheduler):

@@ -206,10 +206,10 @@ def check_betas(owner: Optimizer, betas: Any) -> None:
         check_number(owner, f"betas[{i}]", beta, 1)
 
 
-# What schedules note in a group.
+# Options that schedules write into a group.
 _NOTES = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
 
-# What a group of PyTorch's says besides: how a step is computed, not what is computed.
+# Options that only groups of PyTorch's have: they say how a step is computed, not which step.
 _HOW = ("capturable", "differentiable", "foreach", "fused", "param_names")
 
 

@@ -52,7 +52,7 @@ class _SpectralNorm(Module):
             drawn = Tensor(random.generator(generator).standard_normal(length), weight.dtype, weight.device)
             self.register_buffer(name, F.normalize(drawn, dim=0, eps=eps))
         self.product: Any = None  # Θ v of the last use
-        self.times: tuple[int, ...] = ()  # when θ, u and v were last written to, as of the last use
+        self.times: tuple[int, ...] = ()  # the times of the last writes to θ, u and v, read at the last use
         self._move(matrix, 15)
 
     def _matrix(self, weight: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class _SpectralNorm(Module):
         matrix = self._matrix(weight)
         if self.training and (not isinstance(weight, Parameter) or self.times != self._times(weight)):
             self._follow(weight, matrix)
-        u, v = self._u.clone(), self._v.clone()  # as they are now: what a backward sweep will ask for
+        u, v = self._u.clone(), self._v.clone()  # copies: a backward sweep needs u and v as they are now
         product = matrix @ v
         if self.training:
             self.product, self.times = product.data, self._times(weight)
@@ -76,7 +76,7 @@ class _SpectralNorm(Module):
     @no_grad()
     def _follow(self, weight: Tensor, matrix: Tensor) -> None:
         """Move u and v, unless they have moved for this weight already."""
-        known = self.product if self.times[1:] == self._times(weight)[1:] else None  # None: u and v were loaded
+        known = self.product if self.times[1:] == self._times(weight)[1:] else None  # None where u and v have been loaded since
         if 1 not in matrix.shape and (known is None or np.array_equal((matrix @ self._v).data, known)):
             if np.array_equal(self._unit(matrix.T @ self._u, self._v).data, self._v.data):
                 return
