@@ -323,7 +323,7 @@ def _sweep(
                     raise RuntimeError(
                         f"{type(node).__name__}.backward: expected {len(edges)} gradients, one for each input, got {len(grads)}"
                     )
-            if watched:
+            if watched and dys:  # (for the cotangents that start a sweep nobody is to blame)
                 check_backward(node, dys, grads)
 
             # Each gradient goes to the node that its input came from, and is added to what other consumers sent there.

@@ -42,7 +42,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = tuple(f"test_{name}" for name in "catalog edges engine gradcheck laws models nn optim reference tensors".split())
+TESTS = (
+    "anomaly autograd catalog checkpoint edges gradcheck gradients laws models nn ops optim reference tensors".split()
+)  # tests/test_….py whose names begin so
 FIRST = 1.5  # seconds of processor time for a mutant in the first round; what survives gets ten times that in the second
 
 # What computes gradients, by file. Functions of these names only; None: all of them.
@@ -50,7 +52,8 @@ ENGINE = (
     "Function.apply Function._several Function.inputs Function._refuse_changed Function.outputs Function.needs_input_grad "
     "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
     "_unbroadcast grad _seeds backward Tensor.detach Writing.__init__ Writing.__enter__ Writing._open wrap constant "
-    "freeze stamp_of_base own_stamp is_sole _references call_hooks register_hook hooked retain_grad"
+    "freeze stamp_of_base own_stamp GradientMemory.add GradientMemory.own "
+    "GradientMemory.is_owned GradientMemory._references Start.backward _fill call_hooks register_hook hooked retain_grad"
 ).split()
 SWEEP = "_sweep _leading_to _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed".split()
 STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
@@ -684,9 +687,7 @@ class Campaign:
 
             def rank(name: str) -> float:
                 seconds, entered = touching[name]
-                home = {"tensors": "test_engine", "autograd": "test_engine", "calculus": "test_gradcheck"}.get(
-                    Path(mutant.target.path).stem, "nowhere"
-                )
+                home = {"calculus": "test_gradcheck"}.get(stem := Path(mutant.target.path).stem, f"test_{stem}")
                 if home in name:
                     return (seconds + 0.005) * 0.02 * (20 + len(entered))
                 telling = 0.3 if "::test_gradient" in name or "::test_jvp" in name or "::test_value" in name else 1.0
@@ -864,7 +865,9 @@ def campaign(options: argparse.Namespace, room: Path, found: list[Target], mutan
     sys.dont_write_bytecode = True
     import pytest
 
-    files = [str(p) for p in sorted((room / "tests").glob("test_*.py")) if p.stem.startswith(TESTS)]
+    files = [
+        str(p) for p in sorted((room / "tests").glob("test_*.py")) if p.stem.startswith(tuple(f"test_{name}" for name in TESTS))
+    ]
     source = [p.read_bytes() for r in ("kernels", "scratchgen") for p in sorted((room / r).rglob("*.py"))]
     plugin = Campaign(options, found, mutants, hashlib.sha256(b"".join(source)).hexdigest())
     quiet = ["-q", "--no-header", "--no-summary", "--tb=no", "-p", "no:cacheprovider", "--capture=no"]
