@@ -20,6 +20,7 @@ import kernels
 import scratchgen as sg
 from kernels import backends, reference
 from scratchgen import functional as F
+from scratchgen import losses
 from scratchgen.tensors import constant
 from tests.strategies import DEEP, examples, seeds
 
@@ -381,6 +382,21 @@ CASES = {
         lambda dim, x, m, s: 2 + np.abs(s) + (x - m) ** 2 * np.exp(-s) * (1 + np.abs(s)),
         terms=lambda dim, x, m, s: (0, 0, 4),
     ),
+    "bernoulli_log_prob": Case(
+        lambda dim, t, x: F.bernoulli_log_prob(t, x),
+        lambda d: (d.targets(), d.numbers(1e4)),
+        4,
+        4,
+        lambda dim, t, x: np.maximum(np.maximum(x, 0) + np.abs(x * t) + softplus(-np.abs(x)), FAINT),
+        terms=lambda dim, t, x: (0, 1),
+    ),
+    "reparameterize": Case(
+        lambda dim, *xs: F.reparameterize(*xs),
+        lambda d: (d.numbers(), d.normal(), d.normal()),
+        4,
+        4,
+        lambda dim, mean, s, noise: np.abs(mean) + np.exp(s / 2) * np.abs(noise),
+    ),
     "kl_standard_gaussian": Case(
         lambda dim, m, s: F.kl_standard_gaussian(m, s).sum(dim),
         lambda d: (d.normal(), 4 * d.normal()),
@@ -444,6 +460,12 @@ drawn = (
     st.booleans(),
     seeds,
 )
+
+
+def test_every_loss_has_a_case():
+    assert not set(losses.__all__) - {name.split(" ")[0] for name in CASES}
+
+
 every_case = pytest.mark.parametrize("name", CASES)
 
 
