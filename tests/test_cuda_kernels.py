@@ -72,7 +72,7 @@ def matmul_cases():
     yield (normal(3, 70), normal(70, 2)), {}  # few elements of a long sum: it is cut into parts
     for activation, bias in itertools.product((None, "relu", "gelu", "gelu_tanh"), (None, normal(4), normal(3, 1))):
         yield (normal(3, 5), normal(5, 4)), {"bias": bias, "activation": activation}
-    yield (normal(3, 5), normal(5, 4)), {"out": normal(3, 4), "accumulate": True, "bias": normal(4)}
+    yield (normal(3, 5), normal(5, 4)), {"out": normal(3, 4), "bias": normal(4)}
     yield (normal(3, 5), normal(5, 4)), {"out": normal(4, 3).T}
     yield (normal(3, 5).astype(np.float64), normal(5, 4).astype(np.float64)), {"bias": normal(4).astype(np.float64)}
     yield (np.arange(6).reshape(2, 3), np.arange(6).reshape(3, 2)), {}

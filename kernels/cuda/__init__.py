@@ -1,8 +1,9 @@
 """The kernels for arrays in a GPU's memory, with Numba CUDA. The map of this folder.
 
-How a call gets here: `kernels.softmax(x)` looks at where x is (`kernels/__init__.py`), and for an array on a device calls the
-function of that name in the module of the same name, `rows.softmax`. It checks and arranges the arrays on the host, and starts
-a kernel: `launch(softmax_rows, blocks, x, y)`. Then every thread of every block runs `softmax_rows`, at once or in any order.
+How a call gets here: `kernels.softmax(x)` (kernels/__init__.py) calls `backend_of(x).rows.softmax(x)`, which for an array on a
+device is `softmax` of rows.py in this folder. That function, on the host, checks and arranges the arrays, and starts a kernel:
+`launch(softmax_rows, blocks, x, y)`. Then every thread of every block runs `softmax_rows`, at once or in any order. What each
+kernel means, and its shapes, is said in kernels/__init__.py alone.
 
 In this order the folder can be read:
 
@@ -16,9 +17,11 @@ In this order the folder can be read:
 
 Numbers are float32, for which the kernels are written. Other types, empty arrays and rare options are left to the reference,
 whose NumPy functions the library of the arrays carries out on the device, by NumPy's protocols (`__array_ufunc__`,
-`__array_function__`); so are the kernels that have no twin here. No module of this folder knows of CuPy: new arrays, orders and
-sums of few numbers are asked of the arrays themselves, by the same protocols. So all of it runs on NumPy's arrays, too, where
-something else launches the kernels: the tests do that, with an emulator (tests/cuda_emulator.py).
+`__array_function__`). So are the two kernels without a twin here: `einsum`, and `sum_over`, which adds in float64.
+
+No module of this folder knows of CuPy: new arrays, orders and sums of few numbers are asked of the arrays themselves, by the
+same protocols. So all of it runs on NumPy's arrays, too, where something else launches the kernels: the tests do that, with an
+emulator (tests/cuda_emulator.py).
 
 To add the twin of a kernel, write one function in one file: the function with the kernel's name and signature, in the module
 that `kernels/__init__.py` names, and beside it what it launches, under `@kernel` with its types and budget. The tests then ask

@@ -163,57 +163,46 @@ def _each_slope(name: str, dy: Array, x: Array, *parameters: float, **options: f
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1 / (1 + e^{−x})"""
     return _each("sigmoid", x)
 
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
-    """x̄ = ȳ y (1 − y)"""
     return _each_slope("sigmoid_backward", dy, y)
 
 
 def tanh_backward(dy: Array, y: Array) -> Array:
-    """x̄ = ȳ (1 − y²)"""
     return _each_slope("tanh_backward", dy, y)
 
 
 def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    """y = log(1 + e^{βx}) / β = (max(βx, 0) + log(1 + e^{−|βx|})) / β;  y = x where βx > threshold"""
     return _each("softplus", x, beta, 1 / beta, threshold, beta=beta, threshold=threshold)
 
 
 def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    """x̄ = ȳ σ(βx);  ȳ where βx > threshold"""
     return _each_slope("softplus_backward", dy, x, beta, 0.0, threshold, beta=beta, threshold=threshold)
 
 
 def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    """y = s x for x > 0, else s α (e^{rx} − 1)"""
     return _each("elu", x, scale, scale * alpha, rate, alpha=alpha, scale=scale, rate=rate)
 
 
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    """x̄ = s ȳ for x > 0, else s α r e^{rx} ȳ"""
     return _each_slope("elu_backward", dy, x, scale, scale * alpha * rate, rate, alpha=alpha, scale=scale, rate=rate)
 
 
 def silu(x: Array) -> Array:
-    """x σ(x);  0 at −∞"""
     return _each("silu", x)
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
     return _each_slope("silu_backward", dy, x)
 
 
 def mish(x: Array) -> Array:
-    """x tanh(log(1 + eˣ));  0 at −∞"""
     return _each("mish", x)
 
 
 def mish_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ (t + x (1 − t²) σ(x)),  t = tanh(log(1 + eˣ))"""
     return _each_slope("mish_backward", dy, x)
 
 
@@ -242,7 +231,6 @@ def glu_each_backward(dy, x, dx, n):
 
 
 def glu(x: Array, axis: int) -> Array:
-    """y = a σ(b), a and b the halves of x along an axis"""
     if not is_float32(x) or not x.size:
         return reference.glu(x, axis)
     axis %= x.ndim
@@ -253,7 +241,6 @@ def glu(x: Array, axis: int) -> Array:
 
 
 def glu_backward(dy: Array, x: Array, axis: int) -> Array:
-    """ā = ȳ σ(b),  b̄ = ȳ a σ(b) (1 − σ(b))"""
     check("glu_backward", dy, x)
     if not is_float32(dy, x) or not x.size:
         return reference.glu_backward(dy, x, axis)
@@ -287,10 +274,8 @@ def _softmax_backward(name: str, dy: Array, y: Array, axis: int, logarithm: bool
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)"""
     return _softmax_backward("softmax_backward", dy, y, axis, False)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """x̄ = ȳ − e^y Σ_j ȳ_j"""
     return _softmax_backward("log_softmax_backward", dy, y, axis, True)

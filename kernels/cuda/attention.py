@@ -84,6 +84,11 @@ def _row_sums(x: Array) -> Array:
     return x.sum(axis=-1, keepdims=True, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype)
 
 
+def _noise(dropout_p: float = 0.0, seed: int = 0, stream: int = 0) -> dict[str, Any]:
+    """The arguments of `attention_dropout`."""
+    return {"p": dropout_p, "seed": seed, "stream": stream}
+
+
 def _composed_forward(
     q: Array, k: Array, v: Array, lead: tuple[int, ...], noise: dict[str, Any], **options: Any
 ) -> tuple[Array, Array]:
@@ -173,11 +178,6 @@ def attention(
     seed: int = 0,
     stream: int = 0,
 ) -> tuple[Array, Array]:
-    """O = Z ⊙ softmax(τ Q Kᵀ + M) V, and what the backward pass makes P from again: m_i = max_j S_ij and 1/Σ_j e^{S_ij − m_i}.
-
-    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (2, …, T, 1). A row that may attend to nothing gives zeros, m 0 and Σ 1.
-    Heads wider than 128, dropout, and types other than float32 are composed of products and a softmax: T × S numbers.
-    """
     check("attention", q, k, v, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
@@ -185,7 +185,7 @@ def attention(
     width, size = _width(q.shape[-1], e), math.prod(lead) * t * s * q.shape[-1] * e
     options = {"causal": causal, "mask": mask, "scale": scale}
     if width is None or dropout_p or not is_float32(q, k, v, mask) or not size:
-        return _composed_forward(q, k, v, lead, {"p": dropout_p, "seed": seed, "stream": stream}, **options)
+        return _composed_forward(q, k, v, lead, _noise(dropout_p, seed, stream), **options)
     return _fused_forward(q, k, v, lead, width, single=t == 1 and not causal, **options)
 
 
@@ -201,15 +201,10 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
     into: tuple[Array, Array, Array] | None = None,
+    **dropout: Any,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """With P = e^{S − m} / Σ:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
-
-    Each has the shape of what it is a gradient of: summed where that was repeated. `into`: where to write Q̄, K̄, V̄.
-    """
+    """Each gradient has the shape of what it belongs to: it is summed where that was repeated."""
     check("attention_backward", dout, q, k, v, out, statistics, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = {"causal": causal, "mask": mask, "scale": scale}
@@ -217,9 +212,9 @@ def attention_backward(
     width = _width(q.shape[-1], v.shape[-1])
     size = math.prod(lead) * q.shape[-2] * k.shape[-2] * q.shape[-1] * v.shape[-1]
     ds = None
-    fused = width is not None and not dropout_p and is_float32(q, k, v, mask) and size  # so was the forward pass
+    noise = _noise(**dropout)
+    fused = width is not None and not noise["p"] and is_float32(q, k, v, mask) and size  # so was the forward pass
     if not fused or mask_grad or not is_float32(dout, out, statistics):
-        noise = {"p": dropout_p, "seed": seed, "stream": stream}
         if fused:  # the composed scores are other sums than the kernels': O, m and Σ must belong to the same scores as P
             out, statistics = _composed_forward(q, k, v, lead, noise, **options)
         *grads, ds = _composed_backward(dout, q, k, v, out, statistics, noise, **options)

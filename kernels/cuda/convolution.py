@@ -112,7 +112,6 @@ def _columns(x: Array, groups: int, lines: int, windows: int, geometry: Geometry
 
 
 def conv(x: Array, w: Array, *, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int = 1) -> Array:
-    """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
     check("conv", x, w)
     if not is_float32(x, w):
         return reference.conv(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
@@ -136,7 +135,6 @@ def conv(x: Array, w: Array, *, stride: Sizes, padding: Sizes, dilation: Sizes, 
 def conv_input_grad(
     dy: Array, w: Array, size: Sizes, *, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int = 1
 ) -> Array:
-    """x̄[n, c, s i + d t − p] += ȳ[n, o, i] w[o, c, t]: the transposed convolution, to an image of `size`."""
     check("conv_input_grad", dy, w)
     if not is_float32(dy, w):
         return reference.conv_input_grad(dy, w, size, stride=stride, padding=padding, dilation=dilation, groups=groups)
@@ -158,7 +156,6 @@ def conv_input_grad(
 def conv_weight_grad(
     x: Array, dy: Array, size: Sizes, *, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int = 1
 ) -> Array:
-    """w̄[o, c, t] = Σ_{n,i} x[n, c, s i + d t − p] ȳ[n, o, i], for a kernel of `size`."""
     check("conv_weight_grad", x, dy)
     if not is_float32(x, dy):
         return reference.conv_weight_grad(x, dy, size, stride=stride, padding=padding, dilation=dilation, groups=groups)

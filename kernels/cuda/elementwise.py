@@ -120,8 +120,6 @@ def finish(c: Array, bias: Array | None, activation: str | None) -> None:
 
 
 def erf(x: Array) -> Array:
-    """2/√π ∫₀ˣ e^{−t²} dt, of other types through float32"""
-
     def composed(x: Array) -> Array:
         return erf(x.astype(np.float32)).astype(x.dtype) if x.size else x.copy()
 
@@ -129,8 +127,6 @@ def erf(x: Array) -> Array:
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
-
     def composed(x: Array) -> Array:
         if approximate == "tanh":
             return reference.gelu(x, approximate=approximate)
@@ -140,8 +136,6 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 
 
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
-    """x̄ = ȳ (Φ + x Φ')"""
-
     def composed(dy: Array, x: Array) -> Array:
         if approximate == "tanh":
             return reference.gelu_backward(dy, x, approximate=approximate)
@@ -176,7 +170,6 @@ def binary_cross_entropy_each_backward(dloss, x, t, dx):
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
     check("binary_cross_entropy", x, t)
     if not is_float32(x, t) or x.shape != t.shape or not x.size:
         return reference.binary_cross_entropy(x, t, total=total)
@@ -187,7 +180,6 @@ def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
-    """x̄ = ℓ̄ (σ(x) − t)"""
     check("binary_cross_entropy_backward", dloss, x, t)
     if not is_float32(dloss, x, t) or not dloss.shape == x.shape == t.shape or not x.size:
         return reference.binary_cross_entropy_backward(dloss, x, t)
@@ -235,7 +227,6 @@ def dropout_each(x, y, quarter, seed, stream, limit, scale):
 
 
 def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """y_i = x_i / (1 − p) with probability 1 − p, else 0: the reference's elements for the same seed and stream."""
     if p >= 1 or not x.size:
         return np.zeros_like(x)
     if not is_float32(x):
@@ -262,7 +253,6 @@ def attention_dropout_each(x, y, height, width, seed, stream, limit, scale):
 
 
 def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """Z ⊙ X, Z_ij = 1/(1 − p) with probability 1 − p, else 0: the reference's for the same seed and stream.     (…, T, S)"""
     if p >= 1 or not x.size:
         return np.zeros_like(x)
     if not is_float32(x):

@@ -101,7 +101,6 @@ def group_norm_parameters(dy, x, mean, rstd, dweight, dbias):
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ) ρ w_c + b_c, μ and ρ of each sample's group of channels.     (N, C, …) → the same, (N, G), (N, G)"""
     check("group_norm", x, weight, bias)
     if not is_float32(x, weight, bias) or not x.size:
         return reference.group_norm(x, weight, bias, groups, eps=eps)
@@ -113,7 +112,6 @@ def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float 
 
 
 def group_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """With g = ȳ w_c:  x̄ = ρ (g − mean(g) − x̂ mean(g x̂)),  w̄_c = Σ ȳ x̂,  b̄_c = Σ ȳ"""
     check("group_norm_backward", dy, x, weight, mean, rstd)
     if not is_float32(dy, x, weight, mean, rstd) or not x.size:
         return reference.group_norm_backward(dy, x, weight, mean, rstd)

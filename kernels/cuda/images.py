@@ -51,7 +51,6 @@ def leaky_relu_each_backward(dy, y, dx, slope):
 
 
 def leaky_relu(x: Array, slope: float) -> Array:
-    """y = x for x > 0, else slope · x;  slope 0 is ReLU, of −∞ too"""
     if not is_float32(x) or not x.size:
         return reference.leaky_relu(x, slope)
     x = plain(x)
@@ -61,7 +60,6 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    """x̄ = ȳ for y > 0, else slope · ȳ, 0 for slope 0 whatever ȳ:  for slope ≥ 0, y has the sign of x"""
     check("leaky_relu_backward", dy, y)
     if not is_float32(dy, y) or dy.shape != y.shape or not y.size:
         return reference.leaky_relu_backward(dy, y, slope)
@@ -115,7 +113,6 @@ def nearest_each_backward(dy, rows, columns, dx):
 
 
 def nearest(x: Array, rows: Array, columns: Array) -> Array:
-    """y[…, i, j] = x[…, rows_i, columns_j].     (N, C, H, W), (P), (Q) → (N, C, P, Q)"""
     check("nearest", x, rows, columns)
     if not is_float32(x) or not x.size:
         return reference.nearest(x, rows, columns)
@@ -127,7 +124,6 @@ def nearest(x: Array, rows: Array, columns: Array) -> Array:
 
 
 def nearest_backward(dy: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
-    """x̄[…, h, w] = Σ_{i: rows_i = h} Σ_{j: columns_j = w} ȳ[…, i, j], for indices that do not fall, to an image of `size`."""
     check("nearest_backward", dy, rows, columns)
     if not is_float32(dy):
         return nearest_backward(dy.astype(np.float32), rows, columns, size).astype(dy.dtype)

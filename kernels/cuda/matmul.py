@@ -525,18 +525,13 @@ def matmul(
     out: Array | None = None,
     bias: Array | None = None,
     activation: str | None = None,
-    accumulate: bool = False,
 ) -> Array:
-    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)
-
-    `accumulate`: C = f(C + A B + bias), C the array `out`.
-    """
     check("matmul", a, b, out, bias)
     if not is_float32(a, b, out):  # the product of the arrays' library
         product = a @ b
         if out is None:
             return _finished(product, bias, activation)
-        out[...] = out + product if accumulate else product
+        out[...] = product
         return _finished(out, bias, activation)
     if a.ndim > 2 and b.ndim == 2 and out is None:  # one product, not a stack of small ones
         c = matmul(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b, bias=bias, activation=activation)
@@ -546,14 +541,14 @@ def matmul(
     stack = (math.prod(lead), *shape[-2:])
     x, y = stacked(a, lead), stacked(b, lead)
     direct = out is not None and out.flags.c_contiguous and not any(np.may_share_memory(out, s) for s in (a, b))
-    if direct and not accumulate:
+    if direct:
         multiply(x, y, out.reshape(stack))
     else:
         product = multiply(x, y).reshape(shape)
         if out is None:
             out = product
         else:
-            out[...] = out + product if accumulate else product
+            out[...] = product
     return _finished(out, bias, activation)
 
 

@@ -84,7 +84,6 @@ def adamw(
     weight_decay: float,
     **options: Any,
 ) -> None:
-    """One step of AdamW for each parameter, in place on it and its averages."""
     arrays = params, grads, exp_avgs, exp_avg_sqs
     _adam(arrays, 1 - options["lr"] * weight_decay, 0.0, {**options, "weight_decay": weight_decay}, reference.adamw)
 
@@ -98,7 +97,6 @@ def adam(
     weight_decay: float,
     **options: Any,
 ) -> None:
-    """One step of Adam for each parameter, in place on it and its averages: the decay is part of the gradient."""
     arrays = params, grads, exp_avgs, exp_avg_sqs
     _adam(arrays, 1.0, weight_decay, {**options, "weight_decay": weight_decay}, reference.adam)
 
@@ -123,7 +121,7 @@ def squares(x, parts):
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
-    """Σ x² over all elements of all arrays: blocks of numbers in float32, and these in float64. The host waits for it once."""
+    """The host waits for the sum of the blocks' sums, once for all arrays."""
     check("sum_of_squares", *arrays)
     if not is_float32(*arrays):
         return float(sum((x.astype(np.float64) ** 2).sum() for x in arrays))
@@ -136,5 +134,4 @@ def sum_of_squares(arrays: Sequence[Array]) -> float:
 
 
 def scale(arrays: Sequence[Array], factor: float) -> None:
-    """x ← factor x for each array, in place"""
     reference.scale(arrays, factor)

@@ -128,20 +128,14 @@ def _by_rows(x: Array, axis: int, fused: Any, name: str) -> Array:
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
     return _by_rows(x, axis, softmax_rows, "softmax")
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
     return _by_rows(x, axis, log_softmax_rows, "log_softmax")
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
-    """ℓ_n = log Σ_j e^{x_nj} − x_{n, t_n},  0 where t_n = ignore_index, NaN where it is no class; and m_n and 1/Σ_n.
-
-    (N, V), (N) → (N), (2, N)
-    """
     check("cross_entropy", x, target)
     if not is_float32(x):
         return _classes(x, target, ignore_index)
@@ -168,7 +162,6 @@ def _one_hot(target: Array, x: Array) -> Array:
 
 
 def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Array, *, ignore_index: int = -100) -> Array:
-    """x̄_nj = ℓ̄_n (p_nj − [j = t_n]),  p_nj = e^{x_nj − m_n} / Σ_n;  0 where t_n = ignore_index"""
     check("cross_entropy_backward", dloss, x, target, statistics)
     if not is_float32(dloss, x, statistics):
         m, inverse = statistics[:, :, None]
@@ -324,7 +317,6 @@ def _normalised_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: 
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
     check("layer_norm", x, weight, bias)
     if not is_float32(x, weight, bias) or not x.size:
         return reference.layer_norm(x, weight, bias, eps=eps)
@@ -332,7 +324,6 @@ def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 
 def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
     check("layer_norm_backward", dy, x, weight, mean, rstd)
     if not is_float32(dy, x, weight, mean, rstd) or not x.size:
         return reference.layer_norm_backward(dy, x, weight, mean, rstd)
@@ -340,7 +331,6 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 
 
 def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
-    """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
     check("rms_norm", x, weight)
     if not is_float32(x, weight) or not x.size:
         return reference.rms_norm(x, weight, eps=eps)
@@ -349,7 +339,6 @@ def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Arra
 
 
 def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
     check("rms_norm_backward", dy, x, weight, rstd)
     if not is_float32(dy, x, weight, rstd) or not x.size:
         return reference.rms_norm_backward(dy, x, weight, rstd)
@@ -412,7 +401,6 @@ def _channels(x: Array) -> Array:
 
 
 def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
     check("batch_norm", x, weight, bias)
     if not is_float32(x, weight, bias) or not x.size:
         return reference.batch_norm(x, weight, bias, eps=eps)
@@ -422,7 +410,6 @@ def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 
 def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
     check("batch_norm_backward", dy, x, weight, mean, rstd)
     if not is_float32(dy, x, weight, mean, rstd) or not x.size:
         return reference.batch_norm_backward(dy, x, weight, mean, rstd)
@@ -449,7 +436,6 @@ def embedding_rows(table, index, y):
 
 
 def embedding(table: Array, index: Array) -> Array:
-    """y_i = table[index_i], NaN for an index out of range (to refuse it the host would wait).  (V, n), (…) → (…, n)"""
     check("embedding", table, index)
     shape = index.shape + table.shape[1:]
     if not is_float32(table) or not math.prod(shape):
@@ -480,7 +466,6 @@ def scatter_rows(out, order, index, source):
 
 
 def scatter_add(out: Array, index: Array, source: Array) -> None:
-    """out[index_i] += source_i, in place; repeats add up, in order.     (V, …), any shape, (*index.shape, …)"""
     check("scatter_add", out, index, source)
     if not source.size or not index.size:
         return
