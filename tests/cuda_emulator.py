@@ -1,13 +1,13 @@
 """Runs the source of CUDA kernels, in this process, without a GPU.
 
-`launch(kernel, blocks, arguments)` takes the Python function of a kernel of `kernels.cuda`, puts stand-ins in the place of
-`cuda`, the types and the intrinsics, and runs every thread of a block as a greenlet, which gives way at barriers and warp
-operations only. Fresh memory is NaN; an index out of bounds raises; threads that wait for each other in vain, or at
-different barriers, raise. The threads of a block run in a chosen order ("forward", "reverse", "shuffled"): a kernel whose
-result depends on it lacks a barrier.
+`launch(kernel, blocks, arguments)` takes the Python function of a kernel of `kernels.cuda`, replaces `cuda`, the types and the
+intrinsics by stand-ins, and runs every thread of a block as a greenlet, which gives way only at barriers and at operations of
+a warp. Fresh memory is NaN. An index out of bounds raises; so do threads that wait for each other in vain, or at different
+barriers. The threads of a block run in a chosen order ("forward", "reverse", "shuffled"): a kernel whose result depends on the
+order lacks a barrier.
 
-What it cannot see: bank conflicts, alignment beyond what the stand-ins assert, float64 where float32 was meant
-(tests/test_cuda_compile.py looks for that), and two threads that write to one place at the same time in agreement.
+The emulator does not see bank conflicts, alignment beyond what the stand-ins assert, float64 where float32 was meant
+(tests/test_cuda_compile.py looks for that), and two threads that write the same number to one element.
 """
 
 import contextvars
@@ -28,14 +28,14 @@ class BarrierError(RuntimeError):
 
 
 class Thread:
-    """One thread of a block: `wait` is what it waits for, `reply` what it will be told."""
+    """One thread of a block: `wait` is what it waits for, `reply` what it receives then."""
 
-    __slots__ = ("block", "greenlet", "lane", "number", "reply", "wait", "warp")
+    __slots__ = ("block", "greenlet", "index", "lane", "reply", "wait", "warp")
 
 
 class Block:
-    def __init__(self, number, threads):
-        self.number, self.threads, self.shared = number, threads, {}
+    def __init__(self, index, threads):
+        self.index, self.threads, self.shared = index, threads, {}
 
 
 class Axis:
@@ -46,7 +46,7 @@ class Axis:
 
 
 def fresh(shape, dtype):
-    dtype = as_dtype(dtype) if isinstance(dtype, types.Type) else np.dtype(getattr(dtype, "emulated", dtype))
+    dtype = as_dtype(dtype) if isinstance(dtype, types.Type) else np.dtype(dtype)
     array = np.empty(shape, dtype)
     array.fill(np.nan if dtype.kind == "f" else 0xA5)
     return array
@@ -55,11 +55,11 @@ def fresh(shape, dtype):
 class Shared:
     def array(self, shape, dtype):
         frame = sys._getframe(1)
-        place = frame.f_code, frame.f_lasti  # one array for each call in the source
+        call = frame.f_code, frame.f_lasti  # each call in the source makes one array for all threads of the block
         shared = getcurrent().thread.block.shared
-        if place not in shared:
-            shared[place] = fresh(shape, dtype)
-        return shared[place]
+        if call not in shared:
+            shared[call] = fresh(shape, dtype)
+        return shared[call]
 
 
 class Local:
@@ -68,7 +68,7 @@ class Local:
 
 
 def ask(*what):
-    """Give way until the others have come to the same place."""
+    """Give way until the others have come to the same call."""
     thread = getcurrent().thread
     thread.wait = what
     thread.greenlet.parent.switch()
@@ -84,12 +84,12 @@ class Cuda:
     def __init__(self, threads):
         self.blockDim = Axis(threads)
 
-    threadIdx = property(lambda self: Axis(getcurrent().thread.number))
-    blockIdx = property(lambda self: Axis(getcurrent().thread.block.number))
+    threadIdx = property(lambda self: Axis(getcurrent().thread.index))
+    blockIdx = property(lambda self: Axis(getcurrent().thread.block.index))
 
     def grid(self, dimensions):
         thread = getcurrent().thread
-        return thread.block.number * self.blockDim.x + thread.number
+        return thread.block.index * self.blockDim.x + thread.index
 
     def syncthreads(self):
         ask("block", sys._getframe(1).f_lineno)
@@ -117,10 +117,10 @@ def mma(d, a, b):
     g, q = divmod(getcurrent().thread.lane, 4)
     A = {(g + 8 * (e % 2), p + 4 * (e // 2)): lanes[4 * g + p][0][e] for p in range(4) for e in range(4)}
     B = {(p + 4 * e, 2 * q + n): lanes[4 * (2 * q + n) + p][1][e] for p in range(4) for e in range(2) for n in range(2)}
-    places = [(g, 2 * q), (g, 2 * q + 1), (g + 8, 2 * q), (g + 8, 2 * q + 1)]
+    elements = [(g, 2 * q), (g, 2 * q + 1), (g + 8, 2 * q), (g + 8, 2 * q + 1)]
     return tuple(
         np.float32(x + sum(np.float64(A[i, k]) * np.float64(B[k, j]) for k in range(8)))
-        for x, (i, j) in zip(d, places, strict=True)
+        for x, (i, j) in zip(d, elements, strict=True)
     )
 
 
@@ -134,20 +134,21 @@ class Math:
         return np.float32(erf(float(x)))
 
 
-def cast(scalar):
-    def to(x):
-        if scalar is not np.float32 and not isinstance(x, np.unsignedinteger):  # a negative number wraps around
-            x = int(x) & (2 ** (8 * np.dtype(scalar).itemsize) - 1)
-        return scalar(x)
+class Wrapped(dict):
+    """The conversion to an unsigned integer type, as a table: kernels convert small constants in their inmost loops."""
 
-    to.emulated = scalar
-    return to
+    def __init__(self, scalar):
+        super().__init__((n, scalar(n)) for n in range(1024))
+        self.scalar, self.low_bits = scalar, 2 ** (8 * np.dtype(scalar).itemsize) - 1
+
+    def __missing__(self, x):  # negative numbers wrap around
+        return self.scalar(x if isinstance(x, np.unsignedinteger) and x <= self.low_bits else int(x) & self.low_bits)
 
 
 CASTS = {
-    types.float32: cast(np.float32),
-    types.uint32: cast(np.uint32),
-    types.uint64: cast(np.uint64),
+    types.float32: np.float32,
+    types.uint32: Wrapped(np.uint32).__getitem__,
+    types.uint64: Wrapped(np.uint64).__getitem__,
 }
 
 
@@ -172,13 +173,13 @@ def translated(function, stand_ins, done):
     for name in function.__code__.co_names:
         if name in names:
             names[name] = stand_in(names[name])
-    for cell, given in zip(cells, function.__closure__ or (), strict=True):
-        cell.cell_contents = stand_in(given.cell_contents)
+    for cell, original in zip(cells, function.__closure__ or (), strict=True):
+        cell.cell_contents = stand_in(original.cell_contents)
     return new
 
 
 def launch(kernel, blocks, arguments, order="forward", seed=0):
-    """Run the kernel on so many blocks, one after the other."""
+    """Run the kernel on `blocks` blocks, one after the other."""
     import math
 
     from kernels.cuda import build
@@ -191,8 +192,8 @@ def launch(kernel, blocks, arguments, order="forward", seed=0):
             assert x.flags.c_contiguous, f"{kernel.name}: an array that does not lie in row order"
     shuffle = random.Random(seed)
     with np.errstate(all="ignore"):
-        for number in range(blocks):
-            block = Block(number, kernel.threads)
+        for index in range(blocks):
+            block = Block(index, kernel.threads)
             threads = [started(function, arguments, block, t) for t in range(kernel.threads)]
             if order == "reverse":
                 threads.reverse()
@@ -201,9 +202,9 @@ def launch(kernel, blocks, arguments, order="forward", seed=0):
             run(threads)
 
 
-def started(function, arguments, block, number):
+def started(function, arguments, block, index):
     thread = Thread()
-    thread.block, thread.number, thread.lane, thread.warp = block, number, number % 32, number // 32
+    thread.block, thread.index, thread.lane, thread.warp = block, index, index % 32, index // 32
     thread.wait = thread.reply = None
     thread.greenlet = greenlet(lambda: function(*arguments))
     thread.greenlet.gr_context = contextvars.copy_context()  # NumPy's error state
