@@ -218,3 +218,8 @@ def test_a_run_remembers_what_computed_it_and_remarks_on_a_change(tmp_path, monk
     assert [line for line in said if "other means" in line] == [
         f"{tmp_path}: goes on by other means than before (threads 2, now 4), so its bits may differ from there on."
     ]
+    for strange in ([], [3], [{"from": "x"}], 5, None):
+        config = {**json.loads((tmp_path / "config.json").read_text()), "machines": strange}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(TrainingError, match="config.json: not the configuration of a run"):
+            go(8, kernels="cpu", threads=4)

@@ -115,7 +115,7 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        machines = _machines(folder, state.step if tree else 0, machine.now(device), say)
+        machines = _machines(folder, state.step, machine.now(device), say)
         write_whole(folder / CONFIG, _config(state, machines))  # the first file: it marks the folder as a run
         (folder / SAMPLES).mkdir(exist_ok=True)
         log = MetricsLog(folder / METRICS, keep=state.step)
@@ -156,25 +156,33 @@ def _but_for(settings: dict[str, Any], may_change: tuple[str, ...] = ("steps", "
 
 def read_config(folder: Path, table: Mapping[str, Recipe] = RECIPES) -> Recipe:
     """The recipe in a run's `config.json`. Raises TrainingError where it is none of the `table`."""
+    with _configuration(folder) as config:
+        return recipes.from_json(config["recipe"], table)
+
+
+@contextlib.contextmanager
+def _configuration(folder: Path) -> Iterator[Any]:
+    """What a run's `config.json` says. Raises TrainingError where that is not what is looked for inside the `with`."""
     try:
-        return recipes.from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["recipe"], table)
-    except (KeyError, TypeError, ValueError) as error:
+        yield json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise TrainingError(f"{folder / CONFIG}: not the configuration of a run ({str(error).rstrip('.')}).") from error
 
 
 def _machines(folder: Path, step: int, now: dict[str, Any], say: Callable[[str], Any]) -> list[dict[str, Any]]:
-    """What the run was computed by, from which step on: of its `config.json`, and, where that is another, what runs now.
+    """What has computed the run, each entry from a step on; the last one is what computes it now.
 
-    The same bits are promised for the same kernels, threads and device only, so another one is remarked on.
+    The same bits are promised for the same device, kernels and threads only, so a change is remarked on.
     """
-    before: list[dict[str, Any]] = []
-    if step and (folder / CONFIG).exists():
-        before = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("machines", [])
-        if before and {**before[-1], "from": 0} == {**now, "from": 0}:
-            return before
-        if before:
-            other = [f"{key} {before[-1].get(key)}, now {value}" for key, value in now.items() if before[-1].get(key) != value]
-            say(f"{folder}: goes on by other means than before ({'; '.join(other)}), so its bits may differ from there on.")
+    if step == 0:
+        return [{"from": 0, **now}]
+    with _configuration(folder) as config:
+        before = [{"from": int(entry.pop("from")), **entry} for entry in config["machines"]]
+        last = {key: value for key, value in before[-1].items() if key != "from"}
+    if last == now:
+        return before
+    changes = [f"{key} {last.get(key)}, now {now.get(key)}" for key in {**last, **now} if last.get(key) != now.get(key)]
+    say(f"{folder}: goes on by other means than before ({'; '.join(changes)}), so its bits may differ from there on.")
     return [*before, {"from": step, **now}]
 
 
