@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(ValueError):
-    """The command cannot be meant so; the message is one sentence."""
+    """The command line says what it cannot mean; the message is one sentence."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def _command(*words: str) -> str:
 
 
 def _program() -> list[str]:
-    """What to call this program by: as it was called, where the plain name would not be found."""
+    """The words that call this program: its plain name, or, where a shell would not find that, as it was called."""
     called = Path(sys.argv[0])
     if called.parts[-2:] == ("scratchgen", "__main__.py"):  # python -m scratchgen
         python = shutil.which("python")
@@ -88,7 +88,7 @@ def _program() -> list[str]:
 
 
 def _option(name: str, value: Any, default: Any) -> list[str]:
-    """The words that give an option its value; none where that is the default."""
+    """The words of an option with this value; no words where the value is the default."""
     if value == default:
         return []
     return [f"{name}={value}"] if str(value).startswith("-") else [name, str(value)]
@@ -134,7 +134,7 @@ def sample(args: argparse.Namespace) -> int:
     return 0
 
 
-_CONDITION = "condition "  # before the names of the options that families declare, in the parsed arguments
+_CONDITION = "condition "  # in the parsed arguments, it begins the names of the options that families declare
 
 
 def _flag(name: str) -> str:
@@ -161,7 +161,9 @@ def evaluate(args: argparse.Namespace) -> int:
         _table([("", "model", "real data" if real else ""), *rows])
     try:
         folder.write_whole(run.folder / "eval.json", text + "\n")
-    except OSError as error:  # a run of somebody else's, or on a read-only disk: its scores are what was asked for
+    except (
+        OSError
+    ) as error:  # a run of somebody else's, or on a read-only disk: the scores, which were asked for, are printed all the same
         _tell(f"scratchgen: these scores are not kept, since the file cannot be written: {_sentence(error)}")
         return 0
     if not args.json:
@@ -315,11 +317,11 @@ def _options(table: Mapping[str, Recipe]) -> list[Option]:
 
 _natural = _reader(int, 0, "a whole number of at least 0")
 _positive = _reader(int, 1, "a whole number of at least 1")
-_many = _reader(int, 1, "a whole number of at least 1 and at most 10000", 10_000)  # what one file of them can hold
+_many = _reader(int, 1, "a whole number of at least 1 and at most 10000", 10_000)  # as many as one file of samples can show
 
 
 def _path(text: str) -> str:
-    """A path as it was meant: the shell leaves the ~ of `--out=~/x` to the program."""
+    """A path with ~ as the user's home, since a shell does not expand the ~ of `--out=~/x`."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got ''")
     return os.path.expanduser(text)
@@ -443,7 +445,7 @@ def main(argv: list[str] | None = None, table: Mapping[str, Recipe] | None = Non
     try:
         startup.end()
         return _run(argv, table)
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader of our output has closed it
         return 141
     except KeyboardInterrupt:
         _tell("\nscratchgen: stopped.")
@@ -465,11 +467,11 @@ def _run(argv: list[str] | None, table: Mapping[str, Recipe] | None) -> int:
         settings.check()
         return args.command(args) or 0
     finally:
-        sys.stdout.flush()  # a full disk, or a reader who has left, is answered by `main`, not by Python when it ends
+        sys.stdout.flush()  # here, so that `main` answers a full disk or a closed pipe, not Python at its end
 
 
 def _open_streams() -> None:
-    """Let what is printed be printed: to nowhere if the stream is closed, as "?" what a terminal lacks."""
+    """Make the standard streams printable: a closed one leads nowhere, and characters that a terminal lacks become "?"."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the caller closed it; its descriptor is taken here, so that no file of ours gets it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
@@ -479,7 +481,7 @@ def _open_streams() -> None:
 
 
 def _close(stream: Any) -> None:
-    """Leave nothing in a stream that cannot be written: Python would try again when it ends, and complain."""
+    """Flush a stream; redirect one that cannot be written to nowhere, since Python would try again at its end, and complain."""
     try:
         stream.flush()
     except OSError:
@@ -491,19 +493,19 @@ def _say(text: str, end: str = "\n") -> None:
 
 
 def _tell(text: str) -> None:
-    """Say it on stderr, where that can be written: a remark is no reason to fail."""
+    """Print a remark on stderr, or nothing where stderr cannot be written: a remark is no reason to fail."""
     with contextlib.suppress(OSError):
         print(_visible(text), file=sys.stderr, flush=True)
     _close(sys.stderr)
 
 
 def _visible(text: str) -> str:
-    """Control characters as escapes: a terminal would obey those in a name of a file, or in what a model has written."""
+    """The text with control characters as escapes, since a terminal would obey those in a file's name or in a sample."""
     return re.sub("[^\t\n -~\xa0-\U0010ffff]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
-    """The errors that say what the user can do; they are looked up among what is loaded, to load nothing for it."""
+    """The errors whose message tells the user what to do, from the modules that are loaded: to look, none is loaded."""
     names = (
         ("kernels.settings", "SettingError"),
         ("scratchgen.training.folder", "TrainingError"),

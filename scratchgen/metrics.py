@@ -186,7 +186,7 @@ def _distances(a: np.ndarray, b: np.ndarray, block: int = 1024):
     """(rows, distances of those rows of a to all of b), block by block: n × m numbers need not fit in memory."""
     from scipy.spatial.distance import cdist
 
-    # cdist takes differences; a² + b² − 2ab would be faster and cancels where points are close, which is what is asked.
+    # cdist takes differences. a² + b² − 2ab would be faster, but cancels where points are close, and close ones count here.
     for i in range(0, len(a), block):
         yield slice(i, i + block), cdist(a[i : i + block], b)
 

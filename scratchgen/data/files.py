@@ -67,7 +67,9 @@ def load_npz(path: Path, split: str, seed: int) -> Images:
             f"{path}: expected an .npz archive of plain numeric arrays, got one that is damaged or holds Python objects."
         ) from error
     x = pixels(x, path)
-    require_pixels(x, f"{path}: {x_key}")  # before the rows are dealt out, and numbered anew
+    require_pixels(
+        x, f"{path}: {x_key}"
+    )  # checked before the rows are dealt out, so that the error tells an image's index in the file
     classes = ()
     if y is not None:
         if any(part.dtype.kind not in "iu" for part in every_y) or y.shape != x.shape[:1]:
@@ -216,7 +218,7 @@ def _read_image(file: Path, size: tuple[int, int] | None) -> Any:
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)  # a camera stores the turn beside the pixels
+        picture = ImageOps.exif_transpose(opened)  # a camera tells beside the pixels how it was turned
     if picture.mode.startswith(("I", "F")):
         raise DataError(f"{file}: expected 8 bits a channel, got Pillow mode {picture.mode!r}.")
     grey = picture.mode in ("1", "L", "LA")

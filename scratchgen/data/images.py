@@ -102,14 +102,14 @@ def pixels(x: np.ndarray, name: object) -> np.ndarray:
     x = x[:, None] if x.ndim == 3 else x
     if x.dtype == np.uint8:
         return x.astype(np.float32) / np.float32(255)
-    with np.errstate(over="ignore", under="ignore"):  # too large for float32 is infinite, and is refused so
+    with np.errstate(over="ignore", under="ignore"):  # a value too large for float32 becomes infinite, which is refused later
         return x.astype(np.float32)
 
 
 def require_pixels(x: np.ndarray, name: object) -> None:
-    """Raises DataError, with the number of the first bad image, where a pixel of x (N, …) is not in [0, 1]."""
+    """Raises DataError, with the index of the first bad image, where a pixel of x (N, …) is not in [0, 1]."""
     with np.errstate(invalid="ignore"):
-        bad = ~((x >= 0) & (x <= 1)).all(axis=tuple(range(1, x.ndim)))  # NaN is neither
+        bad = ~((x >= 0) & (x <= 1)).all(axis=tuple(range(1, x.ndim)))  # false for NaN too
     if bad.any():
         first = int(np.argmax(bad))
         low, high = x[first].min(), x[first].max()

@@ -49,7 +49,7 @@ def catalogue() -> list[Source]:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """With ~ as the user's home, where that is known; else ~ stays, and is a name like any other."""
+    """The path with ~ as the user's home, where that is known; else ~ stays, and is a name like any other."""
     return Path(os.path.expanduser(path))
 
 

@@ -33,7 +33,7 @@ class Text:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its lines ended by "\n". Raises DataError where the file cannot be read or is not UTF-8."""
+    """The text of a UTF-8 file, each line ended by one newline. Raises DataError where it cannot be read or is not UTF-8."""
     try:
         text = path.read_bytes().decode("utf-8-sig")  # -sig: without the byte-order mark, if there is one
     except OSError as error:

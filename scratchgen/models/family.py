@@ -51,7 +51,7 @@ class Score(NamedTuple):
     name: str
     better: int = 0  # 1: more is better, −1: less is
     tells: str = ""
-    exponential: bool = False  # e to the power of a loss in nats, which may be large before anything has diverged
+    exponential: bool = False  # is it e to the power of a loss in nats? Then its logarithm tells whether it has diverged
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,13 +158,13 @@ class Family:
     prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Dataset, Dataset]] = _as_they_are  # (train, test, settings)
     read_metadata: Callable[[Mapping[str, Any]], Any] = dict
     rates: tuple[str, ...] = ("lr",)  # the settings that are learning rates: after a divergence, smaller ones are advised
-    averaged: str = ""  # the submodule whose weights are averaged, as samples come from it; "": the whole model
+    averaged: str = ""  # the submodule that samples come from, whose weights are averaged; "": the whole model
     options: tuple[Option, ...] = ()  # that `sample` takes
-    many: int = 64  # samples, where nobody says how many
+    many: int = 64  # how many samples are drawn where nobody says
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] = _some  # the samples that are kept on the way
-    # (task, those of `evaluate`, draw, rng, say) → more of them; "…_real" is the same score, of real data
+    # (task, scores of `evaluate`, draw, rng, say) → further scores; one called "…_real" is the same score of real data
     scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable], dict[str, float]] = _no_more
-    meanings: tuple[Score, ...] = ()  # of `evaluate` and `scores`; others are shown under their keys
+    meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key
     curves: tuple[Panel, ...] = ()
     page: Callable[[Any, Any, Task, Draw], Page] = field(default=lambda model, metadata, task, draw: Page("", ()))
 

@@ -207,7 +207,7 @@ class GAN(nn.Module):
         optimizers["discriminator"].zero_grad()
         loss_d.backward()
         optimizers["discriminator"].step()
-        # G: judged by the D just improved; gradients pass through D, and D's own are not asked for
+        # G: judged by the D just improved; gradients pass through D, whose own parameters get none
         loss_g = generator_loss(self.discriminator(fake), self.config.loss)
         optimizers["generator"].zero_grad()
         loss_g.backward(inputs=list(self.generator.parameters()))

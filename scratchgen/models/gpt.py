@@ -120,7 +120,7 @@ class GPT(nn.Module):
             }
         )
         for name, p in self.named_parameters():
-            if p.ndim == 2:  # the residual stream adds 2 n_layer projections: smaller ones keep its variance
+            if p.ndim == 2:  # the residual stream adds 2 n_layer projections, so that smaller weights keep its variance
                 scale = 1 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
                 nn.init.normal_(p, 0.0, 0.02 * scale)
             elif name.endswith("bias"):
@@ -150,7 +150,7 @@ class GPT(nn.Module):
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
         matrices = [p for p in self.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.parameters() if p.ndim < 2]  # scales and biases are not drawn to 0
+        vectors = [p for p in self.parameters() if p.ndim < 2]  # scales and biases do not decay
         groups = [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return {"adamw": optim.AdamW(groups, lr=self.config.lr, betas=(0.9, self.config.beta2))}
 
@@ -211,7 +211,7 @@ class GPT(nn.Module):
 
 def tokenize(train: data.Text, test: data.Text, settings: Mapping[str, Any]) -> tuple[data.Tokens, data.Tokens]:
     """Both parts of a text as tokens. Raises DataError where one character is held out, which nothing is foretold from."""
-    # a character that only the held-out part has is still a character of the language
+    # both parts count: a character that only the held-out part has is still one of the language
     tokenizer = CharTokenizer.train(train.text + test.text)
     if len(test) < 2:
         raise data.DataError(
@@ -244,7 +244,7 @@ def write(
     else:
         ids, hidden = tokenizer.encode("\n") if _knows(tokenizer, "\n") else np.zeros(1, np.int64), 1
     rules: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": rng}
-    batches = (np.repeat(ids[None], min(256, n - i), axis=0) for i in range(0, n, 256))  # as many as memory holds
+    batches = (np.repeat(ids[None], min(256, n - i), axis=0) for i in range(0, n, 256))  # 256 fit into the memory
     return [tokenizer.decode(row[hidden:]) for rows in batches for row in model.generate(rows, length, **rules)]
 
 

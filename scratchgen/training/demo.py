@@ -13,7 +13,7 @@ from scratchgen.training.folder import write_whole
 from scratchgen.training.loop import Outcome, train
 from scratchgen.training.runs import open_run, scores
 
-# What is trained, and how long: here, and nowhere else.
+# The recipes of the tour, with the settings in which they differ from the table of recipes.
 TOUR: dict[str, dict[str, Any]] = {
     "gan": {"steps": 4000, "sample_every": 1000},
     "vae": {"steps": 5000, "sample_every": 1250},

@@ -1,9 +1,9 @@
-"""What "diverged" means: one definition, for losses, scores, weights, and for what a model makes.
+"""What "diverged" means: one definition for losses, scores and weights; and samples that are no longer finite.
 
     a number x has diverged  ⇔  not |x| < 2²⁴                       so NaN and ±∞ have
 
 Between 2²⁴ = 16,777,216 and 2²⁵ neighbouring float32 numbers are 2 apart, and further on more: a loss no longer tells a
-nat from none, and a weight of that size does not move when an optimiser adds 1 to it. No run comes back from there.
+nat from none, and a weight of that size does not move when an optimiser adds 1 to it. No run recovers from that.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def drawing(family: Family, model: Any, metadata: Any) -> Draw:
 
     def draw(n: int, rng: np.random.Generator, **options: Any) -> Any:
         try:
-            with np.errstate(all="ignore"):  # what overflows shows in the samples
+            with np.errstate(all="ignore"):  # an overflow shows in the samples, which are checked below
                 samples = family.sample(model, metadata, n, rng, **options)
         except LogitsError as error:
             raise Diverged("what the model foretells is no longer finite") from error

@@ -37,19 +37,19 @@ class TrainingError(ValueError):
 
 
 def is_empty(folder: Path) -> bool:
-    """Is there nothing in the folder, or no folder? What a killed write left half done counts as nothing."""
+    """Is the folder missing, or empty but for files that a killed write left unfinished?"""
     return not folder.exists() or all(re.fullmatch(r"\..*\.tmp", entry.name) for entry in folder.iterdir())
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the folder; the system lifts the lock when this process ends, however it ends.
+    """Keep other processes from training in the folder. The system lifts the lock when this process ends, even if it is killed.
 
     Raises TrainingError where another process holds it.
     """
     try:
         import fcntl
-    except ImportError:  # no such locks on this system: the runs are whole without them, if nobody starts two
+    except ImportError:  # a system without such locks: there a run is whole as long as nobody starts two in one folder
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -96,7 +96,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, steps ascending; what is no such line (the rest of one after a kill) is passed over."""
+    """The lines of a `metrics.jsonl`, steps ascending. Any other line, such as one cut short by a kill, is passed over."""
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
@@ -109,7 +109,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    """Does it tell a step, and the seconds that the run had taken by then?"""
+    """Does this row of metrics hold a step, and the seconds that the run had taken by then?"""
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return False
     seconds = row.get("seconds")
@@ -120,8 +120,8 @@ def _is_row(row: Any) -> bool:
 # Checkpoints
 # ---------------------------------------------------------------------------------------------------------------------
 
-# The checksum covers every byte of the file, itself counted as zeros. It stands in the header, inside the JSON of the
-# one metadata entry (one, since safetensors orders several at random, and equal states shall make equal files).
+# The checksum covers every byte of the file, its own digits counted as zeros. It stands in the file's header, in the JSON of
+# the metadata, which have one entry only: safetensors orders several at random, and equal states shall make equal files.
 _SEAL = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
@@ -157,10 +157,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def of_this_version(path: Path) -> Iterator[None]:
-    """Take what a checkpoint holds as this version writes it. Raises TrainingError where the checkpoint holds anything else.
+    """Inside the `with`, a checkpoint is read as this version writes them. Raises TrainingError where it is different.
 
-    A right checksum says that the content is what was written, not that this version wrote it: names, types and sizes may be
-    any. So whatever goes wrong in here (a missing key, a text for a number, weights of other shapes) means one thing.
+    A right checksum says that the content is what was written, not that this version wrote it: its names, types and sizes may
+    be any. So every error inside the `with` (a missing key, a text for a float, weights of other shapes) means the same.
     """
     try:
         yield
@@ -168,7 +168,7 @@ def of_this_version(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, TrainingError) and str(error).startswith(str(path.parent)):
-            raise  # says already which run it is, and what of it
+            raise  # its sentence already names the run
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         said = " ".join(said.split()).rstrip(".")[:300]
         raise TrainingError(f"{path}: written by another version of scratchgen ({said}).") from error

@@ -116,7 +116,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         machines = _machines(folder, state.step, machine.now(device), say)
-        write_whole(folder / CONFIG, _config(state, machines))  # the first file: it marks the folder as a run
+        write_whole(folder / CONFIG, _config(state, machines))  # this file is written first, since it marks the folder as a run
         (folder / SAMPLES).mkdir(exist_ok=True)
         log = MetricsLog(folder / METRICS, keep=state.step)
         with contextlib.closing(log), _Progress(recipe, state.step, progress, say) as bar, _signals() as received:
@@ -194,7 +194,7 @@ def _config(state: State, machines: list[dict[str, Any]]) -> str:
         "parameters": state.model.num_parameters(),
         "machines": machines,
     }
-    return json.dumps(content, indent=2) + "\n"  # in ASCII: a path need not be UTF-8, and is read back as it was
+    return json.dumps(content, indent=2) + "\n"  # in ASCII, so that a path that is no UTF-8 is read back unchanged
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class State:
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                 group["lr"] = factor * rate
-        with np.errstate(all="ignore"):  # what overflows shows in the losses, which the loop looks at
+        with np.errstate(all="ignore"):  # an overflow shows in the losses, which the loop checks
             losses = self.model.training_step(batch, self.optimizers)
             if self.ema:
                 self.ema.update()
@@ -230,12 +230,12 @@ class State:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[Any]:
-        """The model as it is used, with averaged weights and in evaluation mode; randomness in here leaves no trace."""
+        """Inside the `with`, the model has averaged weights and is in evaluation mode; what is drawn there leaves no trace."""
         generator = random.get_rng_state()
         random.manual_seed(self.recipe.seed)
         self.model.eval()
         try:
-            # what overflows shows in the scores and samples, which are looked at
+            # an overflow shows in the scores and samples, which are checked
             with np.errstate(all="ignore"), self.ema.swapped() if self.ema else contextlib.nullcontext():
                 yield self.model
         finally:
@@ -276,7 +276,7 @@ def _rehearse(recipe: Recipe, task: data.Task, device: str) -> None:
     """The first step and a held-out batch of a model that is then forgotten.
 
     What the optimisers, a layer or the memory refuse, and what has diverged after a single step, is found out here, before
-    anything is written. The run itself begins with the same seed as if there had been no rehearsal.
+    anything is written. The run itself then begins with its seed, as if there had been no rehearsal.
 
     Raises TrainingError, or DataError for data too small for a batch.
     """
@@ -358,7 +358,7 @@ def _show(state: State, folder: Path, bar: _Progress) -> dict[str, float]:
 
 
 def _save(state: State, folder: Path, log: MetricsLog) -> None:
-    """Commit the step: when its checkpoint is there, all else that belongs to it is."""
+    """Commit the step: its checkpoint is written after everything else of the step is on disk."""
     log.sync()
     save_checkpoint(folder / CHECKPOINT, state.to_tree())
 
@@ -377,7 +377,7 @@ def _signals() -> Iterator[list[int]]:
         received.append(signum)
         restore()
 
-    if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+    if threading.current_thread() is threading.main_thread():  # the only thread to which Python hands signals
         for signum in (signal.SIGINT, signal.SIGTERM):
             before[signum] = signal.signal(signum, note)
     try:
@@ -387,7 +387,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 class _Progress:
-    """A bar where somebody watches; else a line now and then. And the pictures on the way."""
+    """Tells how far the run is, by a bar on a terminal and else by a line now and then; and writes its pictures."""
 
     def __init__(self, recipe: Recipe, step: int, bar: bool | None, say: Callable[[str], Any]):
         from tqdm import tqdm
@@ -403,10 +403,10 @@ class _Progress:
         self.remarked = False
 
     def draw(self, path: Path, content: Callable[[], bytes]) -> None:
-        """Write a picture, or say once that pictures cannot be written: a run is worth more than what shows it.
+        """Write a picture; where that fails, say so once and let the run go on, which is worth more than its pictures.
 
-        Whatever goes wrong counts, since a plotting library depends on much that is not ours: a backend that the environment
-        names, fonts, LaTeX. An end by a signal is no such error.
+        Any error counts, since a plotting library depends on much that is not ours: a backend that the environment names,
+        fonts, LaTeX. KeyboardInterrupt is no such error, and ends the run.
         """
         try:
             write_whole(path, content())

@@ -19,7 +19,7 @@ class Medium(NamedTuple):
 
     suffix: str  # of a file of samples
     file: Callable[[Any], bytes]  # samples → the content of such a file
-    finite: Callable[[Any], bool]  # are the samples whole, not of a model whose layers overflow?
+    finite: Callable[[Any], bool]  # false for samples of a model whose layers overflow
     printed: Callable[[Any], str] | None = None  # samples → what is printed of them; None: they are written to a file
 
 

@@ -49,7 +49,7 @@ def png(sheet: np.ndarray, *, colours: int | None = None) -> bytes:
 
 
 def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a line; where there are more than can be seen, means of neighbours."""
+    """Steps and values of a line; of more than `at_most` points, the means of neighbours."""
     found = [(row["step"], line.sign * row[line.key]) for row in rows if math.isfinite(row.get(line.key, math.nan))]
     if not found:
         return np.zeros(0), np.zeros(0)

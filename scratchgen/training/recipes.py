@@ -42,7 +42,7 @@ class Recipe:
     save_every: int = 250  # steps between checkpoints
     eval_batches: int = 8  # held-out batches in these scores
     size: int = 0  # side to which a folder of images is resized; 0: as they are
-    advised: dict[str, Any] = field(default_factory=dict, compare=False)  # `model` as the table has it, all filled in
+    advised: dict[str, Any] = field(default_factory=dict, compare=False)  # the settings of `model` before any was changed
 
     def __post_init__(self) -> None:
         if self.family.makes not in MEDIA:
@@ -71,7 +71,7 @@ _LEAST = {
     "eval_batches": 1,
     "size": 0,
 }
-_FIXED = ("name", "what", "family", "model", "advised")  # what makes a recipe this recipe
+_FIXED = ("name", "what", "family", "model", "advised")  # fields that no setting can change
 
 RECIPES = {
     recipe.name: recipe

@@ -60,7 +60,7 @@ def page(path: Path, shown: Sequence[tuple[Run, dict[str, float]]]) -> None:
 </body>
 </html>
 """
-    write_whole(path, content.encode("utf-8", "replace"))  # the names of files need not be Unicode
+    write_whole(path, content.encode("utf-8", "replace"))  # a file's name need not be Unicode
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _shown(figure: Pictures | Texts | tuple[Pictures | Texts, ...]) -> str:
 
 
 def _pictures(figure: Pictures) -> str:
-    sheet = pictures.grid(figure.x, figure.columns, scale=1)  # enlarged by the browser, pixel for pixel: the file stays small
+    sheet = pictures.grid(figure.x, figure.columns, scale=1)  # the browser enlarges it, so that the page stays small
     caption = _marked(figure.caption)
     return f"<figure>{_image(pictures.png(sheet), _plain(caption))}<figcaption>{caption}</figcaption></figure>"
 
@@ -202,7 +202,7 @@ def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: i
     if not len(values):
         return ""
     last = max(row["step"] for row in rows)
-    # the first steps fall from far above; what is worth seeing comes after
+    # a loss falls from far above in its first steps: the highest 2 % of the values are cut off, to show the rest
     low, high = float(values.min()), float(np.quantile(values, 0.98))
     low, high = low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)
 

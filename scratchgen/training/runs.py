@@ -30,7 +30,7 @@ class Run:
     model: Any
     metadata: Any  # of its data, as the family reads them
     checksums: dict[str, str]  # of its data
-    table: Mapping[str, Recipe]  # that its recipe stands in
+    table: Mapping[str, Recipe]  # the one its recipe is from
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: Non
     Raises DataError or TrainingError where the data are gone or are not those the run was begun with; Diverged.
     """
     task, family = tasks.load_again(run.recipe, run.folder, run.checksums, run.table), run.recipe.family
-    with _unseen(seed), _told(run), np.errstate(all="ignore"):  # what overflows shows in the scores, which are looked at
+    with _unseen(seed), _told(run), np.errstate(all="ignore"):  # an overflow shows in the scores, which are checked
         found = run.model.evaluate(task.held_out())
         divergence.check(found, family)
         found |= family.scores(task, found, run.draw, np.random.default_rng(seed), say)
@@ -96,7 +96,7 @@ def page(run: Run) -> Page:
 
 @contextlib.contextmanager
 def _told(run: Run) -> Iterator[None]:
-    """Say of a model that has diverged, by its weights or by what is made of it in here, which run it is and what to try."""
+    """Raises Diverged, with the run and what to try, where its weights or samples made inside the `with` have diverged."""
     try:
         divergence.check_weights(run.model)
         yield
@@ -108,7 +108,7 @@ def _told(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unseen(seed: int = 0) -> Iterator[None]:
-    """Draw from the library's generator and leave it as it was."""
+    """Inside the `with`, the library's generator starts at `seed`; afterwards it is where it was."""
     state = random.get_rng_state()
     random.manual_seed(seed)
     try:
