@@ -306,9 +306,11 @@ def test_samples_and_scores_of_a_model_that_has_diverged(name, value, here, caps
     assert main(command(name, "--out", "run")) == 0
     tree = load_checkpoint(Path("run/checkpoint.safetensors"))
     for part in ("model", "ema"):
-        for array in (tree[part] or {}).values():
+        for key, held in (tree[part] or {}).items():
+            array = held.numpy() if isinstance(held, Tensor) else held
             if array.dtype.kind == "f":
-                array[...] = value * np.where(np.arange(array.size) % 2, 1, -1).reshape(array.shape)
+                signs = np.where(np.arange(array.size) % 2, 1, -1).reshape(array.shape)
+                tree[part][key] = (value * signs).astype(array.dtype)
     save_checkpoint(Path("run/checkpoint.safetensors"), tree)
     before = files("run")
     capsys.readouterr()
