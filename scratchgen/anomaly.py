@@ -79,7 +79,9 @@ def check_backward(node: Any, dys: Sequence[Any], grads: Sequence[Any]) -> None:
         for i, g in enumerate(grads):
             if g is not None and not _finite(g._data):
                 kind = "NaN" if np.isnan(g._data).any() else "infinity"
-                where = getattr(node, "where", "") or "a place not recorded: enter detect_anomaly before the forward pass"
+                where = (
+                    getattr(node, "where", "") or "a line that was not recorded: enter detect_anomaly before the forward pass"
+                )
                 raise ArithmeticError(
                     f"{type(node).__name__}: the gradient of input {i} turned to {kind} from a finite cotangent; "
                     f"the op was called at {where}"

@@ -1,4 +1,4 @@
-r"""The chain rule: nodes, the backward sweep, and what is asked of it.
+r"""The chain rule: nodes, the backward sweep, `grad`, and the switches of recording.
 
 An op applied to tensors is a *node*: it knows the nodes its inputs came from and how to turn the gradient of a scalar
 loss with respect to its output into the gradients with respect to its inputs,
@@ -489,16 +489,16 @@ def listed(x: Tensor | Sequence[Tensor], name: str = "outputs") -> list[Tensor]:
     return xs
 
 
-def _seeds(outputs: list[Tensor], given: Any, caller: str) -> tuple[list[Tensor], list[Tensor]]:
-    """The cotangents that start a sweep: those given, or 1 for scalars."""
-    if given is None:
-        given = [None] * len(outputs)
-    elif not isinstance(given, list | tuple):
-        given = [given]
-    if len(given) != len(outputs):
-        raise ValueError(f"{caller}: expected one cotangent for each of {len(outputs)} outputs, got {len(given)}")
+def _seeds(outputs: list[Tensor], grad_outputs: Any, caller: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The cotangents that start a sweep: `grad_outputs`, or 1 for scalars."""
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif not isinstance(grad_outputs, list | tuple):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"{caller}: expected one cotangent for each of {len(outputs)} outputs, got {len(grad_outputs)}")
     cotangents = []
-    for y, dy in zip(outputs, given, strict=True):
+    for y, dy in zip(outputs, grad_outputs, strict=True):
         if y.node is None:
             raise RuntimeError(
                 f"{caller}: expected an output that depends on a tensor that requires a gradient, got one that does not"

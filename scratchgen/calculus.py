@@ -6,8 +6,8 @@ For f: ℝⁿ → ℝᵐ with Jacobian J = ∂f/∂x (m × n):
     jvp(f, x, u) = J u         two: Jᵀ v is linear in v, so its own gradient along u is ∂⟨Jᵀ v, u⟩/∂v = J u
     hvp(f, x, u) = H u         two: H = ∂²f/∂x² is the Jacobian of the gradient
 
-`checkpoint` recomputes in the backward sweep instead of storing. `gradcheck` compares Jᵀ v with numbers that know nothing
-of any gradient code.
+`checkpoint` recomputes in the backward sweep instead of storing. `gradcheck` compares Jᵀ v with difference quotients, which
+use no gradient code.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def _tensors(x: Any, name: str) -> tuple[Tensor, ...]:
 
 
 def _evaluated(name: str, func: Callable[..., Any], inputs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], bool, bool]:
-    """Fresh places of the inputs in the graph, the outputs there, and whether each of the two was a single tensor."""
-    given = _tensors(inputs, f"{name}: inputs")
-    xs = tuple(x * 1 if x.requires_grad else x.detach().requires_grad_() for x in given)
+    """The inputs at new positions in the graph, the outputs made of them, and whether each of the two was a single tensor."""
+    points = _tensors(inputs, f"{name}: inputs")
+    xs = tuple(x * 1 if x.requires_grad else x.detach().requires_grad_() for x in points)
     ys = func(*xs)
     outputs = _tensors(ys, f"{name}: the result of func")
     return xs, outputs, isinstance(inputs, Tensor), isinstance(ys, Tensor)
@@ -164,8 +164,7 @@ class Checkpoint(Function):
                     "checkpoint: expected the function to give the same when the backward sweep runs it again, got another "
                     "result: does it draw random numbers but not through `generator=`, or depend on something that has changed?"
                 )
-            places = xs + list(self.inputs[self.arity :])
-            return vjp_through(ys, list(dys), places, self.needs_input_grad)
+            return vjp_through(ys, list(dys), xs + list(self.inputs[self.arity :]), self.needs_input_grad)
 
 
 def _mark(y: Any) -> np.ndarray | None:
@@ -204,7 +203,7 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
         random.generator()
         ys = call(*[x if x.edge is None else x.detach().requires_grad_() for x in xs])
     ys = listed(ys, "the checkpointed function's result")
-    outside: dict[Edge, Tensor] = {}  # where the graph of f leaves f
+    outside: dict[Edge, Tensor] = {}  # the positions at which the graph of the function enters the graph around it
     seen = {y.node for y in ys if y.node is not None}
     stack = list(seen)
     while stack:
@@ -254,7 +253,7 @@ class Report:
     compared: int = 0
     failures: list[Finding] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
-    refusal: str = ""  # what the backward sweep could not go on with
+    refusal: str = ""  # the message with which the backward sweep stopped
 
     def __bool__(self) -> bool:
         return not self.failures and not self.refusal
@@ -537,9 +536,12 @@ class _Checker:
         advice.append(f"  {where}: {a:.5g} by the chain rule, {n:.5g} by differences")
         missing = [where for where, a, n in off if a == 0]
         foreign = [where for where, a, n in off if n == 0]
-        for places, text in ((missing, "the chain rule has no term for"), (foreign, "the chain rule has a term too many for")):
-            if places:
-                advice.append(f"  {text} {', '.join(places[:4])}{', …' if len(places) > 4 else ''}")
+        for elements, text in (
+            (missing, "the chain rule has no term for"),
+            (foreign, "the chain rule has a term too many for"),
+        ):
+            if elements:
+                advice.append(f"  {text} {', '.join(elements[:4])}{', …' if len(elements) > 4 else ''}")
 
 
 def _moved(x: Tensor, at: tuple[int, ...], shift: float, value: Callable[[], Any]) -> Any:

@@ -1,10 +1,10 @@
 """Where arrays live: in the machine's memory ("cpu", NumPy arrays) or in a GPU's ("cuda", CuPy arrays).
 
-This file and `kernels/cuda` are the only ones that know of CUDA and CuPy. Everything else computes with whatever arrays it
-was given: an operator or NumPy function called on a CuPy array is carried out by CuPy, on the GPU (NumPy's protocols
-`__array_ufunc__` and `__array_function__`), and the doors of `kernels` look at where their arrays are. What is made
-here on the host (masks, indices, random numbers) is brought to its partners by `beside`. Nothing comes back to the host
-unless it is asked for: `cpu`, `numpy`, `item`.
+This file and `kernels/cuda` are the only ones that know of CUDA and CuPy. All other code computes with whatever arrays it
+gets: an operator or NumPy function called on a CuPy array is carried out by CuPy, on the GPU (NumPy's protocols
+`__array_ufunc__` and `__array_function__`), and the functions of `kernels` choose the backend by their arrays. Arrays that
+ops make on the host (masks, indices, random numbers) are brought to their partners by `beside`. Nothing comes back to the
+host unless it is asked for: `cpu`, `numpy`, `item`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def number(value: Any, dtype: np.dtype, partner: Any) -> Any:
 
 @functools.lru_cache(1024)
 def _kept(value: bytes, dtype: str) -> Any:
-    """A step meets the same numbers each time: they are sent once."""
+    """Each training step uses the same numbers, so they are sent once."""
     return moved(np.frombuffer(value, dtype).reshape(()), "cuda")
 
 
@@ -84,7 +84,7 @@ def owned(array: Any) -> Any:
 
 
 def mixed(name: str, arrays: Any) -> str | None:
-    """What to say of an op whose arrays live in two places; None if they do not."""
+    """The message for an op whose arrays live on two devices; None if they live on one."""
     found = [of(a) for a in arrays]
     if len(set(found)) < 2:
         return None
@@ -142,7 +142,7 @@ def found() -> str:
 
 
 def synchronize() -> None:
-    """Wait until the GPU has done all it was given."""
+    """Wait until the GPU has finished its work."""
     library().cuda.get_current_stream().synchronize()
 
 

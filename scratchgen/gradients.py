@@ -97,8 +97,8 @@ memory = GradientMemory(counts_references())
 def register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Have hook(x̄) called whenever a sweep has completed the gradient x̄ of this tensor; returns a handle that removes it.
 
-    What the hook returns, if not None, takes the place of x̄: in `.grad`, in what `grad` returns, and in the sweep on to
-    what this tensor was made of. x̄ cannot be written to. Hooks are called in the order of their registration.
+    A tensor that the hook returns replaces x̄: in `.grad`, in the result of `grad`, and in the rest of the sweep. x̄ itself
+    cannot be written to. Hooks are called in the order of their registration.
     Raises RuntimeError where the tensor requires no gradient.
     """
     checked("register_hook", hook)
@@ -134,11 +134,11 @@ def add_grad(tensor: Tensor, g: Tensor) -> None:
 
 
 def call_hooks(node: Any, dys: list[Tensor | None], create_graph: bool) -> None:
-    """Show the gradients of a node's outputs, which are complete, to the hooks; what a hook returns goes on in their place."""
+    """Show the complete gradients of a node's outputs to the hooks; a gradient that a hook returns replaces the one it saw."""
     for i, hooks in node.hooks.items():
         for hook in list(hooks.values()) if dys[i] is not None else ():
             g = dys[i]
-            if not create_graph:  # others may hold its memory too: what a hook is shown cannot be written to
+            if not create_graph:  # the memory may be somebody else's too, so hooks cannot write to it
                 g = wrap(g._data, None)
                 g._stamp = SEALED
             g = hook(g)

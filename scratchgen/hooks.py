@@ -1,4 +1,4 @@
-"""Hooks: functions that somebody asked to have called, in an order, until the handle of each is removed."""
+"""Hooks: functions that are called at some event, in the order of their registration, until the handle of each is removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _numbers = itertools.count()
 
 
 class RemovableHandle:
-    """What a `register_…` returns: `remove()`, or the end of a `with` block, takes the hook away again."""
+    """The result of `register_…`: `remove()`, or the end of a `with` block, takes the hook away again."""
 
     def __init__(self, hooks: Hooks, hook: Any, *, first: bool = False):
         self.hooks, self.id = hooks, next(_numbers)
@@ -21,7 +21,7 @@ class RemovableHandle:
             hooks.move_to_end(self.id, last=False)
 
     def remove(self) -> None:
-        """Take the hook away; nothing happens where that was done before."""
+        """Take the hook away, if it is still there."""
         self.hooks.pop(self.id, None)
 
     def __enter__(self) -> RemovableHandle:

@@ -22,19 +22,19 @@ def manual_seed(seed: int) -> np.random.Generator:
     return _generator
 
 
-def generator(given: np.random.Generator | None = None) -> np.random.Generator:
-    """`given`, or the library's own generator when none is given: to draw from, which a checkpoint under way takes note of."""
-    if given is None:
-        given = _generator
-    elif not isinstance(given, np.random.Generator):
-        raise TypeError(f"generator: expected a numpy.random.Generator, got {type(given).__name__}")
-    note_use(given)
-    return given
+def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
+    """The generator to draw from: `rng`, or else the library's own. A checkpoint that is being recorded takes note of it."""
+    if rng is None:
+        rng = _generator
+    elif not isinstance(rng, np.random.Generator):
+        raise TypeError(f"generator: expected a numpy.random.Generator, got {type(rng).__name__}")
+    note_use(rng)
+    return rng
 
 
-def note_use(given: np.random.Generator) -> None:
-    """Numbers will be drawn from `given`."""
-    replay.changing(given.bit_generator, _state, _restore)
+def note_use(rng: np.random.Generator) -> None:
+    """To be called before numbers are drawn from `rng`."""
+    replay.changing(rng.bit_generator, _state, _restore)
 
 
 def _state(source: np.random.BitGenerator) -> dict:
@@ -46,7 +46,7 @@ def _restore(source: np.random.BitGenerator, state: dict) -> None:
 
 
 def get_rng_state() -> dict:
-    """The state of the library's generator, as plain numbers: what a checkpoint carries."""
+    """The state of the library's generator, as plain numbers, for a checkpoint."""
     return _generator.bit_generator.state
 
 

@@ -1,8 +1,8 @@
-"""Notes of what a function draws from and writes to, so that it can be run again as it ran the first time.
+"""Notes of the state that a function changes, so that the function can run again as it ran the first time.
 
-A source of random numbers and a tensor that is written to in place (the running mean of batch norm) say here that they are
-about to change. While a `Note` is taken it keeps what each of them was before its first change. `Note.again` brings that
-back for a second run, and afterwards what is there now: the second run draws and computes the same, and leaves no trace.
+Sources of random numbers, and tensors that are changed in place (the running mean of batch norm), call `changing` before
+they change. A `Note` that is open then keeps the state of each before its first change. `Note.again` restores these states
+for a second run, and the present ones afterwards: the second run draws and computes the same, and leaves no trace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _thread = _Thread()
 
 
 class Note:
-    """What changes inside the `with`, as it was before."""
+    """The states, before their first change, of all that changes inside the `with`."""
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Callable[[], Any], Any, Callable, Callable]] = {}
@@ -35,17 +35,17 @@ class Note:
         _thread.notes = _thread.notes[:-1]
 
     def keep(self, thing: Any, read: Callable[[Any], Any], write: Callable[[Any, Any], None]) -> None:
-        """Read what `thing` is now, unless that is done; what only the function itself holds goes when the function ends."""
+        """Keep the state of `thing`, unless its note is taken already. (A thing that only the function holds ends with it.)"""
         found = self.kept.get(id(thing))
         if found is None or found[0]() is not thing:
             self.kept[id(thing)] = _reference(thing), read(thing), read, write
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Inside the `with` all that was noted is as it was then, afterwards as it is now."""
+        """Inside the `with` all noted things are in their states of then, afterwards in those of now."""
         alive = [(thing(), then, read, write) for thing, then, read, write in self.kept.values()]
         now = [(thing, read(thing), write) for thing, _, read, write in alive if thing is not None]
-        others, _thread.notes = _thread.notes, ()  # the changes are undone: for those who take notes, nothing happens
+        others, _thread.notes = _thread.notes, ()  # all changes are undone in the end, so open notes need not know of them
         try:
             for thing, then, _, write in alive:
                 if thing is not None:
@@ -58,13 +58,13 @@ class Note:
 
 
 def changing(thing: Any, read: Callable[[Any], Any], write: Callable[[Any, Any], None]) -> None:
-    """To be called before `thing` changes: `read(thing)` is what it is, and `write(thing, value)` makes it that again."""
+    """To be called before `thing` changes. `read(thing)` returns its state, `write(thing, state)` restores it."""
     for note in _thread.notes:
         note.keep(thing, read, write)
 
 
 def _reference(thing: Any) -> Callable[[], Any]:
-    """A weak reference where there can be one: NumPy's sources of random numbers have none."""
+    """A weak reference, or a strong one to NumPy's sources of random numbers, which do not allow weak ones."""
     try:
         return weakref.ref(thing)
     except TypeError:

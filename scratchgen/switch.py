@@ -1,7 +1,7 @@
-"""Switches: what holds inside a `with` block, or while a decorated function runs.
+"""Switches: settings that hold inside a `with` block, or while a decorated function runs.
 
-A generator or a coroutine runs in pieces, between which its caller goes on. Under a switch each piece runs with the switch
-set, and between the pieces the caller has back what was set before.
+A generator or a coroutine runs in pieces, between which its caller goes on. Each piece runs with the switch set; between
+the pieces the caller finds the setting as it was before.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Tensor:
 
     @property
     def _version(self) -> int:
-        """When it, or what shares its memory, was last changed in place; 0 where it never was."""
+        """The time of the last change in place of the tensor, or of one that shares its memory; 0: never."""
         return self._stamp[0]
 
     @property
@@ -390,7 +390,7 @@ def freeze(array: Any) -> Any:
 
 
 def _as_array(x: Any) -> Any:
-    """`x` if it is an array, wherever it lives; else what NumPy makes of it."""
+    """`x` if it is an array, on any device; else an array that NumPy makes of it."""
     return x if devices.is_array(x) else np.asarray(x)
 
 

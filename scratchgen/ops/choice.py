@@ -104,7 +104,7 @@ class Kept(Function):
 
 
 def none_of(dy: Tensor) -> Tensor:
-    """Zeros of ȳ's shape, whatever ȳ is: the gradient of what is constant."""
+    """Zeros of ȳ's shape, whatever ȳ is: the gradient of a constant."""
     return Kept.apply(dy, c=devices.number(False, np.dtype(bool), dy.data))
 
 

@@ -1,7 +1,7 @@
 """Tensors made from nothing: constants, ranges, random draws. float32 unless `dtype` says otherwise.
 
-They are made on the host, so that a seed draws the same numbers for every device, and then brought to `device`. What has
-`_like` in its name, and the methods `new_…`, take dtype and device from a tensor.
+They are made on the host, so that a seed draws the same numbers for every device, and then brought to `device`. The
+functions `…_like` and the methods `new_…` take dtype and device from a tensor.
 """
 
 from __future__ import annotations

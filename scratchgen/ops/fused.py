@@ -1,7 +1,7 @@
 r"""Compositions that models spend their time in, as one node each: a single kernel forward, another backward.
 
-Each keeps, as `composed`, the same function written in primitives. It is what the kernels are tested against, and what
-is differentiated when a gradient is to be differentiated again.
+Each keeps, as `composed`, the same function written in primitives. The kernels are tested against it, and sweeps that
+keep the graph differentiate it, so that a gradient can be differentiated again.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class GroupNorm(Function):
 class BatchNorm(Function):
     r"""y = x̂ w_c + b_c,   x̂ = (x − μ_c) ρ_c,   ρ = 1 / √(σ² + ε)            x: (N, C, …), w, b: (C)
 
-    μ, σ²: mean and variance of a channel over batch and places, which are left in `statistics`.
+    μ, σ²: mean and variance of a channel over batch and positions, which are left in `statistics`.
         x̄ = ρ w (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),    w̄ = Σ ȳ ⊙ x̂,    b̄ = Σ ȳ
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """

@@ -35,7 +35,7 @@ class Index(Function):
 
     def forward(self, x: Any, *, index: Any) -> Any:
         self.shape, self.index = x.shape, index
-        if kernels.on_device(index):  # rows of a table: the door says what becomes of an index out of range
+        if kernels.on_device(index):  # rows of a table: the kernel decides what an index out of range gives
             return kernels.embedding(x, index) if index.dtype.kind in "iu" else x[index]
         return x[index]
 
@@ -57,8 +57,8 @@ class IndexAdd(Function):
         elif len(parts) == 1 and parts[0].dtype.kind in "iu":
             _add_rows(y, parts[0], x)
         else:
-            places = devices.beside(np.arange(y.size).reshape(shape), y)[index]
-            _add_at(y, places, x)  # many times faster than with several indices
+            at = devices.beside(np.arange(y.size).reshape(shape), y)[index]
+            _add_at(y, at, x)  # many times faster than with several indices
         return y
 
     def backward(self, dy: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
 
 
 class Gather(Function):
-    """y_{ijk} = x_{i, index_{ijk}, k}  (here along dim 1)       x̄ = zeros, with ȳ added at the same places"""
+    """y_{ijk} = x_{i, index_{ijk}, k}  (here along dim 1)       x̄ = zeros, with ȳ added at the same positions"""
 
     keeps_inputs = False
 
@@ -119,8 +119,8 @@ class ScatterAdd(Function):
     def forward(self, x: Any, source: Any, *, dim: int, index: np.ndarray) -> Any:
         self.dim, self.index = dim, index
         y = x.copy()
-        places = devices.beside(np.arange(y.size).reshape(y.shape), y)[_along(index, dim)]
-        _add_at(y, places, source)
+        at = devices.beside(np.arange(y.size).reshape(y.shape), y)[_along(index, dim)]
+        _add_at(y, at, source)
         return y
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
@@ -136,8 +136,8 @@ class ScatterAdd(Function):
 def index(input: Any, key: Any) -> Tensor:
     """x[key]: numbers, slices, …, None, integer or boolean arrays and tensors. Repeats add up in the gradient.
 
-    As in NumPy, but for a number beside arrays, which takes its slice before them: x[0, :, [1, 2]] is x[0][:, [1, 2]], as in
-    PyTorch. Steps may be negative, uint8 are integers, and a nested list is one array, unlike there.
+    The rules are NumPy's, with one exception: an integer beside arrays takes its slice before them, so x[0, :, [1, 2]] is
+    x[0][:, [1, 2]], as in PyTorch. Unlike in PyTorch steps may be negative, uint8 are integers, and a nested list is one array.
     """
     x = as_tensor(input)
     key = tuple([_key(k, x._data) for k in key]) if type(key) is tuple else _key(key, x._data)
@@ -182,7 +182,7 @@ def assign(self: Tensor, index: Any, value: Any) -> None:
 
 
 def _plain(index: Any) -> Any:
-    """An index with tensors and lists replaced by arrays, and 0-d ones by numbers."""
+    """An index with tensors and lists replaced by arrays, and 0-d tensors by Python integers."""
     if isinstance(index, tuple):
         return tuple([_plain(i) for i in index])
     if isinstance(index, Tensor):
@@ -191,9 +191,9 @@ def _plain(index: Any) -> Any:
 
 
 def numbers_first(key: Any) -> tuple[Any, Any]:
-    """The index by numbers, and the one by arrays that is left after it; (None, key) where NumPy does the same at once.
+    """Two indices that replace `key`: one by its integers, then one by its arrays; (None, key) where NumPy's rule is ours.
 
-    NumPy counts numbers among the arrays: of x[0, :, [1, 2]] it puts the arrays' dimension in front, as if 0 were one.
+    NumPy treats an integer beside arrays as an array too: in x[0, :, [1, 2]] the dimension of the arrays moves to the front.
     """
     if type(key) is not tuple or _BASIC.issuperset(map(type, key)):
         return None, key
@@ -264,8 +264,8 @@ def _gathered_flat(name: str, x: Tensor, dim: int, index: Tensor) -> Tensor:
     if index.ndim > 1 and index.numel():
         raise ValueError(f"{name}: expected an index of at most one dimension for a 0-d tensor, got shape {index.shape}")
     flat = x.reshape(-1)
-    d, places = _checked_along(name, flat, 0, index.reshape(-1))
-    return Gather.apply(flat, dim=d, index=places).reshape(index.shape)
+    d, positions = _checked_along(name, flat, 0, index.reshape(-1))
+    return Gather.apply(flat, dim=d, index=positions).reshape(index.shape)
 
 
 @method

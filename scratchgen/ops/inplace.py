@@ -1,8 +1,8 @@
 r"""Methods that change a tensor in place: x.mul_(y) is x ← x · y, and returns x.
 
-Each computes what the op of its name computes, and writes the result over the elements, which keep shape and dtype. This
-is for what no graph is recorded of: averages of weights, an optimiser of one's own, anything under `no_grad`. What a graph
-is recorded of is never changed in place, where PyTorch allows it in part: there the op itself is meant, x = x.mul(y).
+Each method computes the op of its name and writes the result over the elements, which keep shape and dtype. Such changes
+are for tensors outside of any graph: averages of weights, an optimiser of one's own, all code under `no_grad`. A tensor of
+a graph that is being recorded is never changed in place (PyTorch allows some of these changes): use the op, x = x.mul(y).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Matrix products: what nearly all the time of a model goes into. Each one's gradient is made of matrix products again."""
+r"""Matrix products, on which models spend nearly all their time. The gradient of each is made of matrix products again."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class LinearGrad(Function):
 
 
 class Einsum(Function):
-    """y_out = Σ_{labels not in out} Π_k x⁽ᵏ⁾_{labels_k};    x̄⁽ᵏ⁾ is the same sum with ȳ in the place of x⁽ᵏ⁾
+    """y_out = Σ_{labels not in out} Π_k x⁽ᵏ⁾_{labels_k};    x̄⁽ᵏ⁾ is the same sum with ȳ instead of x⁽ᵏ⁾
 
     Here each operand names a label once, and each label stands in the output or in a second operand.
     """
@@ -153,7 +153,7 @@ def matmul(input: Any, other: Any) -> Tensor:
 
 
 def _ranked(name: str, a: Any, b: Any, ranks: tuple[int, int], form: str) -> tuple[Tensor, ...]:
-    """Two tensors of one dtype and of given numbers of dimensions."""
+    """Two tensors of one dtype that have as many dimensions as `ranks` says."""
     a, b = operands(name, as_tensor(a), as_tensor(b))
     if (a.ndim, b.ndim) != ranks:
         raise ValueError(f"{name}: expected shapes {form}, got {a.shape} and {b.shape}")

@@ -1,4 +1,4 @@
-r"""What an op makes of what it is given: tensors of one dtype.
+r"""The operands of an op: tensors of one dtype, made of whatever the caller passed.
 
 A Python number or NumPy scalar takes the dtype of the tensor beside it; an integer tensor beside a floating one is
 converted to it; float32 beside float64 is refused, because a silent change of precision is a bug in hiding.

@@ -31,7 +31,7 @@ class Ordered(NamedTuple):
 
 
 def _order(x: Any, dim: int, descending: bool) -> Any:
-    """The places of x's elements in order along `dim`, of equals the earlier first."""
+    """The positions of x's elements in order along `dim`, of equals the earlier first."""
     if not descending:
         return np.argsort(x, axis=dim, kind="stable")
     return x.shape[dim] - 1 - np.flip(np.argsort(np.flip(x, dim), axis=dim, kind="stable"), dim)  # turned twice: equals stay
