@@ -457,8 +457,8 @@ def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
     """x, summed over the leading dimensions that an array of this shape was repeated along."""
     if x.shape == shape:
         return x
-    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
-    return x.sum(axis=tuple([i for i, n in enumerate(shape) if n != x.shape[i]]), keepdims=True)
+    x = sum_over(x, tuple(range(x.ndim - len(shape))))
+    return sum_over(x, tuple([i for i, n in enumerate(shape) if n != x.shape[i]])).reshape(shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -94,11 +94,16 @@ def glu_backward(dy: Array, x: Array, axis: int) -> Array:
     return np.concatenate([da, da * a * sigmoid(-b)], axis)
 
 
+def _total(x: Array, axis: int) -> Array:
+    """Σ x along an axis, which stays with length 1; added in float64"""
+    return np.sum(x, axis=axis, keepdims=True, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype)
+
+
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     """x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)"""
-    return y * (dy - (dy * y).sum(axis, keepdims=True))
+    return y * (dy - _total(dy * y, axis))
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     """x̄ = ȳ − e^y Σ_j ȳ_j"""
-    return dy - np.exp(y) * dy.sum(axis, keepdims=True)
+    return dy - np.exp(y) * _total(dy, axis)
