@@ -291,7 +291,7 @@ def _sweep(
     del start
     with _Sweep(create_graph, wanted):
         while queue:
-            # The youngest node has no consumer left that could add to its gradients: they are complete.
+            # No consumer of the youngest node is left that could add to its gradients, so they are complete.
             node = heappop(queue)[1]
             dys = sums.pop(node)
             if node.hooks is not None and node not in boundary:  # (at the boundary they are only a part of the whole)
@@ -326,7 +326,8 @@ def _sweep(
             if watched and dys:  # (for the cotangents that start a sweep nobody is to blame)
                 check_backward(node, dys, grads)
 
-            # Each gradient goes to the node that its input came from, and is added to what other consumers sent there.
+            # Each gradient goes to the node that its input came from, and is added to those of other consumers.
+            dys = None
             for edge, g in zip(edges, grads):  # noqa: B905 (lengths were compared; this loop is hot)
                 if edge is None or g is None:
                     continue
@@ -337,19 +338,18 @@ def _sweep(
                     g = _unbroadcast(g, shape, node)
                 if g._data.dtype is not dtype and g._data.dtype != dtype:
                     raise RuntimeError(f"{type(node).__name__}.backward: expected a gradient of {dtype}, got {g.dtype}")
-                dys = sums.get(source)
-                if dys is None:
+                held = sums.get(source)
+                if held is None:
                     heappush(queue, (-source.time, source))
-                    sums[source] = dys = [None] * source.count
-                    dys[i] = g
-                elif dys[i] is None:
-                    dys[i] = g
+                    sums[source] = held = [None] * source.count
+                if held[i] is None:
+                    held[i] = g
                 elif create_graph:
-                    dys[i] = dys[i] + g
+                    held[i] = held[i] + g
                 else:
-                    memory.add(dys, i, g)
-            g = grads = None  # so that `sums` alone holds the gradients
-            if not retain and getrefcount(node) > alone:  # (a node that nobody else refers to frees all by itself)
+                    memory.add(held, i, g)
+            g = grads = held = None  # from here on `sums` alone refers to the gradients
+            if not retain and getrefcount(node) > alone:  # (a node that nobody else refers to is about to go as a whole)
                 node.release()
     return [found.get(position) for position in positions]
 

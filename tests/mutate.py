@@ -181,7 +181,7 @@ def mentioned(tree: ast.AST) -> set[str]:
 
 def targets(root: Path) -> list[Target]:
     found = []
-    files = sorted(str(p.relative_to(root)) for room in ("kernels", "scratchgen") for p in (root / room).rglob("*.py"))
+    files = sorted(str(p.relative_to(root)) for top in ("kernels", "scratchgen") for p in (root / top).rglob("*.py"))
     trees = {path: ast.parse((root / path).read_text()) for path in files}
     used: set[str] = set()  # names that a backward mentions: ops that are each other's gradients, helpers
     for path, tree in trees.items():
@@ -190,27 +190,27 @@ def targets(root: Path) -> list[Target]:
                 if name.endswith((".backward", ".composed")):
                     used |= mentioned(node)
     for path, tree in trees.items():
-        room = path.removeprefix("scratchgen/").removesuffix(".py")
+        module = path.removeprefix("scratchgen/").removesuffix(".py")
         for name, node in functions(tree):
             owner, _, last = name.rpartition(".")
             gradient = last in ("backward", "composed") or (last == "forward" and owner in used)
             if path in ("kernels/reference.py", "kernels/reference_activations.py"):
                 full = True
-            elif room in ("tensors", "gradients", "autograd"):
+            elif module in ("tensors", "gradients", "autograd"):
                 if name not in ENGINE:
                     continue
                 full = True
-            elif room == "calculus":
+            elif module == "calculus":
                 full = True
-            elif room.startswith("ops/"):
-                if room in ("ops/__init__", "ops/creation") or (owner and last not in ("forward", "backward", "composed")):
+            elif module.startswith("ops/"):
+                if module in ("ops/__init__", "ops/creation") or (owner and last not in ("forward", "backward", "composed")):
                     continue
-                full = gradient or (last.startswith("_") and last in used)
-            elif room.startswith("models/") and (last in STEP or last.endswith("loss")):
+                full = gradient or last == "numbers_first" or (last.startswith("_") and last in used)
+            elif module.startswith("models/") and (last in STEP or last.endswith("loss")):
                 full = last != "forward"
-            elif room in ("functional", "losses", "nn/hooks") or room.startswith(("optim/", "nn/utils/")):
+            elif module in ("functional", "losses", "nn/hooks") or module.startswith(("optim/", "nn/utils/")):
                 full = False
-            elif room.startswith("nn/") and last in ("forward", "step"):
+            elif module.startswith("nn/") and last in ("forward", "step"):
                 full = False
             else:
                 continue
@@ -809,12 +809,12 @@ def copied() -> Path:
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    room = Path(tempfile.mkdtemp(prefix="mutate-"))
+    folder = Path(tempfile.mkdtemp(prefix="mutate-"))
     for name in names:
         if (ROOT / name).is_file():
-            (room / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, room / name)
-    return room
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 def main(args: list[str]) -> int:
@@ -832,9 +832,9 @@ def main(args: list[str]) -> int:
     for name in ("out", "map"):
         if getattr(options, name):
             setattr(options, name, str(Path(getattr(options, name)).resolve()))
-    room = copied()
+    folder = copied()
     try:
-        found = targets(room)
+        found = targets(folder)
         mutants = [m for t in found for m in edits(t)] + list(planted(found))
         for key in sorted(set(EQUIVALENT) - {m.key for m in mutants}):
             say(f"equivalent.txt has a reason for an edit that is not made (any more): {key}")
@@ -850,29 +850,31 @@ def main(args: list[str]) -> int:
                 print(f"{m.target.path}:{m.line}  {m.key}")
             print(f"{len(mutants)} mutants of {len({m.target.key for m in mutants})} functions")
             return 0
-        return campaign(options, room, found, mutants)
+        return campaign(options, folder, found, mutants)
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def campaign(options: argparse.Namespace, room: Path, found: list[Target], mutants: list[Mutant]) -> int:
+def campaign(options: argparse.Namespace, folder: Path, found: list[Target], mutants: list[Mutant]) -> int:
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ["SCRATCHGEN_KERNELS"] = "reference"  # what is edited has to be what runs
-    os.chdir(room)
-    sys.path[:] = [str(room), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
     sys.modules.pop("tests", None)
     sys.dont_write_bytecode = True
     import pytest
 
     files = [
-        str(p) for p in sorted((room / "tests").glob("test_*.py")) if p.stem.startswith(tuple(f"test_{name}" for name in TESTS))
+        str(p)
+        for p in sorted((folder / "tests").glob("test_*.py"))
+        if p.stem.startswith(tuple(f"test_{name}" for name in TESTS))
     ]
-    source = [p.read_bytes() for r in ("kernels", "scratchgen") for p in sorted((room / r).rglob("*.py"))]
+    source = [p.read_bytes() for r in ("kernels", "scratchgen") for p in sorted((folder / r).rglob("*.py"))]
     plugin = Campaign(options, found, mutants, hashlib.sha256(b"".join(source)).hexdigest())
     quiet = ["-q", "--no-header", "--no-summary", "--tb=no", "-p", "no:cacheprovider", "--capture=no"]
     with contextlib.redirect_stdout(sys.stderr):
-        pytest.main([*quiet, "--rootdir", str(room), *files], plugins=[plugin])
+        pytest.main([*quiet, "--rootdir", str(folder), *files], plugins=[plugin])
     text = getattr(plugin, "text", "")
     print(text)
     return 0 if text and not any(outcome == "survived" for _, outcome, _, _ in plugin.results) else 1
