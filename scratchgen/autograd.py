@@ -285,11 +285,11 @@ def _sweep(
     found: dict[tuple[Function, int], Tensor] = {}
     watched = detecting.on and not _sweeping.now
     start = Start(roots, cotangents)
-    sums: dict[Function, list[Tensor | None]] = {start: []}  # node -> the gradients of its outputs, as far as they came
+    sums: dict[Function, list[Tensor | None]] = {start: []}  # node -> the gradients of its outputs so far
     queue: list[tuple[int, Function]] = [(-start.time, start)]  # the nodes in `sums`, the youngest first
-    alone = memory.alone
+    alone = memory.alone  # getrefcount of a node that only `node` refers to
     del start
-    with _Sweep(create_graph, wanted):
+    with _InSweep(create_graph, wanted):
         while queue:
             # No consumer of the youngest node is left that could add to its gradients, so they are complete.
             node = heappop(queue)[1]
@@ -349,7 +349,7 @@ def _sweep(
                 else:
                     memory.add(held, i, g)
             g = grads = held = None  # from here on `sums` alone refers to the gradients
-            if not retain and getrefcount(node) > alone:  # (a node that nobody else refers to is about to go as a whole)
+            if not retain and getrefcount(node) > alone:  # otherwise the whole node is about to go
                 node.release()
     return [found.get(position) for position in positions]
 
@@ -366,7 +366,7 @@ class Start(Function):
         return self.cotangents
 
 
-class _Sweep:
+class _InSweep:
     """The switches of a thread while one of its sweeps runs. Sweeps can be nested: afterwards all is as before."""
 
     __slots__ = ("after", "before")
@@ -516,7 +516,7 @@ def _seeds(outputs: list[Tensor], grad_outputs: Any, caller: str) -> tuple[list[
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tensors in the graph
+# Tensors in the graph: methods that the line `@method` gives to Tensor
 # ---------------------------------------------------------------------------------------------------------------------
 
 

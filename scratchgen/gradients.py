@@ -73,7 +73,10 @@ class GradientMemory:
         return type(base) is _ndarray and base.base is None and base.size == array.size
 
     def _references(self, held: list[Tensor | None], i: int) -> tuple[int, ...]:
-        """The numbers of references to a gradient, to its array, and to the array that this views (0: to none)."""
+        """The numbers of references to held[i], to its array, and to the array that this views (0: it views none).
+
+        List and index are passed, not the gradient: an argument is a reference too.
+        """
         tensor = held[i]
         array = tensor._data
         base = array.base
