@@ -1,8 +1,25 @@
-r"""Kernels that pass over rows: one pass each, vectorised, shared by the threads.
+r"""Kernels that pass over rows: sums over rows, softmax and cross-entropy, the norms, and rows of a table by their index.
 
-An input that is not contiguous is copied at the door. Sums are taken in any order (that is what lets them vectorise);
-nothing else of fast-math is used, so −∞ and NaN mean what they mean in `reference.py`. Sums over rows that threads share
-are first kept per thread, then added in the order of the threads: the same bits at the same number of threads.
+    each thread takes an equal share of the rows (of the channels in batch norm; of the columns in `scatter_add`):
+      for each row of its share:                   a row of a few kB stays in the L1 cache from one pass to the next
+        a pass for each maximum or sum that the next pass needs, then the pass that writes the result
+
+    softmax          m = max_j x_j      y_j = e^{x_j − m} and Σ_j y_j       y_j ← y_j / Σ
+    log-softmax      m                  Σ_j e^{x_j − m}                     y_j = (x_j − m) − log Σ
+    cross-entropy    m                  Σ_j e^{x_j − m}                     afterwards, for all rows at once, log Σ
+    norms            μ = mean x         ρ = 1/√(mean (x − μ)² + ε)          y = (x − μ) ρ w + b
+    norms, backward  mean g and mean g x̂, of g = ȳ w                        x̄;  w̄ and b̄ from four rows at a time
+
+Matrices are (rows, n) in C order, as batch norm's channels are (N, C, positions); an input that is not contiguous is copied
+first (`plain`). What each row needs later, such as m or ρ, is an array with an element for each row. Where all rows go into one
+sum (biases, w̄, b̄), each thread has a row of totals of its own, and these are added in the order of the threads: the same
+number of threads gives the same bits.
+
+Sums may be taken in any order (that is what lets them vectorise), but nothing else of fast-math is used, so that −∞ and NaN
+mean what they mean in `reference.py`. A long sum of float32 is taken in blocks: those of a block are added in float32, whole
+vectors at a time, and the sums of blocks in float64, so that the error does not grow with the count. A block is short enough
+for few roundings in a row (ROWS_IN_BLOCK: 64, by fours; SQUARES_IN_BLOCK: 512, in 64 partial sums of 8 each) and long enough
+that float64 costs no time. SMALL: one thread is done with so many elements before a second one has woken up.
 """
 
 from __future__ import annotations
@@ -13,18 +30,20 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, LETTERS, TABLE, VOID, kernel, result, sums
+from kernels.cpu.build import INT, LETTERS, TABLE, VOID, Kernel, kernel, result, sums
 from kernels.cpu.functions import EXACT, exp_nonpositive, log, maximum
 from kernels.cpu.threads import threads
 
 Array = np.ndarray
-D = numba.float64  # what is added up over many elements: equal numbers are then their own mean, however large and many
-SMALL = 1 << 14  # elements that one thread is done with before a second one has woken up
+DOUBLE = numba.float64  # of sums over many elements: equal numbers are then their own mean, however large and many
+SMALL = 1 << 14  # elements
+ROWS_IN_BLOCK, SQUARES_IN_BLOCK = 64, 512
+PEAK, INVERSE = 0, 1  # the rows of the statistics of a cross-entropy: m and 1/Σ
 
 
-def flat(T: Any, ndim: int = 1) -> Any:
+def flat(element: Any, ndim: int = 1) -> Any:
     """The type of a contiguous array that is only read."""
-    return numba.types.Array(T, ndim, "C", readonly=True)
+    return numba.types.Array(element, ndim, "C", readonly=True)
 
 
 def plain(x: Array) -> Array:
@@ -51,16 +70,14 @@ def shares(elements: int) -> int:
 # Sums
 # ---------------------------------------------------------------------------------------------------------------------
 
-BLOCK = 64  # rows that are added in their own type; the sums of blocks are added in float64
-
 
 @sums
 def _add_rows(x, block, totals):
     """totals ← Σ_rows x"""
     totals[:] = 0
-    for i0 in range(0, len(x), BLOCK):
+    for i0 in range(0, len(x), ROWS_IN_BLOCK):
         block[:] = 0
-        i1 = min(i0 + BLOCK, len(x))
+        i1 = min(i0 + ROWS_IN_BLOCK, len(x))
         i2 = i1 - (i1 - i0) % 4
         for i in range(i0, i2, 4):  # four at a time: `block` is read and written once for all
             a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
@@ -73,7 +90,10 @@ def _add_rows(x, block, totals):
             totals[j] += block[j]
 
 
-@kernel(lambda T: VOID(flat(T, 2), result(T, 2, "C"), result(numba.float64, 2, "C"), result(T, 1, "C")), parallel=True)
+@kernel(
+    lambda element: VOID(flat(element, 2), result(element, 2, "C"), result(numba.float64, 2, "C"), result(element, 1, "C")),
+    parallel=True,
+)
 def add_rows(x, blocks, totals, y):
     """y = Σ_rows x, with a row of `blocks` and of `totals` for each thread"""
     nt = len(blocks)
@@ -107,11 +127,11 @@ def column_sums(x: Array) -> Array:
 @sums
 def _peak(x):
     """max x, 0 if that is −∞: so that the exponentials of an empty row are 0, not NaN"""
-    T = x.dtype.type
-    m = T(-np.inf)
+    dtype = x.dtype.type
+    m = dtype(-np.inf)
     for j in range(np.uintp(x.size)):
         m = maximum(m, x[j])
-    return T(0) if m == T(-np.inf) else m
+    return dtype(0) if m == dtype(-np.inf) else m
 
 
 @sums
@@ -131,72 +151,86 @@ def _lower(x, m, logarithm, y):
 
 
 @sums
-def _softmax(x, y, logarithm, i0, i1):
-    T = y.dtype.type
+def _softmax(x, y, i0, i1):
+    dtype = y.dtype.type
     for i in range(i0, i1):
-        row, out = x[i], y[i]
-        m, total = _peak(row), T(0)
-        if logarithm:
-            total = _mass(row, m)
-            _lower(row, m, T(0) if total == T(0) else np.log(total), out)
-        else:
-            for j in range(np.uintp(row.size)):
-                e = exp_nonpositive(row[j] - m)
-                out[j] = e
-                total += e
-            scale = T(1) if total == T(0) else T(1) / total
-            for j in range(np.uintp(row.size)):
-                out[j] *= scale
+        row, out, total = x[i], y[i], dtype(0)
+        m = _peak(row)
+        for j in range(np.uintp(row.size)):
+            e = exp_nonpositive(row[j] - m)
+            out[j] = e
+            total += e
+        scale = dtype(1) if total == dtype(0) else dtype(1) / total
+        for j in range(np.uintp(row.size)):
+            out[j] *= scale
 
 
-@kernel(lambda T: VOID(flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
-def softmax_rows(x, y, logarithm, nt):
-    """y = softmax(x) by rows, or its logarithm"""
+@sums
+def _log_softmax(x, y, i0, i1):
+    zero = y.dtype.type(0)
+    for i in range(i0, i1):
+        m = _peak(x[i])
+        total = _mass(x[i], m)
+        _lower(x[i], m, zero if total == zero else np.log(total), y[i])
+
+
+@kernel(lambda element: VOID(flat(element, 2), result(element, 2, "C"), INT), parallel=True)
+def softmax_rows(x, y, nt):
+    """y = softmax(x) by rows"""
     if nt == 1:
-        _softmax(x, y, logarithm, 0, len(x))
+        _softmax(x, y, 0, len(x))
     else:
         for t in numba.prange(nt):
-            _softmax(x, y, logarithm, t * len(x) // nt, (t + 1) * len(x) // nt)
+            _softmax(x, y, t * len(x) // nt, (t + 1) * len(x) // nt)
 
 
-def _normalised(x: Array, axis: int, logarithm: int) -> Array:
-    if not covers(x) or x.ndim == 0:
-        return (reference.log_softmax if logarithm else reference.softmax)(x, axis)
+@kernel(lambda element: VOID(flat(element, 2), result(element, 2, "C"), INT), parallel=True)
+def log_softmax_rows(x, y, nt):
+    """y = log softmax(x) by rows"""
+    if nt == 1:
+        _log_softmax(x, y, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            _log_softmax(x, y, t * len(x) // nt, (t + 1) * len(x) // nt)
+
+
+def _by_rows(rows_kernel: Kernel, x: Array, axis: int) -> Array:
+    """y of a kernel that takes rows, along any axis"""
     if axis not in (-1, x.ndim - 1):
-        return np.moveaxis(_normalised(np.moveaxis(x, axis, -1), -1, logarithm), -1, axis)
+        return np.moveaxis(_by_rows(rows_kernel, np.moveaxis(x, axis, -1), -1), -1, axis)
     rows = plain(x).reshape(-1, x.shape[-1])
     y = np.empty_like(rows)
-    softmax_rows[x.dtype.char](rows, y, logarithm, shares(x.size))
+    rows_kernel[x.dtype.char](rows, y, shares(x.size))
     return y.reshape(x.shape)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
-    return _normalised(x, axis, 0)
+    return _by_rows(softmax_rows, x, axis) if covers(x) and x.ndim else reference.softmax(x, axis)
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
-    return _normalised(x, axis, 1)
+    return _by_rows(log_softmax_rows, x, axis) if covers(x) and x.ndim else reference.log_softmax(x, axis)
 
 
 @sums
 def _losses(x, target, loss, statistics, ignore, i0, i1):
-    T = x.dtype.type
-    peaks, totals = statistics[0], statistics[1]
+    dtype = x.dtype.type
+    peaks, totals = statistics[PEAK], statistics[INVERSE]  # the sums, of which 1/Σ is taken in the end
     for i in range(i0, i1):
         row = x[i]
-        m, total = _peak(row), T(0)
+        m, total = _peak(row), dtype(0)
         for j in range(np.uintp(row.size)):
             total += exp_nonpositive(row[j] - m)
-        peaks[i], totals[i] = m, T(1) if total == T(0) else total
-        loss[i] = T(0) if target[i] == ignore else m - row[target[i]]  # a large m cancels before log Σ is added
+        peaks[i], totals[i] = m, dtype(1) if total == dtype(0) else total
+        loss[i] = dtype(0) if target[i] == ignore else m - row[target[i]]  # a large m cancels before log Σ is added
     for i in range(i0, i1):
-        loss[i] += T(0) if target[i] == ignore else log(totals[i])
-        totals[i] = T(1) / totals[i]
+        loss[i] += dtype(0) if target[i] == ignore else log(totals[i])
+        totals[i] = dtype(1) / totals[i]
 
 
-@kernel(lambda T: INT(flat(T, 2), TABLE, result(T, 1, "C"), result(T, 2, "C"), INT, INT), parallel=True)
+@kernel(lambda element: INT(flat(element, 2), TABLE, result(element, 1, "C"), result(element, 2, "C"), INT, INT), parallel=True)
 def cross_entropy_rows(x, target, loss, statistics, ignore, nt):
     """Losses, maxima and 1/Σ of the rows; returns 1 + the first row whose target is no class, or 0"""
     for i in range(len(x)):
@@ -227,19 +261,22 @@ def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple
 
 @sums
 def _losses_backward(dloss, x, target, statistics, dx, ignore, i0, i1):
-    T = x.dtype.type
+    dtype = x.dtype.type
     for i in range(i0, i1):
-        row, out, m, inverse = x[i], dx[i], statistics[0, i], statistics[1, i]
+        row, out, m, inverse = x[i], dx[i], statistics[PEAK, i], statistics[INVERSE, i]
         kept = target[i] != ignore
-        scale = dloss[i] if kept else T(0)
+        scale = dloss[i] if kept else dtype(0)
         share = inverse * scale
         for j in range(np.uintp(row.size)):
             out[j] = exp_nonpositive(row[j] - m) * share
         if kept:
-            out[target[i]] = (exp_nonpositive(row[target[i]] - m) * inverse - T(1)) * scale
+            out[target[i]] = (exp_nonpositive(row[target[i]] - m) * inverse - dtype(1)) * scale
 
 
-@kernel(lambda T: VOID(flat(T), flat(T, 2), TABLE, flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+@kernel(
+    lambda element: VOID(flat(element), flat(element, 2), TABLE, flat(element, 2), result(element, 2, "C"), INT, INT),
+    parallel=True,
+)
 def cross_entropy_rows_backward(dloss, x, target, statistics, dx, ignore, nt):
     """x̄ = ℓ̄ (softmax(x) − onehot(target)) by rows"""
     if nt == 1:
@@ -266,15 +303,12 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-LENGTH = 512  # elements that are added in their own type, by many partial sums; the sums of blocks are added in float64
-
-
 @sums
 def _squares(x, m):
     """Σ (x − m)²"""
     total = 0.0
-    for i in range(0, x.size, LENGTH):
-        part, block = x.dtype.type(0), x[i : i + LENGTH]
+    for i in range(0, x.size, SQUARES_IN_BLOCK):
+        part, block = x.dtype.type(0), x[i : i + SQUARES_IN_BLOCK]
         for j in range(np.uintp(block.size)):
             part += (block[j] - m) * (block[j] - m)
         total += part
@@ -283,22 +317,23 @@ def _squares(x, m):
 
 @sums
 def _norm(x, weight, bias, y, mean, rstd, eps, centred, i0, i1):
-    T = x.dtype.type
+    dtype = x.dtype.type
     for i in range(i0, i1):
         row, out = x[i], y[i]
         total = 0.0
         if centred:
             for j in range(np.uintp(row.size)):
-                total += D(row[j])
-        m = T(total / row.size)
-        r = T(1 / np.sqrt(_squares(row, m) / row.size + eps))
+                total += DOUBLE(row[j])
+        m = dtype(total / row.size)
+        r = dtype(1 / np.sqrt(_squares(row, m) / row.size + eps))
         mean[i], rstd[i] = m, r
         for j in range(np.uintp(row.size)):
             out[j] = (row[j] - m) * r * weight[j] + bias[j]
 
 
-def _norm_signature(T: Any) -> Any:
-    return VOID(flat(T, 2), flat(T), flat(T), result(T, 2, "C"), result(T, 1, "C"), result(T, 1, "C"), T, INT, INT)
+def _norm_signature(element: Any) -> Any:
+    rows, row, of_rows = flat(element, 2), flat(element), result(element, 1, "C")
+    return VOID(rows, row, row, result(element, 2, "C"), of_rows, of_rows, element, INT, INT)
 
 
 @kernel(_norm_signature, parallel=True)
@@ -313,7 +348,7 @@ def norm_rows(x, weight, bias, y, mean, rstd, eps, centred, nt):
 
 @sums
 def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i1):
-    T = x.dtype.type
+    dtype = x.dtype.type
     dweight[:] = 0.0
     dbias[:] = 0.0
     for i in range(i0, i1):
@@ -322,9 +357,9 @@ def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i
         total, product = 0.0, 0.0
         for j in range(np.uintp(row.size)):
             g = grad[j] * weight[j]
-            total += D(g)
-            product += D(g * ((row[j] - m) * r))
-        across, along = T(total / row.size) if centred else T(0), T(product / row.size)
+            total += DOUBLE(g)
+            product += DOUBLE(g * ((row[j] - m) * r))
+        across, along = dtype(total / row.size) if centred else dtype(0), dtype(product / row.size)
         for j in range(np.uintp(row.size)):
             xhat = (row[j] - m) * r
             out[j] = r * (grad[j] * weight[j] - across - xhat * along)
@@ -332,8 +367,8 @@ def _norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, i0, i
             _norm_sums(dy[i - 3 : i + 1], x[i - 3 : i + 1], mean[i - 3 :], rstd[i - 3 :], dweight, dbias)
     for i in range(i1 - (i1 - i0) % 4, i1):
         for j in range(np.uintp(dweight.size)):
-            dweight[j] += D(dy[i, j] * ((x[i, j] - mean[i]) * rstd[i]))
-            dbias[j] += D(dy[i, j])
+            dweight[j] += DOUBLE(dy[i, j] * ((x[i, j] - mean[i]) * rstd[i]))
+            dbias[j] += DOUBLE(dy[i, j])
 
 
 @sums
@@ -343,14 +378,13 @@ def _norm_sums(dy, x, mean, rstd, dweight, dbias):
     p, q, u, v = x[0], x[1], x[2], x[3]
     for j in range(np.uintp(dweight.size)):
         first = a[j] * ((p[j] - mean[0]) * rstd[0]) + b[j] * ((q[j] - mean[1]) * rstd[1])
-        dweight[j] += D(first + (c[j] * ((u[j] - mean[2]) * rstd[2]) + d[j] * ((v[j] - mean[3]) * rstd[3])))
-        dbias[j] += D((a[j] + b[j]) + (c[j] + d[j]))
+        dweight[j] += DOUBLE(first + (c[j] * ((u[j] - mean[2]) * rstd[2]) + d[j] * ((v[j] - mean[3]) * rstd[3])))
+        dbias[j] += DOUBLE((a[j] + b[j]) + (c[j] + d[j]))
 
 
-def _norm_backward_signature(T: Any) -> Any:
-    return VOID(
-        flat(T, 2), flat(T, 2), flat(T), flat(T), flat(T), result(T, 2, "C"), result(D, 2, "C"), result(D, 2, "C"), INT, INT
-    )
+def _norm_backward_signature(element: Any) -> Any:
+    rows, row, totals = flat(element, 2), flat(element), result(DOUBLE, 2, "C")
+    return VOID(rows, rows, row, row, row, result(element, 2, "C"), totals, totals, INT, INT)
 
 
 @kernel(_norm_backward_signature, parallel=True)
@@ -417,18 +451,18 @@ def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[
 
 @sums
 def _batch_norm(x, weight, bias, y, mean, rstd, eps, c0, c1):
-    T = x.dtype.type
+    dtype = x.dtype.type
     n = x.shape[0] * x.shape[2]
     for c in range(c0, c1):
         total, square = 0.0, 0.0
         for i in range(len(x)):
             row = x[i, c]
             for j in range(np.uintp(row.size)):
-                total += D(row[j])
-        m = T(total / n)
+                total += DOUBLE(row[j])
+        m = dtype(total / n)
         for i in range(len(x)):
             square += _squares(x[i, c], m)
-        r = T(1 / np.sqrt(square / n + eps))
+        r = dtype(1 / np.sqrt(square / n + eps))
         mean[c], rstd[c] = m, r
         scale, shift = r * weight[c], bias[c]
         for i in range(len(x)):
@@ -437,13 +471,14 @@ def _batch_norm(x, weight, bias, y, mean, rstd, eps, c0, c1):
                 out[j] = (row[j] - m) * scale + shift
 
 
-def _batch_signature(T: Any) -> Any:
-    return VOID(flat(T, 3), flat(T), flat(T), result(T, 3, "C"), result(T, 1, "C"), result(T, 1, "C"), T, INT)
+def _batch_signature(element: Any) -> Any:
+    row, of_channels = flat(element), result(element, 1, "C")
+    return VOID(flat(element, 3), row, row, result(element, 3, "C"), of_channels, of_channels, element, INT)
 
 
 @kernel(_batch_signature, parallel=True)
 def batch_norm_channels(x, weight, bias, y, mean, rstd, eps, nt):
-    """Each channel normalised over batch and places; threads share the channels."""
+    """Each channel normalised over batch and positions; threads share the channels."""
     if nt == 1:
         _batch_norm(x, weight, bias, y, mean, rstd, eps, 0, x.shape[1])
     else:
@@ -453,7 +488,7 @@ def batch_norm_channels(x, weight, bias, y, mean, rstd, eps, nt):
 
 @sums
 def _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1):
-    T = x.dtype.type
+    dtype = x.dtype.type
     n = x.shape[0] * x.shape[2]
     for c in range(c0, c1):
         m, r = mean[c], rstd[c]
@@ -461,10 +496,10 @@ def _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1):
         for i in range(len(x)):
             row, grad = x[i, c], dy[i, c]
             for j in range(np.uintp(row.size)):
-                total += D(grad[j])
-                product += D(grad[j] * ((row[j] - m) * r))
+                total += DOUBLE(grad[j])
+                product += DOUBLE(grad[j] * ((row[j] - m) * r))
         dbias[c], dweight[c] = total, product
-        across, along = T(total / n), T(product / n)
+        across, along = dtype(total / n), dtype(product / n)
         scale = r * weight[c]
         for i in range(len(x)):
             row, grad, out = x[i, c], dy[i, c], dx[i, c]
@@ -472,9 +507,9 @@ def _batch_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, c0, c1):
                 out[j] = scale * (grad[j] - across - (row[j] - m) * r * along)
 
 
-def _batch_backward_signature(T: Any) -> Any:
-    one = result(T, 1, "C")
-    return VOID(flat(T, 3), flat(T, 3), flat(T), flat(T), flat(T), result(T, 3, "C"), one, one, INT)
+def _batch_backward_signature(element: Any) -> Any:
+    images, row, of_channels = flat(element, 3), flat(element), result(element, 1, "C")
+    return VOID(images, images, row, row, row, result(element, 3, "C"), of_channels, of_channels, INT)
 
 
 @kernel(_batch_backward_signature, parallel=True)
@@ -489,7 +524,7 @@ def batch_norm_channels_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, 
 
 
 def _by_channel(x: Array) -> Array:
-    """(N, C, …) as (N, C, places); (N, C) as (1, C, N), so that the innermost loop is long"""
+    """(N, C, …) as (N, C, positions); (N, C) as (1, C, N), so that the innermost loop is long"""
     return plain(x.T)[None] if x.ndim == 2 else plain(x).reshape(x.shape[0], x.shape[1], -1)
 
 
@@ -524,9 +559,9 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: INT(flat(T, 2), TABLE, result(T, 2, "C"), INT), parallel=True)
+@kernel(lambda element: INT(flat(element, 2), TABLE, result(element, 2, "C"), INT), parallel=True)
 def gather_rows(table, index, y, nt):
-    """y_i = table[index_i]; returns 1 + the first place whose index is out of range, or 0"""
+    """y_i = table[index_i]; returns 1 + the first position whose index is out of range, or 0"""
     for i in range(index.size):
         if not -len(table) <= index[i] < len(table):
             return i + 1
@@ -540,7 +575,8 @@ def gather_rows(table, index, y, nt):
 
 def embedding(table: Array, index: Array) -> Array:
     """y_i = table[index_i].     (V, n), (…) → (…, n)"""
-    if not covers(table) or table.ndim != 2 or index.dtype.kind not in "iu" or index.size * table.shape[1] <= SMALL:
+    large = table.ndim == 2 and table.flags.c_contiguous and index.size * table.shape[1] > SMALL
+    if not large or not covers(table) or index.dtype.kind not in "iu":
         return reference.embedding(table, index)
     y = np.empty((index.size, table.shape[1]), table.dtype)
     bad = gather_rows[table.dtype.char](plain(table), _integers(index).reshape(-1), y, threads())
@@ -557,9 +593,9 @@ def _scatter(out, index, source, j0, j1):
             row[j] += add[j]
 
 
-@kernel(lambda T: INT(result(T, 2, "C"), TABLE, flat(T, 2), INT), parallel=True)
+@kernel(lambda element: INT(result(element, 2, "C"), TABLE, flat(element, 2), INT), parallel=True)
 def scatter_rows(out, index, source, nt):
-    """out[index_i] += source_i in the order of i; threads share the columns, so no two write to one place"""
+    """out[index_i] += source_i in the order of i; threads share the columns, so that no two write to one element"""
     for i in range(index.size):
         if not -len(out) <= index[i] < len(out):
             return i + 1
