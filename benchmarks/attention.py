@@ -61,7 +61,7 @@ def build(who: str, case: str) -> Callable[[], Any]:
     import kernels
 
     few = slice(0, 2)
-    mine, theirs = (_step(room, q[few], k[few], v[few], g[few], causal) for room in (kernels, reference))
+    mine, theirs = (_step(backend, q[few], k[few], v[few], g[few], causal) for backend in (kernels, reference))
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     return lambda: _step(kernels, q, k, v, g, causal)

@@ -75,7 +75,7 @@ def _scale(x, factor):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: VOID(*[flat(T, 2)] * 3, result(T, 2, "C"), result(T, 2, "C"), T), **SUMS)
+@kernel(lambda element: VOID(*[flat(element, 2)] * 3, result(element, 2, "C"), result(element, 2, "C"), element), **SUMS)
 def materialised(q, k, v, p, out, scale):
     """S as it is written, then its softmax, then P V; P (T, T) is kept for the gradients. About 10 % of the peak.
 
@@ -96,7 +96,7 @@ def materialised(q, k, v, p, out, scale):
             _add_scaled(out[i], p[i, j], v[j])
 
 
-@kernel(lambda T: VOID(*[flat(T, 2)] * 3, result(T, 1, "C"), result(T, 2, "C"), T), **SUMS)
+@kernel(lambda element: VOID(*[flat(element, 2)] * 3, result(element, 1, "C"), result(element, 2, "C"), element), **SUMS)
 def online(q, k, v, lse, out, scale):
     """One key after the other, with the softmax of those seen so far: no row of S is ever kept. 7 to 10 %.
 
@@ -105,8 +105,9 @@ def online(q, k, v, lse, out, scale):
     number a row, lse = m + log ℓ. But an exponential for one score alone uses one lane of the machine's sixteen, and
     waits for the dot product before it.
     """
+    one = out.dtype.type(1)
     for i in range(out.shape[0]):
-        m, ell = scale * _dot(q[i], k[0]), exp(scale - scale)  # ℓ = 1 after the first key
+        m, ell = scale * _dot(q[i], k[0]), one  # ℓ = 1 after the first key
         for d in range(np.uintp(out.shape[1])):
             out[i, d] = v[0, d]
         for j in range(1, k.shape[0]):
@@ -126,27 +127,27 @@ def online(q, k, v, lse, out, scale):
 BLOCK = 128  # keys at a time
 
 
-@kernel(lambda T: VOID(*[flat(T, 2)] * 3, result(T, 1, "C"), result(T, 2, "C"), T), **SUMS)
+@kernel(lambda element: VOID(*[flat(element, 2)] * 3, result(element, 1, "C"), result(element, 2, "C"), element), **SUMS)
 def tiled(q, k, v, lse, out, scale):
-    """The same with blocks of keys in the place of single ones. 13 to 19 %.
+    """The same with blocks of keys instead of single ones. 13 to 19 %.
 
     A row of scores for 128 keys fills the vectors: it is added up along the rows of Kᵀ, copied for the block, four at a time;
     its maximum, exponentials and sum are loops over lanes; O is rescaled once a block, not once a key. The block of Kᵀ
     and V, 64 kB, serves all queries from the cache (Dao et al. 2022). What is missing is the register tile: every four
     products still cost a load and a store. Rows past a multiple of four are zeros.
     """
-    one, D = exp(scale - scale), q.shape[1]
-    zero, deep = one - one, (D + 3) // 4 * 4
+    zero, one, depth = out.dtype.type(0), out.dtype.type(1), q.shape[1]
+    deep = (depth + 3) // 4 * 4
     m, ell = np.full(q.shape[0], -np.inf, q.dtype), np.zeros(q.shape[0], q.dtype)
     kt, values = np.zeros((deep, BLOCK), q.dtype), np.zeros((BLOCK, v.shape[1]), q.dtype)
     query, s = np.zeros(deep, q.dtype), np.zeros(BLOCK, q.dtype)
     out[:] = zero
     for j0 in range(0, k.shape[0], BLOCK):
         n = min(BLOCK, k.shape[0] - j0)
-        kt[:D, :n] = scale * k[j0 : j0 + n].T
+        kt[:depth, :n] = scale * k[j0 : j0 + n].T
         values[:n] = v[j0 : j0 + n]
         for i in range(q.shape[0]):
-            query[:D] = q[i]
+            query[:depth] = q[i]
             s[:] = zero
             for d in range(0, deep, 4):
                 _add_four(s, query, kt, d)
@@ -179,7 +180,7 @@ def _row_backward(i, p, dout, q, k, v, delta, dq, dk, dv, scale):
         _add_scaled(dk[j], ds, q[i])
 
 
-@kernel(lambda T: VOID(*[flat(T, 2)] * 6, *[result(T, 2, "C")] * 3, T), **SUMS)
+@kernel(lambda element: VOID(*[flat(element, 2)] * 6, *[result(element, 2, "C")] * 3, element), **SUMS)
 def from_weights(q, k, v, p, out, dout, dq, dk, dv, scale):
     """The gradients from the P that was kept, row by row. About 9 %.
 
@@ -189,7 +190,12 @@ def from_weights(q, k, v, p, out, dout, dq, dk, dv, scale):
         _row_backward(i, p[i], dout, q, k, v, _dot(dout[i], out[i]), dq, dk, dv, scale)
 
 
-@kernel(lambda T: VOID(*[flat(T, 2)] * 3, flat(T, 1), *[flat(T, 2)] * 2, *[result(T, 2, "C")] * 3, T), **SUMS)
+@kernel(
+    lambda element: VOID(
+        *[flat(element, 2)] * 3, flat(element, 1), *[flat(element, 2)] * 2, *[result(element, 2, "C")] * 3, element
+    ),
+    **SUMS,
+)
 def recomputed(q, k, v, lse, out, dout, dq, dk, dv, scale):
     """The same from lse alone: p_j = e^{s_j − lse} is made again. About 8 %: seven products for six, and no matrix.
 
@@ -228,14 +234,14 @@ def _backward(step: Any) -> Any:
     return run
 
 
-def _alone(door: Any) -> Any:
-    """The kernels themselves, on one thread: S in blocks for 128 queries and 512 keys, all products by the register tile."""
+def _on_one_thread(function: Any) -> Any:
+    """`attention` itself: S in blocks of 128 queries and 512 keys, all products by the register tile"""
 
     def run(*arrays: Array) -> tuple:
         before = threads()
         set_threads(1)
         try:
-            return door(*arrays)
+            return function(*arrays)
         finally:
             set_threads(before)
 
@@ -254,10 +260,10 @@ FORWARD = {
     "materialised": _forward(materialised, True),
     "online softmax": _forward(online, False),
     "tiled": _forward(tiled, False),
-    "register tiles": _alone(_register_tiles),
+    "register tiles": _on_one_thread(_register_tiles),
 }
 BACKWARD = {  # each with the forward step that keeps what it needs
     "from the weights": ("materialised", _backward(from_weights)),
     "by recomputation": ("tiled", _backward(recomputed)),
-    "register tiles, recomputed": ("register tiles", _alone(_register_tiles_backward)),
+    "register tiles, recomputed": ("register tiles", _on_one_thread(_register_tiles_backward)),
 }

@@ -559,24 +559,33 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@sums
+def _gather(table, index, y, i0, i1):
+    for i in range(i0, i1):
+        row, out = table[index[i]], y[i]
+        for j in range(np.uintp(row.size)):
+            out[j] = row[j]
+
+
 @kernel(lambda element: INT(flat(element, 2), TABLE, result(element, 2, "C"), INT), parallel=True)
 def gather_rows(table, index, y, nt):
     """y_i = table[index_i]; returns 1 + the first position whose index is out of range, or 0"""
     for i in range(index.size):
         if not -len(table) <= index[i] < len(table):
             return i + 1
-    for t in numba.prange(nt):
-        for i in range(t * index.size // nt, (t + 1) * index.size // nt):
-            row, out = table[index[i]], y[i]
-            for j in range(np.uintp(row.size)):
-                out[j] = row[j]
+    if nt == 1:
+        _gather(table, index, y, 0, index.size)
+    else:
+        for t in numba.prange(nt):
+            _gather(table, index, y, t * index.size // nt, (t + 1) * index.size // nt)
     return 0
 
 
 def embedding(table: Array, index: Array) -> Array:
     """y_i = table[index_i].     (V, n), (…) → (…, n)"""
-    large = table.ndim == 2 and table.flags.c_contiguous and index.size * table.shape[1] > SMALL
-    if not large or not covers(table) or index.dtype.kind not in "iu":
+    if table.ndim != 2 or index.size * table.shape[1] <= SMALL or not table.flags.c_contiguous or index.dtype.kind not in "iu":
+        return reference.embedding(table, index)
+    if not covers(table):
         return reference.embedding(table, index)
     y = np.empty((index.size, table.shape[1]), table.dtype)
     bad = gather_rows[table.dtype.char](plain(table), _integers(index).reshape(-1), y, threads())

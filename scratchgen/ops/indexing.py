@@ -35,9 +35,8 @@ class Index(Function):
 
     def forward(self, x: Any, *, index: Any) -> Any:
         self.shape, self.index = x.shape, index
-        if kernels.on_device(index):  # rows of a table: the kernel decides what an index out of range gives
-            return kernels.embedding(x, index) if index.dtype.kind in "iu" else x[index]
-        return x[index]
+        rows = devices.is_array(index) and index.dtype.kind in "iu"  # one array of integers names rows
+        return kernels.embedding(x, index) if rows else x[index]
 
     def backward(self, dy: Tensor) -> Tensor:
         return IndexAdd.apply(dy, shape=self.shape, index=self.index)
