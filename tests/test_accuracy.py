@@ -708,6 +708,7 @@ def test_sums_along_any_dimension(engine, n, layout, offset):
     for dim in (0, (0, 1), 1):
         size, terms = np.abs(wide).sum(dim), wide.size / np.size(wide.sum(dim))
         assert units(t.sum(dim).data, wide.sum(dim), size) <= 2
+        assert t.sum(dim, keepdim=True).shape == wide.sum(dim, keepdims=True).shape
         assert units(t.mean(dim).data, wide.mean(dim), size / terms) <= 1
     assert units(t.cumsum(0).data, np.cumsum(wide, 0), np.cumsum(np.abs(wide), 0)) <= 1
     if offset != -1e30:  # the squares of whose differences float32 has no numbers for
@@ -753,6 +754,7 @@ def test_equal_numbers_are_their_own_mean(engine, value):
         if n > 1:
             assert not t.std(0).data.any() and not t.var(0).data.any()
     assert sg.tensor(np.ones(80_000, np.float16)).mean().item() == 1
+    assert sg.tensor(np.ones(80_000, np.float16)).sum().item() == math.inf, "and no error: float16 ends at 65,504"
 
 
 def test_twenty_million_ones():

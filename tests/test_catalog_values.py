@@ -397,6 +397,16 @@ def test_numbers_and_whole_numbers_take_the_dtype_that_fits():
     assert ops.exp(whole).dtype == np.float32 and (whole // 2).dtype == np.int64
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.int32, np.int64])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_whole_numbers_add_and_multiply_up_as_int64(dtype, dim):
+    x = np.array([[1, 100, 1], [0, 100, 1]]).astype(dtype)
+    wide = x.astype(np.int64)
+    for name in ("sum", "prod", "cumsum", "cumprod"):
+        y = getattr(ops, name)(Tensor(x), dim)
+        assert y.dtype == np.int64 and np.array_equal(y.data, getattr(np, name)(wide, axis=dim)), name
+
+
 def test_leaky_relu_of_a_negative_slope():
     run = swept(lambda t: [F.leaky_relu(t, -0.5)], [np.array([2.0, -3.0, 0.0, 0.5])])
     np.testing.assert_array_equal(run.ys[0].data, [2, 1.5, 0, 0.5])

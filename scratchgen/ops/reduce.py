@@ -142,7 +142,7 @@ class Prod(Function):
     """
 
     def forward(self, x: Any) -> Any:
-        return np.prod(x, axis=-1, dtype=_wide(x)).astype(x.dtype, copy=False)[...]
+        return _rounded(np.prod(x, axis=-1, dtype=_wide(x)), x)[...]
 
     def backward(self, dy: Tensor) -> Tensor:
         x = self.inputs[0].data
@@ -166,10 +166,8 @@ class Cumsum(Function):
 
     def forward(self, x: Any, *, dim: int) -> Any:
         self.dim = dim
-        if x.dtype.kind not in "fc":
-            return np.cumsum(x, axis=dim)
         with np.errstate(over="ignore"):  # float16 ends at 65,504
-            return np.cumsum(x, axis=dim, dtype=_wide(x)).astype(x.dtype, copy=False)
+            return _rounded(np.cumsum(x, axis=dim, dtype=_wide(x)), x)
 
     def backward(self, dy: Tensor) -> Tensor:
         return Cumsum.apply(dy.flip(self.dim), dim=self.dim).flip(self.dim)
@@ -183,9 +181,7 @@ class Cumprod(Function):
     """
 
     def forward(self, x: Any) -> Any:
-        if x.dtype.kind not in "fc":
-            return np.cumprod(x, axis=-1)
-        return np.cumprod(x, axis=-1, dtype=_wide(x)).astype(x.dtype, copy=False)
+        return _rounded(np.cumprod(x, axis=-1, dtype=_wide(x)), x)
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
@@ -285,6 +281,11 @@ def _nonzero(m: Any) -> Any:
 def _wide(x: Any) -> Any:
     """The dtype in which many numbers of x are added or multiplied up: at least float64, for floating numbers"""
     return np.result_type(x.dtype, np.float64) if x.dtype.kind in "fc" else None
+
+
+def _rounded(y: Any, x: Any) -> Any:
+    """What was added or multiplied up, in the dtype of floating numbers x; whole numbers keep int64."""
+    return y.astype(x.dtype, copy=False) if x.dtype.kind in "fc" else y
 
 
 def _total(x: Any, dims: tuple[int, ...]) -> Any:
