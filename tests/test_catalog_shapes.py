@@ -224,3 +224,31 @@ def test_einsum_of_random_labels(data, seed):
     terms = [np.einsum(equation, *arrays[:k], u[k], *arrays[k + 1 :]) for k in range(len(arrays))]
     right = sum(np.vdot(run.vs[0].data, t) for t in terms)
     assert abs(left - right) <= 1e-11 * (1 + sum(np.abs(t).sum() for t in terms))
+
+
+ODD = [  # an equation, the shapes of its operands
+    (",->", (), ()),
+    ("i,->i", (3,), ()),
+    ("bA", (2, 3)),
+    ("ii", (3, 3)),
+    ("iii->i", (2, 2, 2)),
+    ("aabb->ab", (2, 2, 3, 3)),
+    ("iij,jkk->ik", (2, 2, 3), (3, 4, 4)),
+    ("a...a->...a", (3, 2, 3)),
+    ("...i,...i->...", (2, 1, 3), (4, 3)),
+    ("...j,j...->...", (2, 3), (3, 2)),
+    (" i j , j k -> k i ", (2, 3), (3, 4)),
+    ("i,i,i,i->i", (3,), (3,), (3,), (3,)),
+    ("ij,jk->ik", (2, 0), (0, 3)),
+    ("a,b,c->cba", (2,), (3,), (4,)),
+]
+
+
+@pytest.mark.parametrize("equation, shapes", [(equation, shapes) for equation, *shapes in ODD], ids=[odd[0] for odd in ODD])
+def test_einsum_of_odd_equations(equation, shapes):
+    """Of nothing, without an arrow, with diagonals, ellipses, blanks: f is linear in each operand, so ⟨v, f⟩ = ⟨x, x̄⟩."""
+    arrays = [normal(shape, i) for i, shape in enumerate(shapes)]
+    run = swept(lambda *xs: [ops.einsum(equation, *xs)], arrays)
+    close(run.ys[0].data, np.einsum(equation, *arrays), 1e-13)
+    for x, g in zip(arrays, run.grads, strict=True):
+        close(np.vdot(x, g.data), np.vdot(run.vs[0].data, run.ys[0].data), 1e-12)
