@@ -68,10 +68,8 @@ def _finite(array: Any) -> bool:
 def check_forward(node: Any, arrays: list[Any], outs: list[Any]) -> None:
     node.where = _user_line()
     if all(_finite(a) for a in arrays) and not all(_finite(y) for y in outs):
-        kind = "NaN" if any(np.isnan(y).any() for y in outs if y.dtype.kind in "fc") else "infinity"
-        raise ArithmeticError(
-            f"{type(node).__name__}: the forward pass made a {kind} from finite inputs, called at {node.where}"
-        )
+        kind = "a NaN" if any(np.isnan(y).any() for y in outs if y.dtype.kind in "fc") else "an infinity"
+        raise ArithmeticError(f"{type(node).__name__}: the forward pass made {kind} from finite inputs, called at {node.where}")
 
 
 def check_backward(node: Any, dys: Sequence[Any], grads: Sequence[Any]) -> None:

@@ -92,3 +92,30 @@ def test_a_cotangent_that_is_not_finite_is_nobodys_fault():
     with sg.detect_anomaly():
         (g,) = sg.grad(x * 2, x, sg.tensor(np.array([np.inf, 1.0])))
     assert g.tolist() == [np.inf, 2.0]
+
+
+class Reciprocals(Function):
+    """y = 1 / x and z = 2 / x"""
+
+    def forward(self, x):
+        return 1 / x, 2 / x
+
+
+class Pole(Function):
+    """y = x, whose gradient is made of an op of several results that are infinite."""
+
+    def forward(self, x):
+        return x * 1
+
+    def backward(self, dy):
+        y, z = Reciprocals.apply(dy - dy)
+        return y + z
+
+
+def test_anomaly_does_not_blame_the_ops_that_a_gradient_is_made_of():
+    x = leaf(1.0)
+    with np.errstate(divide="ignore"), sg.detect_anomaly():
+        with pytest.raises(ArithmeticError, match="^Reciprocals: the forward pass made an infinity"):
+            Reciprocals.apply(x - x)
+        with pytest.raises(ArithmeticError, match="^Pole: the gradient of input 0 turned to infinity"):
+            Pole.apply(x).backward()

@@ -154,6 +154,15 @@ def test_backward_with_its_graph_kept_can_be_repeated_and_differentiated():
         y.backward()
 
 
+def test_gradients_in_dot_grad_stay_in_the_graph_though_both_are_one_tensor():
+    """y = Σ (x + w)²: x̄ = w̄ = 2 (x + w), whose sum has gradient 2 with respect to both."""
+    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    (x + w).square().sum().backward(create_graph=True)
+    assert x.grad.requires_grad and w.grad.requires_grad
+    for g in (x.grad, w.grad):
+        assert [h.tolist() for h in sg.grad(g.sum(), [x, w], retain_graph=True)] == [[2, 2], [2, 2]]
+
+
 def test_gradients_of_several_scalars_add_up_without_cotangents():
     x = leaf(2.0)
     assert sg.grad([x * 3, x * x], x)[0].item() == 7
@@ -220,6 +229,9 @@ def test_broadcasting_is_undone():
     assert a.grad.shape == (3, 1, 4) and b.grad.shape == (5, 1)
     np.testing.assert_allclose(a.grad.data, np.full((3, 1, 4), b.data.sum()), rtol=1e-5)
     np.testing.assert_allclose(b.grad.data, np.full((5, 1), a.data.sum()), rtol=1e-4)
+    z = sg.tensor(np.ones((1, 1)), requires_grad=True)
+    (z * np.ones((2, 1, 3, 4))).sum().backward()
+    assert z.grad.tolist() == [[24.0]]
 
 
 def test_composed_form_where_the_graph_is_kept():
