@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -192,7 +192,7 @@ def _first(x: Array) -> Array:
     return x[(0,) * (x.ndim - 2)] if x.ndim > 2 else x
 
 
-def _options(q: Array, causal: bool, scale: float | None, dropout_p: float, seed: int, stream: int) -> Options:
+def _options(q: Array, causal: bool, scale: float | None, *, dropout_p: float = 0.0, seed: int = 0, stream: int = 0) -> Options:
     """τ is 1/√D by default. Dropout's random words have 32 bits, as have the two halves of the seed."""
     low, scale = 0xFFFFFFFF, q.shape[-1] ** -0.5 if scale is None else scale
     halves = seed & low, seed >> 32 & low
@@ -207,22 +207,19 @@ def attention(
     causal: bool = False,
     mask: Array | None = None,
     scale: float | None = None,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
+    **noise: Any,
 ) -> tuple[Array, Array]:
-    """O = softmax(τ Q Kᵀ + M) V, and m and 1/Σ of each row.     (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (2, …, T, 1)"""
-    lead = _lead(q, k, v, mask)
-    if lead is None or dropout_p >= 1:
-        return reference.attention(
-            q, k, v, causal=causal, mask=mask, scale=scale, dropout_p=dropout_p, seed=seed, stream=stream
-        )
+    """`noise`: dropout_p, seed and stream"""
+    dropout_p = noise.get("dropout_p", 0.0)
+    lead = None if dropout_p >= 1 else _lead(q, k, v, mask)
+    if lead is None:
+        return reference.attention(q, k, v, causal=causal, mask=mask, scale=scale, **noise)
     letter, mask = q.dtype.char, NO_MASK[q.dtype.char] if mask is None else mask
     out, statistics = _like(q, lead, v.shape[-1]), np.empty((2, *lead, q.shape[-2], 1), q.dtype)
     arrays = q, k, v, mask, out
     plan = _forward_plan(letter, lead, causal, dropout_p > 0, threads(), tuple([(x.shape, x.strides) for x in arrays]))
     operands = way_there.Operands(*map(_first, arrays), statistics.reshape(2, -1))
-    options = _options(q, causal, scale, dropout_p, seed, stream)
+    options = _options(q, causal, scale, **noise)
     way_there.forward[letter](plan.tools, plan.block, operands, plan.heads, plan.cuts, options, plan.memory())
     return out, statistics
 
@@ -239,22 +236,19 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
     into: tuple[Array, Array, Array] | None = None,
+    **noise: Any,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Q̄, K̄, V̄ and, if asked for, M̄. Gradients of keys that several heads share are summed, to the shape of the keys.
+    """Gradients of keys that several heads share are summed, to the shape of the keys. M̄ is the reference's to compute.
 
-    `into`: arrays of these shapes to write Q̄, K̄, V̄ to, with contiguous rows, such as the parts of one packed buffer.
+    `into`: arrays of these shapes with contiguous rows, such as the parts of one packed buffer;  `noise`: as in `attention`
     """
+    letter, dropout_p = q.dtype.char, noise.get("dropout_p", 0.0)
     lead = None if dropout_p >= 1 else _lead(q, k, v, mask)
-    letter, size = q.dtype.char, q.itemsize
-    fits = into is None or all(x.strides[-1] == size and x.dtype == q.dtype for x in into)
+    fits = into is None or all(x.strides[-1] == q.itemsize and x.dtype == q.dtype for x in into)
     if lead is None or mask_grad or not fits or not dout.dtype == out.dtype == statistics.dtype == q.dtype:
-        noise = {"dropout_p": dropout_p, "seed": seed, "stream": stream}
         options = {"causal": causal, "mask": mask, "scale": scale, **noise}
-        if lead is not None:  # O, m and Σ are to be those of the scores that P is made from: the reference's own
+        if lead is not None:  # O, m and Σ have to be those of the scores that P is made from: the reference's own
             out, statistics = reference.attention(q, k, v, **options)
         return reference.attention_backward(dout, q, k, v, out, statistics, mask_grad=mask_grad, into=into, **options)
     mask = NO_MASK[letter] if mask is None else mask
@@ -262,8 +256,15 @@ def attention_backward(
     arrays = q, k, v, mask, out, dout, dq, dk, dv
     plan = _backward_plan(letter, lead, causal, dropout_p > 0, threads(), tuple([(x.shape, x.strides) for x in arrays]))
     operands = way_back.Operands(*map(_first, arrays), plain(statistics).reshape(2, -1))
-    options = _options(q, causal, scale, dropout_p, seed, stream)
     way_back.backward[letter](
-        plan.tools, plan.block, operands, plan.heads, plan.starts, plan.cuts, options, plan.memory(), plan.apart
+        plan.tools,
+        plan.block,
+        operands,
+        plan.heads,
+        plan.starts,
+        plan.cuts,
+        _options(q, causal, scale, **noise),
+        plan.memory(),
+        plan.apart,
     )
     return dq, dk, dv, None

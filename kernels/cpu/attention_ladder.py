@@ -1,4 +1,4 @@
-r"""From the matrix of all weights to none: attention in four steps, its gradients in three, each with the reason for the next.
+r"""From the matrix of all weights to none: attention in five steps, its gradients in three, each with the reason for the next.
 
 O = P V, P = softmax(S), S = τ Q Kᵀ for the matrices of one head, Q, K, V: (T, D) in C order, τ = 1/√D, nothing masked, on
 one thread. `python -m benchmarks attention --ladder` times the steps as shares of the machine's peak, and says what each
@@ -14,9 +14,25 @@ import numba
 import numpy as np
 
 from kernels.cpu import attention as blocks
+from kernels.cpu.attention_blocks import (
+    FAR,
+    KEYS,
+    LINE,
+    PITCH,
+    QUERIES,
+    TOOLS,
+    columns_from,
+    panels,
+    panels_from_row,
+    product,
+    scaled_panels,
+    tools,
+    transposed,
+)
 from kernels.cpu.build import SUMS, VOID, kernel, result
 from kernels.cpu.functions import exp, maximum
 from kernels.cpu.rows import flat
+from kernels.cpu.simd import Matrix, address
 from kernels.cpu.threads import set_threads, threads
 
 Array = np.ndarray
@@ -165,6 +181,55 @@ def tiled(q, k, v, lse, out, scale):
         lse[i] = m[i] + np.log(ell[i])
 
 
+@kernel(
+    lambda element: VOID(
+        *[TOOLS, *[flat(element, 2)] * 3, result(element, 1, "C"), result(element, 2, "C"), element],
+        *[result(element, 2, "C"), result(element, 1, "C"), result(element, 1, "C"), result(element, 2, "C")],
+    ),
+    **SUMS,
+)
+def tile_products(tools, q, k, v, lse, out, scale, s, q_memory, v_memory, lines):
+    """Both products by the register tile, on blocks of 512 keys and 128 queries; S is kept as its transpose.
+
+    The tile (`product`) holds 14 × 2 vectors of sums in registers, so that 28 products need 16 loads, and reads its right
+    factor in panels as wide as itself: τ Qᵀ of a block of queries, and V. A row of Sᵀ has the scores of one key: the maxima and
+    sums over keys become those of whole rows. What the last step adds: four rows at a time, masks, dropout, and threads.
+    """
+    (queries, depth), (keys, width), size = q.shape, v.shape, q.itemsize
+    low, zero, one = out.dtype.type(-np.inf), out.dtype.type(0), out.dtype.type(1)
+    scores = Matrix(address(s), s.strides[0], size)
+    values = panels(tools, Matrix(address(v), width * size, size), keys, width, address(v_memory), True, one)
+    for i0 in range(0, queries, QUERIES):
+        n = min(QUERIES, queries - i0)
+        m, ell, again, o = lines[0, :n], lines[1, :n], lines[2, :n], out[i0 : i0 + n]
+        m[:], ell[:] = low, zero
+        turned = Matrix(address(q[i0 : i0 + n]), size, depth * size)
+        qt = scaled_panels(tools, turned, depth, n, address(q_memory), scale)
+        for j0 in range(0, keys, KEYS):
+            rows = min(KEYS, keys - j0)
+            some = Matrix(address(k[j0 : j0 + rows]), depth * size, size)
+            product(tools, some, qt, scores, (rows, n, depth), 0, columns_from(-FAR), one)  # Sᵀ = K (τ Qᵀ)
+            again[:] = m
+            for j in range(rows):
+                for i in range(np.uintp(n)):
+                    m[i] = maximum(m[i], s[j, i])
+            for i in range(np.uintp(n)):
+                again[i] = exp(again[i] - m[i])
+                ell[i] *= again[i]
+            for j in range(rows):
+                for i in range(np.uintp(n)):
+                    s[j, i] = exp(s[j, i] - m[i])
+                    ell[i] += s[j, i]
+            for i in range(n if j0 else 0):
+                _scale(o[i], again[i])
+            to = Matrix(address(o), width * size, size)
+            part = panels_from_row(values, j0)
+            product(tools, transposed(scores), part, to, (n, width, rows), 1 if j0 else 0, columns_from(-FAR), one)  # O += P V
+        for i in range(n):
+            _scale(o[i], one / ell[i])
+            lse[i0 + i] = m[i] + np.log(ell[i])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Backward
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,6 +290,15 @@ def _forward(step: Any, keeps_weights: bool) -> Any:
     return run
 
 
+def _tile_products(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    letter, lse, out = q.dtype.char, np.empty(len(q), q.dtype), np.empty((len(q), v.shape[1]), q.dtype)
+    columns = -(-v.strides[0] // LINE) * LINE // v.itemsize  # of V, up to whole panels
+    memory = np.empty((KEYS, PITCH), letter), np.empty(q.shape[1] * QUERIES, letter), np.empty(len(v) * columns, letter)
+    scale, lines = 1 / math.sqrt(q.shape[1]), np.empty((3, QUERIES), letter)
+    tile_products[letter](tools(letter), q, k, v, lse, out, scale, *memory, lines)
+    return out, lse
+
+
 def _backward(step: Any) -> Any:
     def run(q: Array, k: Array, v: Array, kept: Array, out: Array, dout: Array) -> tuple[Array, ...]:
         grads = tuple([np.zeros_like(x) for x in (q, k, v)])
@@ -260,6 +334,7 @@ FORWARD = {
     "materialised": _forward(materialised, True),
     "online softmax": _forward(online, False),
     "tiled": _forward(tiled, False),
+    "products by tiles": _tile_products,
     "register tiles": _on_one_thread(_register_tiles),
 }
 BACKWARD = {  # each with the forward step that keeps what it needs
