@@ -262,7 +262,7 @@ def _where_comparable(bound: Tensor, x: Tensor) -> Tensor:
 
 def _bound(dtype: np.dtype, value: Number | None) -> Any:
     """A bound as the dtype holds it; the end of the dtype's range for one that lies beyond, as −1 and 300 do for uint8."""
-    if value is None or -_EVERY <= value <= _EVERY and dtype.kind == "f":
+    if value is None or -_FLOAT16 <= value <= _FLOAT16 and dtype.kind == "f":
         return value
     if dtype.kind in "iu":
         return dtype.type(builtins.min(builtins.max(value, np.iinfo(dtype).min), np.iinfo(dtype).max))
@@ -271,7 +271,7 @@ def _bound(dtype: np.dtype, value: Number | None) -> Any:
     return dtype.type(value)
 
 
-_EVERY = 65504.0  # the largest float16: every floating dtype has numbers that far
+_FLOAT16 = 65504.0  # the largest float16, which every floating dtype can hold
 
 
 def where(condition: Any, input: Any, other: Any) -> Tensor:

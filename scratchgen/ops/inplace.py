@@ -124,36 +124,37 @@ def bernoulli_(self: Tensor, p: float = 0.5, *, generator: np.random.Generator |
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _change(x: Tensor, name: str, value: Any) -> Tensor:
+def _change(x: Tensor, function: Callable[..., Tensor], value: Any) -> Tensor:
     """x += y and its kin: in place for a leaf that no graph is recorded of, else a new tensor, as Python does for numbers."""
     if not x.is_leaf or (x.node is None and is_grad_enabled() and isinstance(value, Tensor) and value.node is not None):
         return NotImplemented  # Python then computes x = x + y
     if x.node is not None and is_grad_enabled():
         raise RuntimeError("in-place change of a leaf that requires a gradient: wrap it in `with no_grad():`")
     with no_grad():
-        result = getattr(x, name)(value)
+        result = function(x, value)
     if result.shape != x.shape or result.dtype != x.dtype:
         raise ValueError(
-            f"in-place {name}: expected a result of shape {x.shape} and {x.dtype}, got {result.shape} and {result.dtype}"
+            f"in-place {function.__name__}: expected a result of shape {x.shape} and {x.dtype}, "
+            f"got {result.shape} and {result.dtype}"
         )
     return x.copy_(result)
 
 
 @method
 def __iadd__(self: Tensor, value: Any) -> Tensor:
-    return _change(self, "__add__", value)
+    return _change(self, add, value)
 
 
 @method
 def __isub__(self: Tensor, value: Any) -> Tensor:
-    return _change(self, "__sub__", value)
+    return _change(self, sub, value)
 
 
 @method
 def __imul__(self: Tensor, value: Any) -> Tensor:
-    return _change(self, "__mul__", value)
+    return _change(self, mul, value)
 
 
 @method
 def __itruediv__(self: Tensor, value: Any) -> Tensor:
-    return _change(self, "__truediv__", value)
+    return _change(self, div, value)

@@ -64,7 +64,7 @@ def operands(name: str, *xs: Any) -> tuple[Tensor, ...]:
             dtype = np.dtype(np.int64)
     if not numbers:
         return tuple([cast(x, dtype) for x in tensors])
-    partner = next((x._data for x in tensors if isinstance(x, Tensor)), _HERE)
+    partner = next((x._data for x in tensors if isinstance(x, Tensor)), _ON_HOST)
     return tuple([cast(x, dtype) if isinstance(x, Tensor) else constant(devices.number(x, dtype, partner)) for x in tensors])
 
 
@@ -85,7 +85,7 @@ def pair(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     return operands(name, a, b)
 
 
-_HERE = np.zeros(())
+_ON_HOST = np.zeros(())
 
 
 def floating(name: str, x: Any) -> Tensor:
