@@ -1,7 +1,7 @@
 r"""Activations that have kernels of their own: y_i = f(x_i), x̄_i = f'(x_i) ȳ_i, each one pass.
 
-The gradient of each is a node too, linear in ȳ, or has its function written in primitives, `composed`: so any order is free.
-What is written in primitives holds x between −`FAR` and `FAR`, beyond which f is x or 0 to every digit: ∞ · 0 never arises.
+The gradient of each is a node too, linear in ȳ, or the function is also written in primitives (`composed`), so derivatives of
+any order exist. The primitives hold x between −`FAR` and `FAR`, beyond which f is x or 0 to every digit: ∞ · 0 never arises.
 """
 
 from __future__ import annotations

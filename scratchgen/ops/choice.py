@@ -1,7 +1,7 @@
-r"""Ops with a kink, or that choose: y_i is one of several things, and the gradient goes to the one that it is.
+r"""Ops with a kink, or with a choice: y_i is one of several candidates, and its gradient goes to the chosen one.
 
-At a kink the gradient is the one PyTorch documents: `abs` 0 at 0, `relu` 0 at 0, `maximum` and `minimum` halves at a tie,
-`clamp` 1 on its bounds. A NaN stays one: `sign` of it, which PyTorch calls 0, and with it the gradient of `abs`.
+At a kink the gradient is the one that PyTorch documents: `abs` 0 at 0, `relu` 0 at 0, `maximum` and `minimum` halves at a tie,
+`clamp` 1 on its bounds. NaN stays NaN: also under `sign`, where PyTorch gives 0, and so in the gradient of `abs`.
 Comparisons give booleans, which have no gradient.
 """
 

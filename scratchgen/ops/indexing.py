@@ -1,4 +1,4 @@
-r"""x[index] and its kin: ops that read some elements, or write to some. All are linear, and come in pairs of transposes:
+r"""x[index] and its kin: ops that read some elements, or write to some. All are linear, the gradient of each is its transpose:
 
 x[index] ↔ add into zeros at index · gather ↔ scatter_add
 """

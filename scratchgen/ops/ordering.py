@@ -1,4 +1,4 @@
-r"""Ops that put elements in order, and counts. The values that are chosen carry their gradients: each goes back to its own.
+r"""Ops that sort, choose and count elements. The gradient of a sorted or chosen value goes back to its own element.
 
 Of equals the earlier comes first, in descending order too, so that the order is one and the same for every device
 (PyTorch promises that only with `stable=True`). NaN counts as larger than everything.

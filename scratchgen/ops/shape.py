@@ -1,7 +1,6 @@
-r"""Ops that move, copy, choose and join elements. All are linear; each one's gradient is its transpose:
+r"""Ops that move, copy and join elements. All are linear, and the gradient of each is its transpose:
 
-reshape ↔ reshape · permute ↔ inverse permute · expand ↔ sum (the engine's) · x[index] ↔ add into zeros at index ·
-gather ↔ scatter_add · cat ↔ slices · pad ↔ slice · flip ↔ flip
+reshape ↔ reshape · permute ↔ inverse permute · expand ↔ sum (the engine's) · cat ↔ split · pad ↔ slice · flip ↔ flip
 """
 
 from __future__ import annotations
@@ -314,7 +313,7 @@ def contiguous(input: Any) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Choosing
+# Pieces and triangles
 # ---------------------------------------------------------------------------------------------------------------------
 
 
