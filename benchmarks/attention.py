@@ -113,7 +113,7 @@ def build_step(who: str, t: int) -> Callable[[], Any]:
 
 
 def ladder(quick: bool, only: str) -> list[dict]:
-    """Each step for one head on one thread, as a share of the peak, and what it keeps for the way back."""
+    """Each step for one head on one thread, as a share of the peak, and what it keeps for the backward pass."""
     from kernels.cpu.attention_ladder import BACKWARD, FORWARD
 
     rows, steps = [], [*FORWARD, *BACKWARD]

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels import reference
-from kernels.cpu import attention_backward as way_back
+from kernels.cpu import attention_backward as backward_pass
 from kernels.cpu import attention_few
-from kernels.cpu import attention_forward as way_there
+from kernels.cpu import attention_forward as forward_pass
 from kernels.cpu.attention_blocks import CUTS, HEADS, QUERIES, Options, Sizes, Tools, tools
 from kernels.cpu.attention_few import FEW
 from kernels.cpu.matmul import offsets
@@ -132,8 +132,8 @@ def _forward_plan(letter: str, lead: tuple[int, ...], causal: bool, dropout: boo
     if _few(letter, dropout, layouts):
         nt, block, end = min(nt, len(heads)), attention_few.forward_few, keys * size
     else:
-        block, masked = way_there.forward_block, 0 not in layouts[3][0]
-        end = way_there.workspace.py_func(0, Sizes(rows, keys, d, e), masked, size).end
+        block, masked = forward_pass.forward_block, 0 not in layouts[3][0]
+        end = forward_pass.workspace.py_func(0, Sizes(rows, keys, d, e), masked, size).end
     cuts = _cuts(len(heads), rows, keys, causal, False, nt)
     return Plan(letter, tools(letter), block[letter], heads, np.arange(0), cuts, _whole_lines(end, size), 0)
 
@@ -146,7 +146,7 @@ def _backward_plan(letter: str, lead: tuple[int, ...], causal: bool, dropout: bo
     if len(heads) * rows * keys * (d + e) <= 1 << 16:
         nt = 1
     cuts = _cuts(len(starts) - 1, keys, rows, causal, True, nt)
-    block, workspace = way_back.backward_block, way_back.workspace
+    block, workspace = backward_pass.backward_block, backward_pass.workspace
     if _few(letter, dropout, layouts):
         block, workspace = attention_few.backward_few, attention_few.workspace
     # Where a share begins amid the keys of a key head, it keeps the Q̄ of all heads that read these apart.
@@ -218,9 +218,9 @@ def attention(
     out, statistics = _like(q, lead, v.shape[-1]), np.empty((2, *lead, q.shape[-2], 1), q.dtype)
     arrays = q, k, v, mask, out
     plan = _forward_plan(letter, lead, causal, dropout_p > 0, threads(), tuple([(x.shape, x.strides) for x in arrays]))
-    operands = way_there.Operands(*map(_first, arrays), statistics.reshape(2, -1))
+    operands = forward_pass.Operands(*map(_first, arrays), statistics.reshape(2, -1))
     options = _options(q, causal, scale, **noise)
-    way_there.forward[letter](plan.tools, plan.block, operands, plan.heads, plan.cuts, options, plan.memory())
+    forward_pass.forward[letter](plan.tools, plan.block, operands, plan.heads, plan.cuts, options, plan.memory())
     return out, statistics
 
 
@@ -255,8 +255,8 @@ def attention_backward(
     dq, dk, dv = into or (_like(q, lead, q.shape[-1]), *[_like(x, x.shape[:-2], x.shape[-1]) for x in (k, v)])
     arrays = q, k, v, mask, out, dout, dq, dk, dv
     plan = _backward_plan(letter, lead, causal, dropout_p > 0, threads(), tuple([(x.shape, x.strides) for x in arrays]))
-    operands = way_back.Operands(*map(_first, arrays), plain(statistics).reshape(2, -1))
-    way_back.backward[letter](
+    operands = backward_pass.Operands(*map(_first, arrays), plain(statistics).reshape(2, -1))
+    backward_pass.backward[letter](
         plan.tools,
         plan.block,
         operands,
