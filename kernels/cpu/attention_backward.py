@@ -71,11 +71,12 @@ from kernels.cpu.attention_blocks import (
     terms_to,
     transposed,
     whole_queries,
+    whole_vectors,
 )
 from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, sums
 from kernels.cpu.functions import exp_nonpositive
 from kernels.cpu.matmul import MATRIX
-from kernels.cpu.simd import BITS, Matrix, address, call, load, view
+from kernels.cpu.simd import Matrix, address, call, load, view
 
 
 class Operands(NamedTuple):
@@ -216,12 +217,10 @@ def backward_block(tools, head, j0, keys, fresh, sizes, options, at):
         limit = min(keys, i0 + rows - j0) if options.causal else keys
         if limit <= 0:
             continue
-        columns, wide = (rows + BITS // 8 // size - 1) // (BITS // 8 // size) * (BITS // 8 // size), whole_queries(rows, like)
+        columns, wide = whole_vectors(rows, like), whole_queries(rows, like)
         q, dout, dq = from_row(head.q, i0), from_row(head.dout, i0), from_row(head.dq, i0)
-        q_panels, dout_panels = (
-            panels(tools, q, rows, depth, work.q, 1, like),
-            panels(tools, dout, rows, width, work.dout, 1, like),
-        )
+        q_panels = panels(tools, q, rows, depth, work.q, 1, like)
+        dout_panels = panels(tools, dout, rows, width, work.dout, 1, like)
         qt = scaled_panels(tools, transposed(q), depth, rows, work.qt, options.scale)
         doutt = panels(tools, transposed(dout), width, rows, work.doutt, 1, like)
         peak, inverse, delta = view(work.peak, wide, like), view(work.inverse, wide, like), view(work.delta, wide, like)
@@ -233,14 +232,14 @@ def backward_block(tools, head, j0, keys, fresh, sizes, options, at):
         row_dots(from_row(head.out, i0), dout, delta[:rows], width, like)
         for k0 in range(0, limit, KEYS):
             count = min(KEYS, limit - k0)
-            diagonal = (
-                i0 - j0 - k0 if options.causal else FAR
-            )  # query i of the block sees the keys j ≤ i + diagonal of this one
+            diagonal = i0 - j0 - k0 if options.causal else FAR  # of this block, query i sees the keys j ≤ i + diagonal
+            # Sᵀ = K (τ Qᵀ) + Mᵀ and P̄ᵀ = V Ōᵀ
             needed = columns_from(-diagonal)
-            product(tools, from_row(head.k, k0), qt, scores, (count, columns, depth), 0, needed, like)  # Sᵀ = K (τ Qᵀ)
+            product(tools, from_row(head.k, k0), qt, scores, (count, columns, depth), 0, needed, like)
             if head.mask.address:
                 add_mask(tools, scores, part(head.mask, i0, k0), (count, rows), wide, work.slopes, like)
-            product(tools, from_row(head.v, k0), doutt, slopes, (count, columns, width), 0, needed, like)  # P̄ᵀ = V Ōᵀ
+            product(tools, from_row(head.v, k0), doutt, slopes, (count, columns, width), 0, needed, like)
+            # P = e^{S − m} / ℓ and S̄ = P ⊙ (Z ⊙ P̄ − Δ), in their memory
             for j in range(0, count, 4):
                 first = first_query(j, diagonal, like)
                 some_scores, some_slopes = four(scores, j, first, wide, like), four(slopes, j, first, wide, like)
@@ -250,15 +249,15 @@ def backward_block(tools, head, j0, keys, fresh, sizes, options, at):
                 if options.threshold:
                     draw(kept, head.index, i0 + first, j0 + k0 + j, wide - first, sizes, options)
                 _slopes(some_scores, some_slopes, kept, peak[first:], inverse[first:], delta[first:], options.scale)
-            again, needed = 1 if k0 else 0, terms_to(diagonal)
-            product(
-                tools, transposed(slopes), panels_from_row(k_panels, k0), dq, (rows, depth, count), again, needed, like
-            )  # Q̄
-            old = min(count, max(0, diagonal)) if options.causal else count if i0 else 0  # of which earlier queries saw so many
-            for j, n, again in ((0, old, 1), (old, count - old, 0 if fresh else 1)):
+            # Q̄ ← Q̄ + τ S̄ K
+            some_keys, shape, accumulate = panels_from_row(k_panels, k0), (rows, depth, count), 1 if k0 else 0
+            product(tools, transposed(slopes), some_keys, dq, shape, accumulate, terms_to(diagonal), like)
+            # V̄ ← V̄ + (Z ⊙ P)ᵀ Ō and K̄ ← K̄ + τ S̄ᵀ Q: first for the `old` keys that earlier queries saw, then for the new ones
+            old = min(count, max(0, diagonal)) if options.causal else count if i0 else 0
+            for j, n, accumulate in ((0, old, 1), (old, count - old, 0 if fresh else 1)):
                 to_v, to_k, needed = from_row(head.dv, k0 + j), from_row(head.dk, k0 + j), terms_from(j - diagonal)
-                product(tools, from_row(scores, j), dout_panels, to_v, (n, width, rows), again, needed, like)  # V̄ += (Z ⊙ P)ᵀ Ō
-                product(tools, from_row(slopes, j), q_panels, to_k, (n, depth, rows), again, needed, like)  # K̄ += τ S̄ᵀ Q
+                product(tools, from_row(scores, j), dout_panels, to_v, (n, width, rows), accumulate, needed, like)
+                product(tools, from_row(slopes, j), q_panels, to_k, (n, depth, rows), accumulate, needed, like)
     for j in range(max(0, queries - j0) if options.causal and fresh else keys, keys):  # keys that no query sees
         fill(view(head.dk.address + j * head.dk.row, depth, like), zero)
         fill(view(head.dv.address + j * head.dv.row, width, like), zero)

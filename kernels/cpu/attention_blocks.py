@@ -117,7 +117,7 @@ def tools(letter: str) -> Tools:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Matrices in memory. `like`: a number of the element type
+# Matrices in memory. `like`: any value of the element type
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -227,8 +227,8 @@ def terms_to(offset):
 
 
 @helper
-def product(tools, a, b, c, shape, add, needed, like):
-    """C (+)= A B.  `shape`: rows and columns of C, terms of each sum;  a, c: Matrix, b: Panels
+def product(tools, a, b, c, shape, accumulate, needed, like):
+    """C = A B, or C + A B to `accumulate`.  `shape`: rows and columns of C, terms of each sum;  a, c: Matrix, b: Panels
 
     for each panel of B:   for each tile of rows:   c_tile (+)= a_tile b_panel, in registers
     """
@@ -246,7 +246,7 @@ def product(tools, a, b, c, shape, add, needed, like):
                 at_a, at_c = a.address + i * a.row + first * a.column, c.address + i * c.row + j * size
                 at_b = b.address + panel // width * b.panel + (j - panel) * size + first * b.row
                 count = min(terms, needed.last_term + e) - first
-                call(tools.tile, (count, at_a, a.row, a.column, at_b, b.row, at_c, c.row, e - i, end - j, add))
+                call(tools.tile, (count, at_a, a.row, a.column, at_b, b.row, at_c, c.row, e - i, end - j, accumulate))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,8 +330,15 @@ def row_of_scores(query, key, to_next, keys, depth, mask, to_next_mask, scale, t
 
 
 @helper
+def whole_vectors(rows, like):
+    """So many queries, up to whole vectors"""
+    lanes = BITS // 8 // itemsize(like)
+    return (rows + lanes - 1) // lanes * lanes
+
+
+@helper
 def whole_queries(rows, like):
-    """So many queries, up to whole vectors, and up to the four that share one of dropout's random numbers"""
+    """So many queries, up to whole vectors, and up to the four that share a counter of dropout's random words"""
     step = max(BITS // 8 // itemsize(like), 4)
     return (rows + step - 1) // step * step
 

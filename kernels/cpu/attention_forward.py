@@ -65,11 +65,12 @@ from kernels.cpu.attention_blocks import (
     terms_to,
     transposed,
     whole_queries,
+    whole_vectors,
 )
 from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
 from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.matmul import MATRIX
-from kernels.cpu.simd import BITS, Matrix, address, call, view
+from kernels.cpu.simd import Matrix, address, call, view
 
 
 class Operands(NamedTuple):
@@ -185,7 +186,7 @@ def forward_block(tools, head, i0, rows, fresh, sizes, options, at):
     """`rows` queries of a head, from i0 on: their rows of O, and m and 1/ℓ.  `fresh`: V is not that of the block before"""
     like = options.scale
     zero, one, low, size = constant(0, like), constant(1, like), constant(-np.inf, like), itemsize(like)
-    columns, wide = (rows + BITS // 8 // size - 1) // (BITS // 8 // size) * (BITS // 8 // size), whole_queries(rows, like)
+    columns, wide = whole_vectors(rows, like), whole_queries(rows, like)
     work = workspace(at, sizes, 1 if head.mask.address else 0, size)
     scores, out = matrix(work.scores, PITCH * size, size), from_row(head.out, i0)
     peak, before, again = view(work.peak, wide, like), view(work.before, wide, like), view(work.again, wide, like)
@@ -199,13 +200,15 @@ def forward_block(tools, head, i0, rows, fresh, sizes, options, at):
     limit = min(sizes.keys, i0 + rows) if options.causal else sizes.keys
     for j0 in range(0, limit, KEYS):
         keys = min(KEYS, limit - j0)
-        diagonal = i0 - j0 if options.causal else FAR  # query i of the block sees the keys j ≤ i + diagonal of this one
+        diagonal = i0 - j0 if options.causal else FAR  # of this block, query i sees the keys j ≤ i + diagonal
+        # Sᵀ = K (τ Qᵀ) + Mᵀ; the rows after the last key, up to a multiple of four, are −∞, so that they count for nothing
         shape, needed = (keys, columns, sizes.depth), columns_from(-diagonal)
-        product(tools, from_row(head.k, j0), queries, scores, shape, 0, needed, like)  # Sᵀ = K (τ Qᵀ)
+        product(tools, from_row(head.k, j0), queries, scores, shape, 0, needed, like)
         if head.mask.address:
             add_mask(tools, scores, part(head.mask, i0, j0), (keys, rows), wide, work.mask, like)
         for j in range(keys, (keys + 3) // 4 * 4):
             fill(view(scores.address + j * scores.row, wide, like), low)
+        # m ← max(m, max_j S_j);  ℓ and O, added up under the old maxima, are multiplied by e^{m_old − m}
         for j in range(0, keys, 4):
             first = first_query(j, diagonal, like)
             rows_of_s = four(scores, j, first, wide, like)
@@ -215,6 +218,7 @@ def forward_block(tools, head, i0, rows, fresh, sizes, options, at):
         for i in range(rows if j0 else 0):
             if again[i] != one:
                 multiply_by(view(out.address + i * out.row, sizes.width, like), again[i])
+        # P = e^{S − m},  ℓ ← ℓ + Σ_j P_j,  P ← Z ⊙ P
         for j in range(0, keys, 4):
             first = first_query(j, diagonal, like)
             rows_of_s = four(scores, j, first, wide, like)
@@ -223,9 +227,10 @@ def forward_block(tools, head, i0, rows, fresh, sizes, options, at):
                 draw(kept, head.index, i0 + first, j0 + j, wide - first, sizes, options)
                 for r in range(4):
                     multiply(rows_of_s[r * PITCH : r * PITCH + wide - first], kept[r * PITCH :])
-        shape, needed = (rows, sizes.width, keys), terms_to(diagonal)
-        weights, below = transposed(scores), panels_from_row(values, j0)
-        product(tools, weights, below, out, shape, 1 if j0 else 0, needed, like)  # O = O + P V
+        # O ← O + P V
+        some_values, shape, accumulate = panels_from_row(values, j0), (rows, sizes.width, keys), 1 if j0 else 0
+        product(tools, transposed(scores), some_values, out, shape, accumulate, terms_to(diagonal), like)
+    # O ← O / ℓ
     inverse = again
     _inverses(total, inverse)
     for i in range(rows):
