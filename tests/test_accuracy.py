@@ -278,7 +278,7 @@ CASES = {
         1,
         lambda dim, x: np.cumsum(np.abs(x), along(dim)),
     ),
-    "cumprod": Case(lambda dim, x: x.cumprod(along(dim)), lambda d: (d.factors(),), 2, 64),
+    "cumprod": Case(lambda dim, x: x.cumprod(along(dim)), lambda d: (d.factors(),), 2, 4),
     "logsumexp": Case(
         lambda dim, x: x.logsumexp(dim), lambda d: (d.logits(),), 2, 8, lambda dim, x: np.abs(finite(x.max(dim))) + 20
     ),
