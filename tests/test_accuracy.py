@@ -516,7 +516,7 @@ def compare(name, backend_name, shape, offset, spread, dim, layouts, masked, see
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 1.0, 1e30])
-@pytest.mark.parametrize("p", [3, 0.5, -1, 2.5])
+@pytest.mark.parametrize("p", [3, 0.5, -1, -2, 2.5])
 def test_other_norms_of_any_size(engine, p, size):
     """Neither value nor gradient depend on the scale: no power of a number by itself is taken."""
     x = f32(f32([[3, -4, 0.5], [1, 2, 2]]) * f32(size))
@@ -527,6 +527,8 @@ def test_other_norms_of_any_size(engine, p, size):
     bound = 8 if size > 1e-37 else 8 * 2**-126 / size  # below the least normal number, the numbers have few digits
     assert units(y.data, norms) <= 8
     assert units(sg.grad(y.sum(), t)[0].data, np.sign(x) * (wide / norms[:, None]) ** (p - 1), 1.0) <= bound
+    far = f32([1e30, 1e-30, -1.0])  # beside each other
+    assert units(sg.tensor(far).norm(p).data, (np.abs(np.float64(far)) ** p).sum() ** (1 / p)) <= 8
 
 
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])

@@ -405,6 +405,8 @@ def test_whole_numbers_add_and_multiply_up_as_int64(dtype, dim):
     for name in ("sum", "prod", "cumsum", "cumprod"):
         y = getattr(ops, name)(Tensor(x), dim)
         assert y.dtype == np.int64 and np.array_equal(y.data, getattr(np, name)(wide, axis=dim)), name
+    large = np.full((100, 2), 2**53 + 1)  # no float64 holds it
+    assert ops.sum(Tensor(large), 0).tolist() == [100 * (2**53 + 1)] * 2
 
 
 def test_leaky_relu_of_a_negative_slope():

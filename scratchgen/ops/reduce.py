@@ -387,14 +387,15 @@ def norm(input: Any, p: Number | str = 2, dim: Dim = None, keepdim: bool = False
         return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
     if p == 0:
         return sum(Step.apply(x, function=lambda x: (x != 0).astype(x.dtype)), dim, keepdim)
-    zero = x.data == 0
+    zero, abs_p = x.data == 0, math.fabs(p)
     if p > 0:
         m = np.max(np.abs(x.data), axis=dims, keepdims=True, initial=0)
     else:
         m = np.min(np.where(zero, math.inf, np.abs(x.data)), axis=dims, keepdims=True, initial=math.inf)
-    m = constant(_nonzero(m).astype(x.dtype, copy=False))  # (|x|/m)ᵖ ≤ 1: no power over- or underflows; y does not depend on m
+    m = constant(_nonzero(m))  # the norm does not depend on m, with which no power is above 1
     zero = constant(zero)  # 0ᵖ by name: its slope is infinite for p < 1
-    total = sum(where(zero, 0.0 if p > 0 else math.inf, where(zero, 1.0, x.abs() / m) ** p), dims, True)
+    size = where(zero, 1.0, x.abs())
+    total = sum(where(zero, 0.0 if p > 0 else math.inf, (size / m if p > 0 else m / size) ** abs_p), dims, True)
     zero = constant(total.data == 0)
     y = where(zero, 0.0, where(zero, 1.0, total) ** (1 / p)) * m
     return y if keepdim else y.squeeze(dims)
