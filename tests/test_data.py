@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import json
 import pickle
 import struct
 import sys
@@ -15,7 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchgen import data, metrics, text
-from scratchgen.data import DataError, Images, Text, batches, catalogue, load, mixture, mixture_modes, named, windows
+from scratchgen.data import (
+    DataError,
+    Images,
+    Task,
+    Text,
+    Tokens,
+    batches,
+    catalogue,
+    load,
+    mixture,
+    mixture_modes,
+    named,
+    windows,
+)
+from scratchgen.text import CharTokenizer
 
 
 @pytest.fixture
@@ -496,6 +511,59 @@ def test_every_window_occurs_and_none_reaches_beyond():
 def test_windows_refuse(arguments, said):
     with pytest.raises(DataError, match=said):
         windows(**{"tokens": np.arange(9), "block_size": 3, "batch_size": 2, "seed": 0, "step": 0, **arguments})
+
+
+# -------------------------------------------------------------------------------------------------- data sets and tasks
+
+
+def pictures(n=10, first=0):
+    numbers = np.arange(first, first + n)
+    return Images((numbers / 16).astype(np.float32).repeat(4).reshape(n, 1, 2, 2), numbers % 3, tuple("abc"))
+
+
+def tokens(n=23, characters="ab"):
+    return Tokens(np.arange(n), CharTokenizer(characters), block_size=4)
+
+
+def firsts(batches):
+    return [x.reshape(len(x), -1)[:, 0].tolist() for x, _ in batches]
+
+
+def test_pictures_in_order_are_all_of_them_or_spread_evenly():
+    x = pictures().x[:, 0, 0, 0].tolist()
+    assert firsts(pictures().in_order(4)) == [x[:4], x[4:8], x[8:]]
+    assert firsts(pictures().in_order(2, limit=2)) == [[x[0], x[2]], [x[5], x[7]]]
+    assert firsts(pictures().in_order(4, limit=9)) == [x[:4], x[4:8], x[8:]]
+    assert next(Images(ok()).in_order(3))[1] is None and next(pictures().in_order(3))[1].tolist() == [0, 1, 2]
+
+
+def test_tokens_in_order_are_full_batches_of_windows():
+    x, y = zip(*tokens().in_order(2), strict=True)  # 22 tokens that have a next one make 5 windows of 4, and so 2 batches of 2
+    assert [rows.tolist() for rows in x] == [[[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 11], [12, 13, 14, 15]]]
+    assert all(np.array_equal(after, before + 1) for before, after in zip(x, y, strict=True))
+    assert firsts(tokens().in_order(1, limit=2)) == [[0], [8]]
+    assert firsts(tokens(3).in_order(5)) == [[0]], "a text shorter than a window is one shorter window"
+
+
+@pytest.mark.parametrize("data", [pictures(), tokens()], ids=["pictures", "tokens"])
+def test_a_task_begins_at_any_step(data):
+    task = Task(data, data, batch_size=3, seed=5)
+    for (x, _), (again, _) in zip(islice(task.batches(), 4, 7), task.batches(4), strict=False):
+        assert np.array_equal(x, again)
+    assert firsts(task.held_out(1)) == firsts(data.in_order(3, 1)) and task.train.about.startswith(f"{len(data)} ")
+
+
+def test_checksums_tell_data_apart():
+    kinds = [pictures(), pictures(9), pictures(first=1), Images(pictures().x), tokens(), tokens(22), tokens(characters="bc")]
+    sums = [Task(data, data, 1).checksums["learned from"] for data in kinds]
+    assert len(set(sums)) == len(sums)
+    assert Task(pictures(), tokens(), 1).checksums == {"learned from": sums[0], "held out": sums[4]}
+
+
+def test_metadata_are_json():
+    for examples in (pictures(), tokens(), Images(ok())):
+        assert json.loads(json.dumps(examples.metadata())) == examples.metadata()
+    assert pictures().metadata() == {"classes": ["a", "b", "c"]} and tokens().metadata()["tokenizer"]["characters"] == "ab"
 
 
 # --------------------------------------------------------------------------------------------------------- mixtures

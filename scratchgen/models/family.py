@@ -131,10 +131,6 @@ def _as_they_are(train: Any, test: Any, settings: Mapping[str, Any]) -> tuple[Da
     return train, test
 
 
-def _some(task: Task, draw: Draw, rng: np.random.Generator) -> Any:
-    return draw(64, rng)
-
-
 def _no_more(task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable) -> dict[str, float]:
     return {}
 
@@ -161,7 +157,7 @@ class Family:
     averaged: str = ""  # the submodule that samples come from, whose weights are averaged; "": the whole model
     options: tuple[Option, ...] = ()  # that `sample` takes
     many: int = 64  # how many samples are drawn where nobody says
-    snapshot: Callable[[Task, Draw, np.random.Generator], Any] = _some  # the samples that are kept on the way
+    snapshot: Callable[[Task, Draw, np.random.Generator], Any] | None = None  # samples to keep on the way; None: `many`
     # (task, scores of `evaluate`, draw, rng, say) → further scores; one called "…_real" is the same score of real data
     scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable], dict[str, float]] = _no_more
     meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key

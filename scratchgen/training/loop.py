@@ -350,7 +350,8 @@ def _show(state: State, folder: Path, bar: _Progress) -> dict[str, float]:
     """Write samples of the model as it is, and return its scores on held-out data. Raises Diverged."""
     recipe, task, medium = state.recipe, state.task, MEDIA[state.family.makes]
     with state.apart() as model:
-        samples = state.family.snapshot(task, state.draw, np.random.default_rng(recipe.seed))
+        rng, snapshot = np.random.default_rng(recipe.seed), state.family.snapshot
+        samples = snapshot(task, state.draw, rng) if snapshot else state.draw(state.family.many, rng)
         found = model.evaluate(task.held_out(recipe.eval_batches))
     divergence.check(found, recipe.family, of="held-out ")
     bar.draw(folder / SAMPLES / f"{state.step:06d}{medium.suffix}", lambda: medium.file(samples))
