@@ -10,7 +10,8 @@ memory binds: all is read straight through, in rows, once for each query.
     backward, for each head and some KEYS of its keys, and each query:
                                                         the same s_j,   p_j = e^{s_j − m} / ℓ,   Δ = ō · o
                                                         s̄_j = τ p_j (ō · v_j − Δ)
-                                                        v̄_j ← v̄_j + p_j ō,   k̄_j ← k̄_j + s̄_j q,   q̄ ← q̄ + Σ_j s̄_j k_j
+                                                        q̄ ← q̄ + Σ_j s̄_j k_j
+              then, for all queries i at once:          v̄_j ← v̄_j + Σ_i p_ij ō_i,   k̄_j ← k̄_j + Σ_i s̄_ij q_i
 
 The two block functions here take the arguments of `forward_block` and `backward_block`, whose drivers call them. KEYS: 512 rows
 of K, V, K̄ and V̄, 64 wide, are 512 kB of float32, which an L2 cache holds from one query to the next. Sums over keys are added
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.cpu import attention_backward, attention_forward
-from kernels.cpu.attention_blocks import KEYS, LINE, constant, dot, fill, from_row, itemsize, multiply_by
+from kernels.cpu.attention_blocks import KEYS, LINE, constant, dot, fill, from_row, itemsize, matrix, multiply_by
 from kernels.cpu.build import helper, kernel, sums
 from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.simd import call, load, view
@@ -73,9 +74,17 @@ def _set_scaled(out, x, factor):
 @sums
 def _add_four_scaled(out, a, b, c, d, factors):
     """out ← out + Σ_r factors_r x_r for the four rows x = a, b, c, d"""
-    fa, fb, fc, fd = factors[0], factors[1], factors[2], factors[3]
+    fa, fb, fc, fd = factors
     for j in range(np.uintp(out.size)):
         out[j] += (a[j] * fa + b[j] * fb) + (c[j] * fc + d[j] * fd)
+
+
+@sums
+def _set_four_scaled(out, a, b, c, d, factors):
+    """out ← Σ_r factors_r x_r"""
+    fa, fb, fc, fd = factors
+    for j in range(np.uintp(out.size)):
+        out[j] = (a[j] * fa + b[j] * fb) + (c[j] * fc + d[j] * fd)
 
 
 @helper
@@ -132,18 +141,20 @@ def forward_few(tools, head, i0, rows, fresh, sizes, options, at):
 class Workspace(NamedTuple):
     """Addresses in the memory of one thread."""
 
-    weights: int  # KEYS   p of one query, then the next
-    slopes: int  # KEYS    τ s̄
-    dout: int  # width     ō
+    weights: int  # FEW × KEYS   p, a row for each query; 0 for keys that it does not see, and for queries that there are not
+    slopes: int  # FEW × KEYS    τ s̄, likewise
+    dout: int  # FEW × width     ō
+    nothing: int  # depth, width zeros
     end: int
 
 
 @helper
 def workspace(at, sizes, size):
     """Where all that lies in a thread's memory, which begins at an address; `end` tells how much memory that is."""
-    slopes = at + KEYS * size
-    dout = slopes + KEYS * size
-    return Workspace(at, slopes, dout, dout + (sizes.width * size + LINE - 1) // LINE * LINE)
+    slopes = at + FEW * KEYS * size
+    dout = slopes + FEW * KEYS * size
+    nothing = dout + FEW * ((sizes.width * size + LINE - 1) // LINE * LINE)
+    return Workspace(at, slopes, dout, nothing, nothing + (max(sizes.depth, sizes.width) * size + LINE - 1) // LINE * LINE)
 
 
 @helper
@@ -165,22 +176,41 @@ def _slopes(slopes, weights, values, dout, delta, scale):
 
 
 @helper
-def _add_outer(out, old, factors, x):
-    """out_j ← out_j + factors_j x in the first `old` rows, which hold something, and out_j ← factors_j x in the others"""
-    for j in range(min(old, factors.size)):
-        _add_scaled(_row(out, j, x.size, x[0]), x, factors[j])
-    for j in range(old, factors.size):
-        _set_scaled(_row(out, j, x.size, x[0]), x, factors[j])
+def _add_outer(out, rows, fresh, factors, x, columns, queries, nothing):
+    """out_j ← Σ_i factors_ij x_i for so many rows j, added to what they hold unless `fresh`.
+
+    Factors and x have a row for each query. Three or four queries are added in one visit to a row, one or two in one each.
+    """
+    like = nothing[0]
+    if queries < 3:
+        for i in range(queries):
+            alone, xi = _row(factors, i, rows, like), _row(x, i, columns, like)
+            for j in range(rows):
+                if fresh and i == 0:
+                    _set_scaled(_row(out, j, columns, like), xi, alone[j])
+                else:
+                    _add_scaled(_row(out, j, columns, like), xi, alone[j])
+        return
+    f0, f1 = _row(factors, 0, rows, like), _row(factors, 1, rows, like)
+    f2, f3 = _row(factors, 2, rows, like), _row(factors, 3, rows, like)
+    x0, x1, x2 = _row(x, 0, columns, like), _row(x, 1, columns, like), _row(x, 2, columns, like)
+    x3 = _row(x, 3, columns, like) if queries > 3 else nothing[:columns]
+    for j in range(rows):
+        four = f0[j], f1[j], f2[j], f3[j]
+        if fresh:
+            _set_four_scaled(_row(out, j, columns, like), x0, x1, x2, x3, four)
+        else:
+            _add_four_scaled(_row(out, j, columns, like), x0, x1, x2, x3, four)
 
 
 @helper
 def _add_rows(out, x, factors):
     """out ← out + Σ_j factors_j x_j"""
-    like, n = factors[0], out.size
+    like, n = out[0], out.size
     fours = factors.size // 4 * 4
     for j in range(0, fours, 4):
         a, b, c, d = _row(x, j, n, like), _row(x, j + 1, n, like), _row(x, j + 2, n, like), _row(x, j + 3, n, like)
-        _add_four_scaled(out, a, b, c, d, factors[j : j + 4])
+        _add_four_scaled(out, a, b, c, d, (factors[j], factors[j + 1], factors[j + 2], factors[j + 3]))
     for j in range(fours, factors.size):
         _add_scaled(out, _row(x, j, n, like), factors[j])
 
@@ -188,31 +218,30 @@ def _add_rows(out, x, factors):
 @kernel(attention_backward.block_signature, callback=True)
 def backward_few(tools, head, j0, keys, fresh, sizes, options, at):
     """What a head of queries and `keys` of its keys, from j0 on, add to Q̄, K̄, V̄.  `fresh`: K̄ and V̄ of these hold nothing yet"""
-    like = options.scale
+    like, (queries, _, depth, width) = options.scale, sizes
     zero, size = constant(0, like), itemsize(like)
     work = workspace(at, sizes, size)
-    dout = view(work.dout, sizes.width, like)
-    for i in range(sizes.queries):
-        fill(_row(head.dq, i, sizes.depth, like), zero)
+    all_weights, all_slopes = matrix(work.weights, KEYS * size, size), matrix(work.slopes, KEYS * size, size)
+    douts, nothing = matrix(work.dout, width * size, size), view(work.nothing, max(depth, width), like)
+    fill(nothing, zero)
+    fill(view(work.weights, 2 * FEW * KEYS, like), zero)  # the slopes too, which follow the weights
+    for i in range(queries):
+        fill(_row(head.dq, i, depth, like), zero)
     for k0 in range(0, keys, KEYS):
         count = min(KEYS, keys - k0)
-        old = 0 if fresh else count  # rows of K̄ and V̄ that hold something
         k, v, dk, dv = from_row(head.k, k0), from_row(head.v, k0), from_row(head.dk, k0), from_row(head.dv, k0)
-        for i in range(sizes.queries):
+        for i in range(queries):
             seen = _seen(i, j0 + k0, count, options.causal)
-            if seen == 0:
-                continue
-            weights, slopes = view(work.weights, seen, like), view(work.slopes, seen, like)
-            statistics = head.statistics.address + i * size
-            peak, inverse = load(statistics, like), load(statistics + head.statistics.row, like)
+            weights, slopes = _row(all_weights, i, seen, like), _row(all_slopes, i, seen, like)
+            dout, statistics = _row(douts, i, width, like), head.statistics.address + i * size
             delta = _cotangent(head, i, dout)
-            _scores(tools, head, i, k0, seen, sizes, options, work.weights)
-            _weights(weights, peak, inverse)
+            _scores(tools, head, i, k0, seen, sizes, options, all_weights.address + i * all_weights.row)
+            _weights(weights, load(statistics, like), load(statistics + head.statistics.row, like))
             _slopes(slopes, weights, v, dout, delta, options.scale)
-            _add_outer(dv, old, weights, dout)  # V̄ += Pᵀ Ō
-            _add_outer(dk, old, slopes, _row(head.q, i, sizes.depth, like))  # K̄ += τ S̄ᵀ Q
-            _add_rows(_row(head.dq, i, sizes.depth, like), k, slopes)  # Q̄ += τ S̄ K
-            old = max(old, seen)
-        for j in range(old, count):  # keys that no query sees
-            fill(_row(dk, j, sizes.depth, like), zero)
-            fill(_row(dv, j, sizes.width, like), zero)
+            _add_rows(_row(head.dq, i, depth, like), k, slopes)  # Q̄ += τ S̄ K
+        seen = _seen(queries - 1, j0 + k0, count, options.causal)  # the last query sees the most
+        _add_outer(dv, seen, fresh, all_weights, douts, width, queries, nothing)  # V̄ += Pᵀ Ō
+        _add_outer(dk, seen, fresh, all_slopes, head.q, depth, queries, nothing)  # K̄ += τ S̄ᵀ Q
+        for j in range(seen, count if fresh else seen):  # keys that no query sees
+            fill(_row(dk, j, depth, like), zero)
+            fill(_row(dv, j, width, like), zero)

@@ -152,7 +152,7 @@ BLOCK = 128  # keys at a time
 
 @kernel(lambda element: VOID(*[flat(element, 2)] * 3, result(element, 1, "C"), result(element, 2, "C"), element), **SUMS)
 def tiled(q, k, v, lse, out, scale):
-    """The same with blocks of keys instead of single ones. 13, 12 and 12 %.
+    """The same with blocks of keys instead of single ones. 12, 12 and 12 %.
 
     A row of scores for 128 keys fills the vectors: it is added up along the rows of Kᵀ, copied for the block, four at a time;
     its maximum, exponentials and sum are loops over lanes; O is rescaled once a block, not once a key. The block of Kᵀ
@@ -196,7 +196,7 @@ def tiled(q, k, v, lse, out, scale):
     **SUMS,
 )
 def tile_products(tools, q, k, v, lse, out, scale, s, q_memory, v_memory, lines):
-    """Both products by the register tile, on blocks of 512 keys and 128 queries. 71, 75 and 76 %.
+    """Both products by the register tile, on blocks of 512 keys and 128 queries. 69, 73 and 73 %.
 
     The tile (`product`) holds 14 × 2 vectors of sums in registers, so that 28 products need 16 loads, and reads its right
     factor in panels as wide as itself: τ Qᵀ of a block of queries, and V. S is kept as its transpose, a row for each key, so
@@ -331,12 +331,12 @@ def _on_one_thread(function: Any) -> Any:
 
 
 def _register_tiles(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """`attention` itself: the same by four rows at a time, with masks, dropout, any strides and threads. 75, 85 and 86 %."""
+    """`attention` itself: the same by four rows at a time, with masks, dropout, any strides and threads. 73, 81 and 82 %."""
     return blocks.attention(q, k, v)
 
 
 def _register_tiles_backward(q: Array, k: Array, v: Array, statistics: Array, out: Array, dout: Array) -> tuple[Array, ...]:
-    """`attention_backward` itself: P is made again in blocks, all five products by the register tile. 67, 73 and 73 %."""
+    """`attention_backward` itself: P is made again in blocks, all five products by the register tile. 65, 71 and 72 %."""
     return blocks.attention_backward(dout, q, k, v, out, statistics)[:3]
 
 
