@@ -304,15 +304,14 @@ def _reads(option: Option) -> Callable[[str], Any]:
 
 def _options(table: Mapping[str, Recipe]) -> list[Option]:
     """The options that any family of the table declares. Raises UsageError where two families read one differently."""
-    found: dict[str, Option] = {}
+    found: dict[str, list[Option]] = {}
     for family in {recipe.family.name: recipe.family for recipe in table.values()}.values():
         for option in family.options:
-            first = found.setdefault(option.name, option)
-            if dataclasses.replace(option, what=first.what, metavar=first.metavar) != first:
+            same = found.setdefault(option.name, [])
+            if same and dataclasses.replace(option, what=same[0].what, metavar=same[0].metavar) != same[0]:
                 raise UsageError(f"{_flag(option.name)}: the families of the recipes read its value in different ways.")
-            if option.what not in first.what.split("; "):
-                found[option.name] = dataclasses.replace(first, what=f"{first.what}; {option.what}")
-    return list(found.values())
+            same.append(option)
+    return [dataclasses.replace(same[0], what="; ".join(dict.fromkeys(o.what for o in same))) for same in found.values()]
 
 
 _natural = _reader(int, 0, "a whole number of at least 0")

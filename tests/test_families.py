@@ -15,6 +15,7 @@ import pytest
 from scratchgen import data, nn, no_grad, optim, random
 from scratchgen import functional as F
 from scratchgen.__main__ import main
+from scratchgen.models import gpt
 from scratchgen.models.family import Family, Line, Option, OptionError, Page, Panel, Pictures, Score
 from scratchgen.tensors import Tensor
 from scratchgen.training import RECIPES, Recipe, TrainingError, adjust, loop, open_run, recipe, report, samples, scores, train
@@ -187,15 +188,23 @@ def test_a_recipe_with_a_setting_that_its_family_lacks():
 
 
 def test_an_option_that_two_families_take_is_read_in_one_way(capsys):
-    def table(option):
+    def two(option):
         other = dataclasses.replace(TOY, name="other", options=(option,))
         return {**TABLE, "other": dataclasses.replace(TABLE["toy"], name="other", family=other)}
 
-    assert main(["recipes"], table(Option("label", int, "the class to draw", "K"))) == 2
+    assert main(["recipes"], two(Option("label", int, "the class to draw", "K"))) == 2
     assert "--label: the families of the recipes read its value in different ways" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["sample", "--help"], table(Option("label", str, "the class of the picture", "NAME")))
+        main(["sample", "--help"], two(Option("label", str, "the class of the picture", "NAME")))
     assert "--label K the class to draw; the class of the picture" in " ".join(capsys.readouterr().out.split())
+    twice = {
+        **TABLE,
+        "gpt2": dataclasses.replace(RECIPES["gpt"], name="gpt2", family=dataclasses.replace(gpt.FAMILY, name="2")),
+    }
+    for table in (RECIPES, twice):
+        with pytest.raises(SystemExit):
+            main(["sample", "--help"], table)
+        assert capsys.readouterr().out.count("below 1 tamer") == 1, "what two families say alike is said once"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
