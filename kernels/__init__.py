@@ -30,6 +30,8 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_dropout",
+    "avg_pool",
+    "avg_pool_backward",
     "backend",
     "batch_norm",
     "batch_norm_backward",
@@ -61,6 +63,8 @@ __all__ = [
     "log_softmax",
     "log_softmax_backward",
     "matmul",
+    "max_pool",
+    "max_pool_backward",
     "mish",
     "mish_backward",
     "nearest",
@@ -445,6 +449,33 @@ def conv_weight_grad(
     """
     module = backend_of(x, dy).convolution
     return module.conv_weight_grad(x, dy, size, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def max_pool(x: Array, counts: Sizes, kernel: Sizes, *, stride: Sizes, padding: Sizes, dilation: Sizes) -> tuple[Array, Array]:
+    """The largest element of each window, and where it lies, counted through the image.
+
+    y[n, c, i] = max_t x[n, c, s i + d t − p],  index[n, c, i] = s i + d t − p for the first of the largest t
+
+    (N, C, …) → (N, C, *counts), the same of int64. NaN is larger than all numbers. What lies outside of x takes no part; each
+    window has a part inside.
+    """
+    module = backend_of(x).pooling
+    return module.max_pool(x, counts, kernel, stride=stride, padding=padding, dilation=dilation)
+
+
+def max_pool_backward(dy: Array, index: Array, size: Sizes) -> Array:
+    """x̄[n, c, j] = Σ_{i: index[n, c, i] = j} ȳ[n, c, i], to an image of `size`.     (N, C, *counts) twice → (N, C, *size)"""
+    return backend_of(dy, index).pooling.max_pool_backward(dy, index, size)
+
+
+def avg_pool(x: Array, share: Array, kernel: Sizes, *, stride: Sizes, padding: Sizes) -> Array:
+    """y[n, c, i] = share[i] Σ_t x[n, c, s i + t − p], zeros outside of x.     (N, C, …), (*counts) → (N, C, *counts)"""
+    return backend_of(x, share).pooling.avg_pool(x, share, kernel, stride=stride, padding=padding)
+
+
+def avg_pool_backward(dy: Array, share: Array, size: Sizes, kernel: Sizes, *, stride: Sizes, padding: Sizes) -> Array:
+    """x̄[n, c, s i + t − p] += share[i] ȳ[n, c, i], to an image of `size`.     (N, C, *counts), (*counts) → (N, C, *size)"""
+    return backend_of(dy, share).pooling.avg_pool_backward(dy, share, size, kernel, stride=stride, padding=padding)
 
 
 def nearest(x: Array, rows: Array, columns: Array) -> Array:

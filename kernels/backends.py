@@ -23,7 +23,7 @@ from kernels import reference, settings
 
 SUBJECTS = (
     *("matmul", "attention", "convolution", "images", "rows", "activations", "elementwise", "groups", "optimizer"),
-    "reductions",
+    *("reductions", "pooling"),
 )
 
 

@@ -29,6 +29,14 @@ from kernels.reference_activations import (  # noqa: F401 (kernels like those be
     softplus_backward,
     tanh_backward,
 )
+from kernels.reference_pooling import (  # noqa: F401
+    avg_pool,
+    avg_pool_backward,
+    max_pool,
+    max_pool_backward,
+    nearest,
+    nearest_backward,
+)
 
 Array = np.ndarray
 
@@ -546,24 +554,6 @@ def conv_weight_grad(
     columns = _columns(x, size, dy.shape[2:], stride, padding, dilation, groups)
     dw = np.matmul(_by_channel(dy, groups), columns.swapaxes(1, 2))
     return dw.reshape((dy.shape[1], x.shape[1] // groups) + size)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Resampling
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def nearest(x: Array, rows: Array, columns: Array) -> Array:
-    """y[…, i, j] = x[…, rows_i, columns_j].     (N, C, H, W), (P), (Q) → (N, C, P, Q)"""
-    return x.take(rows, axis=-2).take(columns, axis=-1)
-
-
-def nearest_backward(dy: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
-    """x̄[…, h, w] = Σ_{i: rows_i = h} Σ_{j: columns_j = w} ȳ[…, i, j], for indices that do not fall, to an image of `size`."""
-    dx = np.zeros((*dy.shape[:-2], *size), dy.dtype)
-    (h, first), (w, start) = (np.unique(index, return_index=True) for index in (rows, columns))
-    dx[..., h[:, None], w] = np.add.reduceat(np.add.reduceat(dy, first, axis=-2), start, axis=-1)
-    return dx
 
 
 # ---------------------------------------------------------------------------------------------------------------------

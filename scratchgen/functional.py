@@ -34,21 +34,12 @@ from scratchgen.losses import (
 )
 from scratchgen.ops import activation, fused
 from scratchgen.ops.choice import leaky_relu, relu, where
-from scratchgen.ops.convolution import (
-    avg_pool1d,
-    avg_pool2d,
-    conv1d,
-    conv2d,
-    conv_transpose1d,
-    conv_transpose2d,
-    max_pool1d,
-    max_pool2d,
-    unfold,
-)
+from scratchgen.ops.convolution import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from scratchgen.ops.elementwise import gelu, sigmoid, softplus, tanh
 from scratchgen.ops.fused import layer_norm, log_softmax, rms_norm, softmax
 from scratchgen.ops.matrix import linear
 from scratchgen.ops.operands import as_tensor, floating, operands
+from scratchgen.ops.pooling import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, unfold
 from scratchgen.ops.reduce import norm
 from scratchgen.ops.resampling import adaptive_avg_pool2d, interpolate, pixel_shuffle, pixel_unshuffle
 from scratchgen.ops.shape import pad

@@ -330,6 +330,28 @@ def images_cases(letter, normal):
             yield "nearest_backward", (dy, rows, columns, shape[2:]), {}
 
 
+def pooling_cases(letter, normal):
+    for shape, counts, kernel, stride, padding, dilation in (
+        ((2, 3, 8, 10), (4, 5), (2, 2), (2, 2), (0, 0), (1, 1)),
+        ((1, 2, 9, 37), (9, 37), (3, 3), (1, 1), (1, 1), (1, 1)),
+        ((2, 1, 11, 40), (4, 7), (3, 2), (3, 6), (1, 0), (1, 3)),
+        ((1, 2, 5, 6), (3, 4), (3, 2), (2, 2), (1, 1), (1, 1)),  # the last windows reach beyond the padding: ceil_mode
+        ((3, 2, 20), (10,), (2,), (2,), (0,), (1,)),
+        ((0, 2, 4, 4), (2, 2), (2, 2), (2, 2), (0, 0), (1, 1)),
+        ((20, 40, 16, 16), (8, 8), (2, 2), (2, 2), (0, 0), (1, 1)),
+    ):
+        image, how = np.round(2 * normal(*shape)), {"stride": stride, "padding": padding}
+        holes = np.where(image > 1, np.nan, np.where(image < 0, -np.inf, image)).astype(letter)
+        for x in (image, np.asfortranarray(image), holes):
+            yield "max_pool", (x, counts, kernel), {**how, "dilation": dilation}
+        _, index = reference.max_pool(image, counts, kernel, **how, dilation=dilation)
+        dy, share = normal(*index.shape), 1 / (1 + np.arange(np.prod(counts)).reshape(counts))
+        yield "max_pool_backward", (dy, index, shape[2:]), {}
+        if max(dilation) == 1:
+            yield "avg_pool", (np.asfortranarray(normal(*shape)), share, kernel), how
+            yield "avg_pool_backward", (dy, share, shape[2:], kernel), how
+
+
 CASES = {
     "matmul": matmul_cases,
     "attention": attention_cases,
@@ -337,6 +359,7 @@ CASES = {
     "elementwise": elementwise_cases,
     "activations": activations_cases,
     "groups": groups_cases,
+    "pooling": pooling_cases,
     "reductions": reductions_cases,
     "optimizer": optimizer_cases,
     "images": images_cases,

@@ -22,7 +22,7 @@ from tests.kernel_cases import KERNELS, SUBJECT
 
 DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")  # the other types and widths take minutes to compile
 ROOT = Path(__file__).resolve().parent.parent
-ALL = ("matmul", "attention", "rows", "elementwise", "activations", "groups", "reductions", "optimizer", "images")
+ALL = ("matmul", "attention", "rows", "elementwise", "activations", "groups", "reductions", "optimizer", "images", "pooling")
 RUNS = {  # element type, width of the vectors (0: the machine's), rooms
     "float32": ("f", 0, ALL),
     "float64": ("d", 0, ALL),

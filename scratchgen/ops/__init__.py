@@ -18,6 +18,7 @@ from scratchgen.ops import (
     inplace,
     matrix,
     ordering,
+    pooling,
     reduce,
     shape,
     trigonometry,
@@ -31,6 +32,7 @@ from scratchgen.ops.indexing import *
 from scratchgen.ops.matrix import *
 from scratchgen.ops.operands import cast
 from scratchgen.ops.ordering import *
+from scratchgen.ops.pooling import *
 from scratchgen.ops.reduce import *
 from scratchgen.ops.shape import *
 from scratchgen.ops.trigonometry import *
@@ -42,4 +44,4 @@ concatenate = cat
 _OPS = {name for ops in (elementwise, trigonometry, choice, reduce, shape, indexing, ordering) for name in ops.__all__}
 _OPS |= {*creation.__all__, *"bmm cdist clip concatenate dot einsum log_softmax matmul mm outer softmax".split()}
 TOP_LEVEL = sorted(_OPS - {"contiguous", "pad", "repeat"})
-__all__ = sorted({*_OPS, *convolution.__all__, *fused.__all__, *matrix.__all__, "cast"})
+__all__ = sorted({*_OPS, *convolution.__all__, *pooling.__all__, *fused.__all__, *matrix.__all__, "cast"})

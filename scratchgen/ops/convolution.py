@@ -12,7 +12,6 @@ convolutions. Source: Dumoulin & Visin 2016, arXiv:1603.07285.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +19,15 @@ from typing import Any
 import numpy as np
 
 import kernels
-from scratchgen import device as devices
 from scratchgen.autograd import Function
-from scratchgen.ops.operands import as_tensor, floating, operands
-from scratchgen.tensors import Tensor, constant
+from scratchgen.ops.operands import as_tensor, operands
+from scratchgen.tensors import Tensor
 
 __all__ = [
-    "avg_pool1d",
-    "avg_pool2d",
     "conv1d",
     "conv2d",
     "conv_transpose1d",
     "conv_transpose2d",
-    "max_pool1d",
-    "max_pool2d",
-    "unfold",
 ]
 
 Size = int | Sequence[int]
@@ -236,228 +229,3 @@ def conv_transpose2d(
 ) -> Tensor:
     """The transpose of conv2d: y (N, C, H, W), w (C, O/groups, Kh, Kw), b (O) → (N, O, H', W')."""
     return _conv_transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Windows: pooling and unfolding
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _window_count(name: str, n: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    room = n + 2 * padding - dilation * (kernel - 1) - 1
-    count = (-(-room // stride) if ceil_mode else room // stride) + 1
-    if ceil_mode and (count - 1) * stride >= n + padding:  # a window must start inside the input or its left padding
-        count -= 1
-    if count < 1:
-        raise ValueError(
-            f"{name}: expected an input at least as large as the window, {dilation * (kernel - 1) + 1}, "
-            f"got {n} with padding {padding}"
-        )
-    return count
-
-
-def _window_places(
-    name: str,
-    x: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    ceil_mode: bool,
-) -> tuple[tuple[int, ...], np.ndarray]:
-    """How many windows there are, and the flat place of each of their cells in the image: (windows, cells); −1 outside."""
-    counts = tuple(
-        _window_count(name, *sizes_, ceil_mode) for sizes_ in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    )
-    places = np.zeros((1, 1), np.int64)
-    for n, count, k, s, p, d in zip(x.shape[2:], counts, kernel, stride, padding, dilation, strict=True):
-        at = s * np.arange(count)[:, None] + d * np.arange(k) - p  # (windows, cells) of this dimension
-        inside = (at >= 0) & (at < n)
-        flat = places[:, None, :, None] * n + at[None, :, None, :]
-        flat = np.where((places >= 0)[:, None, :, None] & inside[None, :, None, :], flat, -1)
-        places = flat.reshape(places.shape[0] * count, places.shape[1] * k)
-    return counts, places
-
-
-def _max_pool(
-    name: str,
-    n: int,
-    input: Any,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-    dilation: Size,
-    ceil_mode: bool,
-    return_indices: bool,
-) -> Any:
-    x, had_batch = batched(name, as_tensor(input), n)
-    kernel = sizes(name, kernel_size, n, "kernel_size", 1)
-    stride = sizes(name, stride, n, "stride", 1) if np.size(stride) and stride is not None else kernel
-    padding, dilation = sizes(name, padding, n, "padding", 0), sizes(name, dilation, n, "dilation", 1)
-    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise ValueError(f"{name}: expected padding of at most half the window, {kernel}, got {padding}")
-    counts, places = _window_places(name, x, kernel, stride, padding, dilation, ceil_mode)
-    flat = x.reshape(x.shape[:2] + (math.prod(x.shape[2:]),))
-    windows, inside = np.arange(len(places)), places >= 0
-    first = places[windows, inside.argmax(-1)]
-    if first.min() < 0:
-        raise ValueError(f"{name}: expected windows that meet the input, got one whose cells all lie in the padding")
-    places = np.where(inside, places, first[:, None])  # a cell outside stands for the first inside: the maximum stays
-    windows, places = (devices.beside(i, x.data) for i in (windows, places))
-    index = places[windows, flat.data[:, :, places].argmax(-1)]  # (N, C, windows): the first of equals
-    y = flat.gather(2, index).reshape(x.shape[:2] + counts)
-    index = constant(index.reshape(y.shape))
-    if not had_batch:
-        y, index = y.squeeze(0), index.squeeze(0)
-    return (y, index) if return_indices else y
-
-
-def max_pool1d(
-    input: Any,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """y[i] = max_t x[s i + d t − p]; the gradient goes to the first largest. x: (N, C, L) → (N, C, L')."""
-    return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-
-
-def max_pool2d(
-    input: Any,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """y = the largest value of each window; the gradient goes to the first largest. x: (N, C, H, W) → (N, C, H', W')."""
-    return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-
-
-def _avg_pool(
-    name: str,
-    n: int,
-    input: Any,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor: int | None,
-) -> Tensor:
-    x, had_batch = batched(name, floating(name, input), n)
-    kernel = sizes(name, kernel_size, n, "kernel_size", 1)
-    stride = sizes(name, stride, n, "stride", 1) if np.size(stride) and stride is not None else kernel
-    padding = sizes(name, padding, n, "padding", 0)
-    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise ValueError(f"{name}: expected padding of at most half the window, {kernel}, got {padding}")
-    if divisor is not None and (not isinstance(divisor, int) or divisor == 0):
-        raise ValueError(f"{name}: expected divisor_override to be a whole number other than 0, got {divisor!r}")
-    spans = list(zip(x.shape[2:], kernel, stride, padding, strict=True))
-    counts = tuple(_window_count(name, m, k, s, p, 1, ceil_mode) for m, k, s, p in spans)
-    beyond = [max(0, (c - 1) * s + k - m - 2 * p) for c, (m, k, s, p) in zip(counts, spans, strict=True)]  # of ceil_mode
-    if any(beyond):
-        x = x.pad([cell for more in reversed(beyond) for cell in (0, more)])
-    channels = x.reshape((x.shape[0] * x.shape[1], 1) + x.shape[2:])
-    total = Convolve.apply(
-        channels, constant(np.ones_like(x.data, shape=(1, 1) + kernel)), geometry=Geometry(stride, padding, (1,) * n, 1)
-    )
-    cells = np.ones((), np.int64)  # of each window
-    for c, (m, k, s, p) in zip(counts, spans, strict=True):
-        start = s * np.arange(c) - p
-        if count_include_pad:  # cells of the padding count, cells beyond it do not
-            cells = cells[..., None] * (np.minimum(start + k, m + p) - start)
-        else:
-            cells = cells[..., None] * (np.minimum(start + k, m) - np.maximum(start, 0))
-    share = (1 / (cells if divisor is None else np.full(counts, divisor))).astype(x.dtype)
-    y = total.reshape(x.shape[:2] + counts) * constant(devices.beside(share, x.data))
-    return y if had_batch else y.squeeze(0)
-
-
-def avg_pool1d(
-    input: Any,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor:
-    """y[i] = mean_t x[s i + t − p]. x: (N, C, L) → (N, C, L')."""
-    return _avg_pool("avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
-
-
-def avg_pool2d(
-    input: Any,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """y = the mean of each window; padding counts as zeros unless count_include_pad is False.
-
-    x: (N, C, H, W) → (N, C, H', W'). `divisor_override` divides the sum instead of the number of cells.
-    """
-    return _avg_pool("avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-
-
-def unfold(input: Any, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1) -> Tensor:
-    """The windows of an image as columns: (N, C, H, W) → (N, C·Kh·Kw, windows). Zeros stand outside the image."""
-    x, had_batch = batched("unfold", as_tensor(input), 2)
-    kernel, dilation = sizes("unfold", kernel_size, 2, "kernel_size", 1), sizes("unfold", dilation, 2, "dilation", 1)
-    padding, stride = sizes("unfold", padding, 2, "padding", 0), sizes("unfold", stride, 2, "stride", 1)
-    x = x.pad((padding[1], padding[1], padding[0], padding[0]))
-    _, places = _window_places("unfold", x, kernel, stride, (0, 0), dilation, False)
-    flat = x.reshape(x.shape[:2] + (math.prod(x.shape[2:]),))
-    y = flat[:, :, places.T].reshape(x.shape[0], x.shape[1] * places.shape[1], places.shape[0])
-    return y if had_batch else y.squeeze(0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Nearest neighbours
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Nearest(Function):
-    """y[…, i, j] = x[…, a_i, b_j]         x̄ = NearestGrad(ȳ)          (N, C, H, W) → (N, C, P, Q);  a, b: P, Q indices"""
-
-    keeps_inputs = False
-
-    def forward(self, x: Any, *, rows: np.ndarray, columns: np.ndarray) -> Any:
-        self.rows, self.columns, self.size = rows, columns, x.shape[-2:]
-        return kernels.nearest(x, rows, columns)
-
-    def backward(self, dy: Tensor) -> Tensor:
-        return NearestGrad.apply(dy, rows=self.rows, columns=self.columns, size=self.size)
-
-
-class NearestGrad(Function):
-    """x[…, k, l] = Σ_{i: a_i = k} Σ_{j: b_j = l} y[…, i, j]         ȳ = Nearest(x̄)"""
-
-    keeps_inputs = False
-
-    def forward(self, y: Any, *, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> Any:
-        self.rows, self.columns = rows, columns
-        return kernels.nearest_backward(y, rows, columns, size)
-
-    def backward(self, dx: Tensor) -> Tensor:
-        return Nearest.apply(dx, rows=self.rows, columns=self.columns)
-
-
-def nearest(input: Tensor, *indices: np.ndarray) -> Tensor:
-    """The node behind `functional.interpolate`: for each spatial dimension, the indices of x that y takes, not falling."""
-    if len(indices) == 1:  # a sequence is an image of height 1
-        return nearest(input.unsqueeze(2), np.zeros(1, np.int64), *indices).squeeze(2)
-    if len(indices) == 3:  # a volume is an image for each of its planes, and then one with these as rows
-        n, c, depth, h, w = input.shape
-        planes = nearest(input.reshape(n, c * depth, h, w), *indices[1:])
-        h, w = planes.shape[2:]
-        y = nearest(planes.reshape(n, c, depth, h * w), indices[0], np.arange(h * w))
-        return y.reshape(n, c, len(indices[0]), h, w)
-    rows, columns = (devices.beside(i, input.data) for i in indices)
-    return Nearest.apply(input, rows=rows, columns=columns)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+import kernels
 from scratchgen import device as devices
 from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
-from scratchgen.ops.convolution import Size, nearest, sizes
+from scratchgen.ops.convolution import Size, sizes
 from scratchgen.ops.operands import as_tensor, floating
 from scratchgen.tensors import Tensor, constant
 
@@ -127,14 +128,81 @@ def _weighted(x: Tensor, dim: int, neighbours: np.ndarray, weights: np.ndarray) 
     return total.movedim(0, dim)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Nearest neighbours
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Nearest(Function):
+    """y[…, i, j] = x[…, a_i, b_j]         x̄ = NearestGrad(ȳ)          (N, C, H, W) → (N, C, P, Q);  a, b: P, Q indices"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, rows: np.ndarray, columns: np.ndarray) -> Any:
+        self.rows, self.columns, self.size = rows, columns, x.shape[-2:]
+        return kernels.nearest(x, rows, columns)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return NearestGrad.apply(dy, rows=self.rows, columns=self.columns, size=self.size)
+
+
+class NearestGrad(Function):
+    """x[…, k, l] = Σ_{i: a_i = k} Σ_{j: b_j = l} y[…, i, j]         ȳ = Nearest(x̄)"""
+
+    keeps_inputs = False
+
+    def forward(self, y: Any, *, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> Any:
+        self.rows, self.columns = rows, columns
+        return kernels.nearest_backward(y, rows, columns, size)
+
+    def backward(self, dx: Tensor) -> Tensor:
+        return Nearest.apply(dx, rows=self.rows, columns=self.columns)
+
+
+def nearest(input: Tensor, *indices: np.ndarray) -> Tensor:
+    """The node behind `functional.interpolate`: for each spatial dimension, the indices of x that y takes, not falling."""
+    if len(indices) == 1:  # a sequence is an image of height 1
+        return nearest(input.unsqueeze(2), np.zeros(1, np.int64), *indices).squeeze(2)
+    if len(indices) == 3:  # a volume is an image for each of its planes, and then one with these as rows
+        n, c, depth, h, w = input.shape
+        planes = nearest(input.reshape(n, c * depth, h, w), *indices[1:])
+        h, w = planes.shape[2:]
+        y = nearest(planes.reshape(n, c, depth, h * w), indices[0], np.arange(h * w))
+        return y.reshape(n, c, len(indices[0]), h, w)
+    rows, columns = (devices.beside(i, input.data) for i in indices)
+    return Nearest.apply(input, rows=rows, columns=columns)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Channels and pixels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class PixelShuffle(Function):
+    """y[n, c, h r + a, w r + b] = x[n, (c, a, b), h, w]          x̄ = the inverse, of ȳ          (N, C r², H, W)"""
+
+    keeps_inputs = False
+
+    def forward(self, x: Any, *, r: int) -> Any:
+        self.r = r
+        n, c, h, w = x.shape
+        fine, parts = np.empty_like(x, shape=(n, c // (r * r), h, r, w, r)), x.reshape(n, c // (r * r), r, r, h, w)
+        for a, b in np.ndindex(r, r):  # lines of w pixels, which one permutation of all would take pixel by pixel
+            fine[:, :, :, a, :, b] = parts[:, :, a, b]
+        return fine.reshape(n, c // (r * r), h * r, w * r)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return pixel_unshuffle(dy, self.r)
+
+
 def pixel_shuffle(input: Any, upscale_factor: int) -> Tensor:
     """(…, C r², H, W) → (…, C, H r, W r): channels become a finer grid.  Shi et al. 2016, arXiv:1609.05158."""
     x, r = as_tensor(input), upscale_factor
     if x.ndim < 3 or r < 1 or x.shape[-3] % (r * r):
         raise ValueError(f"pixel_shuffle: expected an input (…, C · {r}², H, W), got {x.shape}")
     *lead, c, h, w = x.shape
-    x = x.reshape(math.prod(lead), c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3)  # (N, C, H, r, W, r)
-    return x.reshape(*lead, c // (r * r), h * r, w * r)
+    y = PixelShuffle.apply(x.reshape(math.prod(lead), c, h, w), r=r)
+    return y.reshape(*lead, c // (r * r), h * r, w * r)
 
 
 def pixel_unshuffle(input: Any, downscale_factor: int) -> Tensor:
@@ -145,6 +213,11 @@ def pixel_unshuffle(input: Any, downscale_factor: int) -> Tensor:
     *lead, c, h, w = x.shape
     x = x.reshape(math.prod(lead), c, h // r, r, w // r, r).permute(0, 1, 3, 5, 2, 4)  # (N, C, r, r, H, W)
     return x.reshape(*lead, c * r * r, h // r, w // r)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def adaptive_avg_pool2d(input: Any, output_size: int | None | Sequence[int | None]) -> Tensor:
