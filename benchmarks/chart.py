@@ -25,7 +25,7 @@ def _axes(width: float, height: float):
 
 
 def draw_goals(goals: Sequence[Goal], path: str | Path) -> None:
-    """A bar for each row whose rival was there: the figure as a multiple of what it must be at least, the aim as a mark."""
+    """A bar for each row whose rival could run: the figure as a multiple of what it must be at least, the aim as a mark"""
     rows = [goal for goal in goals if goal.figure is not None][::-1]
     figure, axes = _axes(10, 1 + 0.3 * len(rows))
     for y, goal in enumerate(rows):

@@ -1,4 +1,9 @@
-"""What the machine can do at most: the roof that kernels are measured against."""
+"""What the machine can do at most: the roof that kernels are measured against.
+
+`peak` and `bandwidth` are measured, not read off a data sheet: clocks and vector units differ between processors that report
+the same instructions, and a virtual machine shares them. A kernel that does F floating-point operations and moves B bytes takes
+at least max(F / peak, B / bandwidth) seconds: the roofline of Williams, Waterman & Patterson 2009, which `chart` draws.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ from benchmarks.clock import GAP, THREADS, instructions
 
 
 def _together(call: Callable[[int], object], threads: int, rounds: int = 25) -> float:
-    """Seconds until all threads have called it once, each for itself; the least of some rounds."""
+    """Seconds until each thread has called the function once; the least of some rounds"""
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(call, range(threads)))
@@ -32,7 +37,7 @@ def _together(call: Callable[[int], object], threads: int, rounds: int = 25) -> 
 
 @lru_cache
 def peak(threads: int = THREADS, letter: str = "f") -> float:
-    """Products and sums a second: the register tile on one row, read again and again from the first cache."""
+    """Floating-point operations a second: the register tile on one row of A and of B, which stay in the L1 cache"""
     from kernels.cpu.simd import HEIGHT, VECTORS, lanes, tile
 
     tiler = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 11)(tile[letter])

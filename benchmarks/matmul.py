@@ -1,4 +1,7 @@
-"""Matrix products against NumPy's BLAS, at 1 thread and at all; `ladder()`: the steps from the naive loop, at 1."""
+"""Matrix products beside NumPy's BLAS, on one thread and on all; `ladder`: the steps from the naive loop, on one.
+
+A product of m × k by k × n takes 2 m n k floating-point operations: as many products as sums.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ BATCHED = ((48, 256, 64, 256, "NT"), (48, 256, 256, 64, "NN"), (72, 64, 64, 64, 
 
 
 def name(*shape: int | str) -> str:
+    """(m, k, n, form) as a case is called: N a matrix that lies as it is, T one that lies transposed, of A and of B"""
     *sizes, form = shape
     return f"{' × '.join(map(str, sizes))} {form}"
 
@@ -58,7 +62,7 @@ def build(who: str, case: str) -> Callable[[], Any]:
 
 
 def run(quick: bool, only: str) -> list[dict]:
-    """A row for each product and number of threads; × above 1 means faster than NumPy."""
+    """A row for each product, on one thread and on all; × above 1 means faster than NumPy."""
     rows = []
     for threads in sorted({1, clock.THREADS}):
         with clock.Rivals("matmul", ["ours", "numpy"], threads) as rivals:
@@ -74,6 +78,7 @@ def run(quick: bool, only: str) -> list[dict]:
 
 
 def goals(rows: list[dict]) -> list[Goal]:
+    """The median of each kind, and the worst of the large products, on one thread and on all."""
     table = []
     whats = {
         "large": ("GEMM 128…2048 and transformer shapes, float32", 0.95, 1.05),

@@ -1,5 +1,5 @@
 """What U-Nets and transformers are made of, op by op, forward and backward through the engine, beside PyTorch; on one thread
-and on all.
+and on all. All these ops are bound by memory, so their times are compared, and no floating-point operations are counted.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def build(who: str, case: str) -> Callable[[], Any]:
 
 
 def run(quick: bool, only: str) -> list[dict]:
-    """A row for each function and number of threads: milliseconds of both passes, and ratios to PyTorch."""
+    """A row for each function, on one thread and on all: milliseconds of both passes, and ratios to PyTorch."""
     rows = []
     for threads in sorted({1, clock.THREADS}):
         with clock.Rivals("pieces", ["ours", "torch"], threads) as rivals:
@@ -119,6 +119,7 @@ def run(quick: bool, only: str) -> list[dict]:
 
 
 def goals(rows: list[dict]) -> list[clock.Goal]:
+    """The slowest of them beside PyTorch, on one thread and on all."""
     table = []
     for threads in sorted({row["threads"] for row in rows}):
         some = [row for row in rows if row["threads"] == threads]

@@ -14,16 +14,16 @@ FUSED = ("softmax", "cross_entropy", "layer_norm", "gelu", "dropout", "embedding
 CASES = (*FUSED, "layer_norm_backward", "gelu_backward")
 
 
-def _arguments(door: str) -> tuple[tuple, dict]:
+def _arguments(kernel: str) -> tuple[tuple, dict]:
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape).astype("f")
 
     x, dy, w, b, target = normal(3072, 384), normal(3072, 384), normal(384), normal(384), rng.integers(0, 65, 3072)
-    if door in ("embedding", "scatter_add"):
+    if kernel in ("embedding", "scatter_add"):
         table, index = normal(50257, 384), rng.integers(0, 50257, 3072)
-        return (table, index) if door == "embedding" else (table, index, x), {}
+        return (table, index) if kernel == "embedding" else (table, index, x), {}
     return {
         "softmax": ((x,), {}),
         "cross_entropy": ((normal(3072, 65), target), {}),
@@ -32,10 +32,11 @@ def _arguments(door: str) -> tuple[tuple, dict]:
         "gelu": ((x,), {}),
         "gelu_backward": ((dy, x), {}),
         "dropout": ((x,), {"p": 0.1, "seed": 0}),
-    }[door]
+    }[kernel]
 
 
 def build(who: str, case: str) -> Callable[[], Any]:
+    """One call of a kernel: ours, the reference's (NumPy), or PyTorch's."""
     arguments, options = _arguments(case)
     if who == "torch":
         torch = clock.torch()
@@ -49,17 +50,18 @@ def build(who: str, case: str) -> Callable[[], Any]:
             "embedding": lambda: torch.nn.functional.embedding(t[1], t[0]),
             "scatter_add": lambda: t[0].index_add_(0, t[1], t[2]),
         }[case]
-    rooms = reference
+    backend = reference
     if who == "ours":
-        import kernels as rooms
-    same = [getattr(room, case)(*(x.copy() for x in arguments), **options) for room in (rooms, reference)]
+        import kernels as backend
+    same = [getattr(some, case)(*(x.copy() for x in arguments), **options) for some in (backend, reference)]
     for mine, theirs in zip(*(x if isinstance(x, tuple) else (x,) for x in same if x is not None), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
-    door = getattr(rooms, case)
-    return lambda: door(*arguments, **options)
+    kernel = getattr(backend, case)
+    return lambda: kernel(*arguments, **options)
 
 
 def run(quick: bool, only: str) -> list[dict]:
+    """A row for each kernel: milliseconds a call, and ratios to the others."""
     rows = []
     with clock.Rivals("rows", ["ours", "numpy", "torch"]) as rivals:
         for case in CASES:
@@ -70,4 +72,5 @@ def run(quick: bool, only: str) -> list[dict]:
 
 
 def goals(rows: list[dict]) -> list[clock.Goal]:
+    """None: the aims are those of the steps that these kernels are parts of."""
     return []

@@ -27,6 +27,7 @@ from kernels.backends import backend, backend_of, chosen, on_device, open_device
 __all__ = [
     "adam",
     "adamw",
+    "add_to_rows",
     "attention",
     "attention_backward",
     "attention_dropout",
@@ -74,15 +75,18 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "scale",
+    "scale_rows",
     "scatter_add",
     "sigmoid",
     "sigmoid_backward",
+    "sign",
     "silu",
     "silu_backward",
     "softmax",
     "softmax_backward",
     "softplus",
     "softplus_backward",
+    "squared_error",
     "sum_of_squares",
     "sum_over",
     "tanh_backward",
@@ -160,6 +164,11 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
     return backend_of(dy, y).activations.sigmoid_backward(dy, y)
 
 
+def sign(x: Array) -> Array:
+    """1 for x > 0, −1 for x < 0, 0 for 0, NaN for NaN"""
+    return backend_of(x).activations.sign(x)
+
+
 def tanh_backward(dy: Array, y: Array) -> Array:
     """x̄ = ȳ (1 − y²)"""
     return backend_of(dy, y).activations.tanh_backward(dy, y)
@@ -225,13 +234,28 @@ def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sums
+# Sums, and rows with a constant each
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def sum_over(x: Array, axes: Sizes, divisor: float = 1) -> Array:
     """y = Σ x / divisor over the axes (not negative ones), which y lacks; added up, and divided, in float64"""
     return backend_of(x).reductions.sum_over(x, axes, divisor)
+
+
+def squared_error(x: Array, t: Array, divisor: float = 1) -> Array:
+    """ℓ = Σ (x − t)² / divisor over all elements; added up, and divided, in float64"""
+    return backend_of(x, t).elementwise.squared_error(x, t, divisor)
+
+
+def add_to_rows(x: Array, s: Array) -> Array:
+    """y_ij = x_ij + s_i.     (N, n), (N) → (N, n)"""
+    return backend_of(x, s).elementwise.add_to_rows(x, s)
+
+
+def scale_rows(x: Array, s: Array) -> Array:
+    """y_ij = x_ij s_i.     (N, n), (N) → (N, n)"""
+    return backend_of(x, s).elementwise.scale_rows(x, s)
 
 
 def column_sums(x: Array) -> Array:

@@ -22,6 +22,7 @@ from kernels.reference_activations import (  # noqa: F401 (kernels like those be
     mish_backward,
     sigmoid,
     sigmoid_backward,
+    sign,
     silu,
     silu_backward,
     softmax_backward,
@@ -266,6 +267,21 @@ def sum_over(x: Array, axes: tuple[int, ...], divisor: float = 1) -> Array:
     wide = np.result_type(x.dtype, np.float64)
     with np.errstate(over="ignore"):  # float16 ends at 65,504
         return (np.sum(x, axis=axes, dtype=wide) / divisor).astype(x.dtype)[...]  # an array, also of no dimensions
+
+
+def squared_error(x: Array, t: Array, divisor: float = 1) -> Array:
+    """ℓ = Σ (x − t)² / divisor, over all elements; added up, and divided, in float64"""
+    return sum_over(np.square(x - t), tuple(range(x.ndim)), divisor)
+
+
+def add_to_rows(x: Array, s: Array) -> Array:
+    """y_ij = x_ij + s_i.     (N, n), (N) → (N, n)"""
+    return x + s[:, None]
+
+
+def scale_rows(x: Array, s: Array) -> Array:
+    """y_ij = x_ij s_i.     (N, n), (N) → (N, n)"""
+    return x * s[:, None]
 
 
 def column_sums(x: Array) -> Array:

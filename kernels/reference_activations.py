@@ -107,3 +107,8 @@ def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     """x̄ = ȳ − e^y Σ_j ȳ_j"""
     return dy - np.exp(y) * _total(dy, axis)
+
+
+def sign(x: Array) -> Array:
+    """1 for x > 0, −1 for x < 0, 0 for 0, NaN for NaN"""
+    return np.sign(x)

@@ -18,7 +18,14 @@ import numpy as np
 from scratchgen import device as devices
 from scratchgen.ops.choice import Huber, where
 from scratchgen.ops.elementwise import exp, log, sigmoid, softplus
-from scratchgen.ops.fused import BinaryCrossEntropy, Reparameterized, StandardGaussianKL, class_losses, log_softmax
+from scratchgen.ops.fused import (
+    BinaryCrossEntropy,
+    Reparameterized,
+    SquaredError,
+    StandardGaussianKL,
+    class_losses,
+    log_softmax,
+)
 from scratchgen.ops.operands import Number, as_tensor, floating, operands
 from scratchgen.tensors import Tensor, constant
 
@@ -71,6 +78,8 @@ def _pair(name: str, input: Any, target: Any) -> tuple[Tensor, Tensor]:
 def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     """ℓ = (x − t)²"""
     x, t = _pair("mse_loss", input, target)
+    if reduction in ("mean", "sum"):
+        return SquaredError.apply(x, t, n=(math.prod(x.shape) or math.nan) if reduction == "mean" else 1)
     return _reduced("mse_loss", (x - t).square(), reduction)
 
 

@@ -247,6 +247,13 @@ def elementwise_cases(letter, normal):
         for kept in (x.ndim, x.ndim - 1, 0):  # a gradient of its own for each element, for each row, or one for all
             shared = normal(*x.shape[:kept], *[1] * (x.ndim - kept))
             yield "binary_cross_entropy_backward", (np.broadcast_to(shared, x.shape), x, t), {}
+        yield "squared_error", (x, t), {}
+        yield "squared_error", (x, t, 7), {}
+    for n, width in ((1, 1), (3, 5), (1, 40_000), (300, 130), (0, 4), (4, 0)):
+        for x in (normal(n, width), np.asfortranarray(normal(n, width))):
+            for door in ("add_to_rows", "scale_rows"):
+                yield door, (x, normal(n)), {}
+                yield door, (x, normal(2 * n)[::2]), {}
 
 
 def activations_cases(letter, normal):
@@ -258,6 +265,7 @@ def activations_cases(letter, normal):
         for door, options in (
             ("sigmoid", [{}]),
             ("tanh", [{}]),
+            ("sign", [{}]),
             ("softplus", [{}, {"beta": 0.5, "threshold": 1.0}, {"beta": -1.0, "threshold": np.inf}]),
             ("elu", [{}, {"alpha": 0.3, "scale": 2.0, "rate": 1.5}, {"rate": -0.01}]),
             ("silu", [{}]),
@@ -266,6 +274,9 @@ def activations_cases(letter, normal):
             for chosen in options:
                 if door != "tanh":
                     yield door, (x,), chosen
+                if door == "sign":
+                    yield door, (np.round(x / 9),), chosen  # with zeros
+                    continue
                 yield f"{door}_backward", (dy, np.tanh(x) if door in ("sigmoid", "tanh") else x), chosen
     for shape, axes in (((2,), [0]), ((3, 4), [-1]), ((2, 6, 5), [0, 1]), ((70, 260), [0, 1, -1]), ((1, 400, 66), [1, 2])):
         x = 3 * normal(*shape)

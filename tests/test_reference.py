@@ -705,3 +705,17 @@ def test_what_a_vae_composes_has_the_value_of_its_node():
     mean, log_var, noise = (sg.tensor(draw(3, 4)) for _ in range(3))
     close(fused.StandardGaussianKL().composed(mean, log_var).data, F.kl_standard_gaussian(mean, log_var).data)
     close(fused.Reparameterized().composed(mean, log_var, noise).data, F.reparameterize(mean, log_var, noise).data)
+
+
+def test_rows_with_constants_squared_errors_and_signs():
+    x, s = np.array([[1.0, -2.0, 0.5], [0.0, -0.0, np.nan]]), np.array([10.0, -1.0])
+    for i, j in np.ndindex(x.shape):
+        np.testing.assert_equal(reference.add_to_rows(x, s)[i, j], x[i, j] + s[i])
+        np.testing.assert_equal(reference.scale_rows(x, s)[i, j], x[i, j] * s[i])
+    np.testing.assert_equal(reference.sign(x), [[1, -1, 1], [0, 0, np.nan]])
+    a, b = np.array([[1, 2], [3, 4]], "f"), np.array([[1, 4], [0, 0]], "f")
+    assert reference.squared_error(a, b) == 4 + 9 + 16
+    loss = reference.squared_error(a, b, 4)
+    assert loss == 7.25 and loss.dtype == np.float32 and loss.shape == ()
+    many = np.full(100_000, 0.1, "f")
+    assert reference.squared_error(many, np.zeros_like(many), many.size) == np.square(np.float32(0.1))  # equal: their own mean

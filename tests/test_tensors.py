@@ -206,3 +206,31 @@ def test_a_tensor_has_the_machines_byte_order():
     x = sg.tensor(swapped, requires_grad=True)
     (x * x).sum().backward()
     assert x.dtype == np.float32 and x.dtype.isnative and x.grad.tolist() == [0.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"),
+    [
+        ((2, 9, 32, 32), (2, 9, 1, 1)),
+        ((2, 9, 32, 32), (9, 1, 1)),
+        ((9, 2, 1024), (1, 2, 1)),
+        ((20_000, 2), (20_000, 1)),  # rows too short
+        ((300, 100), (1, 100)),  # no constants of rows
+        ((300, 100), ()),
+        ((1, 300, 100), (2, 300, 1)),  # both are broadcast
+    ],
+)
+def test_one_constant_for_each_row_broadcasts_as_in_numpy(shape, other):
+    rng = np.random.default_rng(0)
+    for letter in "fd":
+        x, s = rng.standard_normal(shape).astype(letter), rng.standard_normal(other).astype(letter)
+        a, b = sg.tensor(x, requires_grad=True), sg.tensor(s, requires_grad=True)
+        for found, wanted in ((a + b, x + s), (b + a, s + x), (a * b, x * s), (b * a, s * x)):
+            assert found.dtype == wanted.dtype and np.array_equal(found.data, wanted)
+        dy = rng.standard_normal((a * b).shape).astype(letter)
+        da, db = sg.grad(a * b, (a, b), sg.tensor(dy))
+        extra = tuple(d for d, (n, m) in enumerate(zip(dy.shape, (1,) * (dy.ndim - s.ndim) + s.shape, strict=True)) if n != m)
+        lead = tuple(d for d, (n, m) in enumerate(zip(dy.shape, x.shape, strict=True)) if n != m)
+        wanted = (dy * s).sum(lead, keepdims=True, dtype="d"), (dy * x).sum(extra, dtype="d").reshape(other)
+        for found, value in zip((da, db), wanted, strict=True):
+            np.testing.assert_allclose(found.data, value, rtol=1e-4 if letter == "f" else 1e-9, atol=1e-4)

@@ -1,12 +1,14 @@
 r"""Activations: y_i = f(x_i), and the gradients x̄_i = ȳ_i f'(x_i), each in one vectorised pass that the threads share.
 
-Each function is a loop over so many elements, compiled by itself as a C function when it is first wanted; `over` and
-`over_two` call it, by its address, for each thread's share. The arrays are arguments of these two, so that they outlive
-every use of an address.
-What `rows` says of inputs and of threads holds here too; nothing is summed.
+    for each thread t:                             x   │  part 0  │  part 1  │ …         contiguous, of equal lengths
+        for j in its part:   y_j = f(x_j)          y   │  part 0  │  part 1  │ …
 
-σ(x) is e / (1 + e) or 1 / (1 + e) with e = e^{−|x|} ≤ 1, so nothing overflows. x stands in a product with σ only after it was
-held above `LOW`, where σ is 0: so that −∞ · 0 does not arise.
+Each f is a loop over n elements, compiled as a C function when it is first wanted (`of_one`, `of_two`). The kernels
+`over_one` and `over_two` call it by its address for each thread's part. The arrays are arguments of these two, so that they
+outlive every use of an address. What `rows` says of inputs and of threads holds here too; nothing is summed.
+
+σ(x) is e / (1 + e) or 1 / (1 + e) with e = e^{−|x|} ≤ 1, so nothing overflows. Where x is a factor of σ, x is first held above
+`LOW`, where σ is 0, so that −∞ · 0 does not arise. `LOW` is −800, since e^−800 is 0 in float64 too.
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ from kernels.cpu.rows import covers, flat, plain, shares
 from kernels.cpu.simd import address, call
 
 Array = np.ndarray
-LOW = -800.0  # e^LOW is 0 in float64 as well
+LOW = -800.0
 
 
-def one(function: Any) -> Kernel:
-    """A loop function(x, y, a, b, c, n) that writes y."""
+def of_one(function: Any) -> Kernel:
+    """A loop function(x, y, a, b, c, n) that writes n elements of y; a, b and c: constants of f, of the type of x"""
     return Kernel(function, lambda T: VOID(*[types.CPointer(T)] * 2, T, T, T, INT), callback=True, fastmath={"contract"})
 
 
-def two(function: Any) -> Kernel:
-    """A loop function(u, v, y, a, b, c, n) that writes y."""
+def of_two(function: Any) -> Kernel:
+    """A loop function(u, v, y, a, b, c, n) that writes n elements of y, such as x̄ from ȳ and x"""
     return Kernel(function, lambda T: VOID(*[types.CPointer(T)] * 3, T, T, T, INT), callback=True, fastmath={"contract"})
 
 
 @kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), T, T, T, INT), parallel=True)
-def over(function, x, y, a, b, c, nt):
-    """function(x, y, …) for each thread's share of the elements"""
+def over_one(function, x, y, a, b, c, nt):
+    """function(x, y, …) for each thread's part of the elements"""
     if nt == 1:
         call(function, (address(x), address(y), a, b, c, x.size))
     else:
@@ -53,7 +55,7 @@ def over(function, x, y, a, b, c, nt):
 
 @kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), T, T, T, INT), parallel=True)
 def over_two(function, u, v, y, a, b, c, nt):
-    """function(u, v, y, …) for each thread's share of the elements"""
+    """function(u, v, y, …) for each thread's part of the elements"""
     if nt == 1:
         call(function, (address(u), address(v), address(y), a, b, c, y.size))
     else:
@@ -65,7 +67,7 @@ def over_two(function, u, v, y, a, b, c, nt):
 
 def _forward(function: Kernel, x: Array, a: float = 0.0, b: float = 0.0, c: float = 0.0) -> Array:
     y, letter = np.empty(x.shape, x.dtype), x.dtype.char
-    over[letter](function[letter], plain(x).reshape(-1), y.reshape(-1), a, b, c, shares(4 * x.size))
+    over_one[letter](function[letter], plain(x).reshape(-1), y.reshape(-1), a, b, c, shares(4 * x.size))
     return y
 
 
@@ -77,6 +79,7 @@ def _backward(function: Kernel, dy: Array, x: Array, a: float = 0.0, b: float = 
 
 
 def _pair(dy: Array, x: Array) -> bool:
+    """Are both covered, and of one shape?"""
     return dy.shape == x.shape and covers(dy, x)
 
 
@@ -85,20 +88,20 @@ def _pair(dy: Array, x: Array) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@one
+@of_one
 def sigmoid_loop(x, y, a, b, c, n):
     for j in range(n):
         y[j] = logistic(x[j])
 
 
-@two
+@of_two
 def sigmoid_slope_loop(dy, y, dx, a, b, c, n):
     unit = type(a)(1)
     for j in range(n):
         dx[j] = dy[j] * (y[j] * (unit - y[j]))
 
 
-@two
+@of_two
 def tanh_slope_loop(dy, y, dx, a, b, c, n):
     unit = type(a)(1)
     for j in range(n):
@@ -120,12 +123,23 @@ def tanh_backward(dy: Array, y: Array) -> Array:
     return _backward(tanh_slope_loop, dy, y) if _pair(dy, y) else reference.tanh_backward(dy, y)
 
 
+@of_one
+def sign_loop(x, y, a, b, c, n):
+    zero, unit = type(a)(0), type(a)(1)
+    for j in range(n):
+        y[j] = unit if x[j] > zero else -unit if x[j] < zero else zero if x[j] == zero else x[j]
+
+
+def sign(x: Array) -> Array:
+    return _forward(sign_loop, x) if covers(x) else reference.sign(x)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rectifiers with a bend
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@one
+@of_one
 def softplus_loop(x, y, beta, share, threshold, n):
     zero = type(beta)(0)
     for j in range(n):
@@ -134,7 +148,7 @@ def softplus_loop(x, y, beta, share, threshold, n):
         y[j] = x[j] if z > threshold else bent
 
 
-@two
+@of_two
 def softplus_slope_loop(dy, x, dx, beta, share, threshold, n):
     for j in range(n):
         z = x[j] * beta
@@ -156,7 +170,7 @@ def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: floa
     return _backward(softplus_slope_loop, dy, x, beta, 0.0, threshold)
 
 
-@one
+@of_one
 def elu_loop(x, y, scale, low, rate, n):
     zero = type(scale)(0)
     for j in range(n):
@@ -164,7 +178,7 @@ def elu_loop(x, y, scale, low, rate, n):
         y[j] = scale * x[j] if x[j] > zero else below
 
 
-@two
+@of_two
 def elu_slope_loop(dy, x, dx, scale, low, rate, n):
     zero = type(scale)(0)
     for j in range(n):
@@ -191,13 +205,13 @@ def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0,
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@one
+@of_one
 def silu_loop(x, y, low, b, c, n):
     for j in range(n):
         y[j] = (low if x[j] < low else x[j]) * logistic(x[j])
 
 
-@two
+@of_two
 def silu_slope_loop(dy, x, dx, low, b, c, n):
     unit = type(low)(1)
     zero = type(low)(0)
@@ -220,7 +234,7 @@ def silu_backward(dy: Array, x: Array) -> Array:
 
 
 # With u = e^{−|x|}:  tanh(log(1 + eˣ)) = (1 + 2u) / (1 + 2u + 2u²) for x ≥ 0,  (2u + u²) / (2 + 2u + u²) for x < 0
-@one
+@of_one
 def mish_loop(x, y, low, b, c, n):
     zero, unit, twice = type(low)(0), type(low)(1), type(low)(2)
     for j in range(n):
@@ -231,7 +245,7 @@ def mish_loop(x, y, low, b, c, n):
         y[j] = (low if x[j] < low else x[j]) * (above / (above + beside))
 
 
-@two
+@of_two
 def mish_slope_loop(dy, x, dx, low, b, c, n):
     zero, unit, twice = type(low)(0), type(low)(1), type(low)(2)
     for j in range(n):
@@ -243,7 +257,7 @@ def mish_slope_loop(dy, x, dx, low, b, c, n):
         held = -low if x[j] > -low else low if x[j] < low else x[j]
         t = above * share
         s = (u if negative else unit) / (unit + u)
-        dx[j] = dy[j] * (t + held * (beside * share) * (unit + t) * s)  # 1 − t = beside share
+        dx[j] = dy[j] * (t + held * (beside * share) * (unit + t) * s)  # beside · share is 1 − t
 
 
 def mish(x: Array) -> Array:
@@ -256,15 +270,15 @@ def mish_backward(dy: Array, x: Array) -> Array:
     return _backward(mish_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.mish_backward(dy, x)
 
 
-@two
+@of_two
 def glu_loop(x, gate, y, a, b, c, n):
     for j in range(n):
         y[j] = x[j] * logistic(gate[j])
 
 
-@two
+@of_two
 def glu_slope_loop(dy, x, dx, a, b, c, n):
-    """x and dx: n elements and the n of their gates behind them"""
+    """x and dx: n elements, and behind them the n of their gates"""
     zero, unit = type(a)(0), type(a)(1)
     for j in range(n):
         e = exp_nonpositive(-abs(x[n + j]))
@@ -276,7 +290,7 @@ def glu_slope_loop(dy, x, dx, a, b, c, n):
 
 @kernel(lambda T: VOID(INT, flat(T), flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
 def over_halves(function, dy, x, out, forward, nt):
-    """A row of x holds elements and their gates: forward `out` is y, otherwise x̄."""
+    """A row of x holds elements and behind them their gates; `out`: y if `forward`, else x̄"""
     rows, n, size = len(x), x.shape[1] // 2, x.itemsize
     nothing = x.dtype.type(0)
     for t in numba.prange(nt):
@@ -287,7 +301,7 @@ def over_halves(function, dy, x, out, forward, nt):
 
 
 def _halves(x: Array, axis: int) -> tuple[int, int]:
-    """Rows of elements and their gates: what lies before the axis, and what from there on."""
+    """x as rows, each of elements and behind them their gates: how many rows, and how long"""
     axis %= x.ndim
     return math.prod(x.shape[:axis]), math.prod(x.shape[axis:])
 
@@ -318,7 +332,7 @@ def glu_backward(dy: Array, x: Array, axis: int) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Softmax, backward: the rows' own sums
+# Softmax, backward: each row needs a sum over itself
 # ---------------------------------------------------------------------------------------------------------------------
 
 

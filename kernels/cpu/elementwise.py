@@ -1,6 +1,10 @@
-r"""Kernels that pass over single elements: activations, a loss, dropout. One pass each, vectorised, shared by the threads.
+r"""Kernels that pass over single elements, once, vectorised, by all threads: GELU, losses, dropout, rows with a constant each.
 
-What `rows` says of inputs and of threads holds here too; nothing is summed.
+    for each thread t:                             x   │  part 0  │  part 1  │ …         contiguous, of equal lengths
+        for j in its part:   y_j = f(x_j)          y   │  part 0  │  part 1  │ …
+
+What `rows` says of inputs and of threads holds here too. Only the sum of a loss adds up. Its error does not grow with the
+count: BLOCK binary cross-entropies are added in their own type, the sums of blocks, and squared errors, in float64.
 """
 
 from __future__ import annotations
@@ -126,7 +130,7 @@ def _loss(x, t, zero):
 
 
 @sums
-def _bits(x, t, loss):
+def _losses(x, t, loss):
     zero = x.dtype.type(0)
     for j in range(np.uintp(x.size)):
         loss[j] = _loss(x[j], t[j], zero)
@@ -134,17 +138,18 @@ def _bits(x, t, loss):
 
 @kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
 def binary_losses(x, t, loss, nt):
+    """ℓ, for each element"""
     if nt == 1:
-        _bits(x, t, loss)
+        _losses(x, t, loss)
     else:
         for p in numba.prange(nt):
             i0, i1 = p * x.size // nt, (p + 1) * x.size // nt
-            _bits(x[i0:i1], t[i0:i1], loss[i0:i1])
+            _losses(x[i0:i1], t[i0:i1], loss[i0:i1])
 
 
 @sums
-def _bits_total(x, t):
-    """Σ ℓ, block by block: so that a long one is no less right"""
+def _total(x, t):
+    """Σ ℓ, block by block"""
     total, zero = 0.0, x.dtype.type(0)
     for i in range(0, x.size, BLOCK):
         block, a, b = zero, x[i : i + BLOCK], t[i : i + BLOCK]
@@ -154,16 +159,25 @@ def _bits_total(x, t):
     return total
 
 
+@helper
+def _added(parts):
+    """Σ parts, in their order"""
+    total = 0.0
+    for part in parts:
+        total += part
+    return total
+
+
 @kernel(lambda T: VOID(flat(T), flat(T), result(numba.float64, 1, "C"), result(T, 1, "C")), parallel=True)
 def binary_total(x, t, parts, total):
     """total[0] = Σ ℓ,  parts[p] = Σ ℓ over what falls to thread p"""
     if parts.size == 1:
-        parts[0] = _bits_total(x, t)
+        parts[0] = _total(x, t)
     else:
         for p in numba.prange(parts.size):
             i0, i1 = p * x.size // parts.size, (p + 1) * x.size // parts.size
-            parts[p] = _bits_total(x[i0:i1], t[i0:i1])
-    total[0] = parts.sum()
+            parts[p] = _total(x[i0:i1], t[i0:i1])
+    total[0] = _added(parts)
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
@@ -181,7 +195,7 @@ def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
 
 
 @sums
-def _bits_backward(dloss, x, t, dx):
+def _slopes(dloss, x, t, dx):
     for j in range(np.uintp(x.size)):
         dx[j] = dloss * (sigmoid(x[j]) - t[j])
 
@@ -195,18 +209,18 @@ def _scale_by(dloss, dx):
 @helper
 def _binary_losses_backward(dloss, x, t, dx, each, i, i1):
     if each == 1:
-        _bits_backward(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
+        _slopes(x.dtype.type(1), x[i:i1], t[i:i1], dx[i:i1])
         _scale_by(dloss[i:i1], dx[i:i1])
         i = i1
     while i < i1:
         end = min(i1, (i // each + 1) * each)
-        _bits_backward(dloss[i // each], x[i:end], t[i:end], dx[i:end])
+        _slopes(dloss[i // each], x[i:end], t[i:end], dx[i:end])
         i = end
 
 
 @kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT, INT), parallel=True)
 def binary_losses_backward(dloss, x, t, dx, each, nt):
-    """Every `each` elements of x share one of ℓ̄."""
+    """x̄ = ℓ̄ (σ(x) − t); the first `each` elements of x belong to the first ℓ̄, the next to the second, and so on."""
     if nt == 1:
         _binary_losses_backward(dloss, x, t, dx, each, 0, x.size)
     else:
@@ -229,13 +243,93 @@ def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Squared errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@sums
+def _squares(x, t):
+    """Σ (x − t)², each square rounded to its type, all added in float64"""
+    total = 0.0
+    for j in range(np.uintp(x.size)):
+        d = x[j] - t[j]
+        total += numba.float64(d * d)
+    return total
+
+
+@kernel(lambda T: VOID(flat(T), flat(T), numba.float64, result(numba.float64, 1, "C"), result(T, 1, "C")), parallel=True)
+def mean_square(x, t, divisor, parts, mean):
+    """mean[0] = Σ (x − t)² / divisor;  parts[p]: the sum over thread p's part"""
+    if parts.size == 1:
+        parts[0] = _squares(x, t)
+    else:
+        for p in numba.prange(parts.size):
+            i0, i1 = p * x.size // parts.size, (p + 1) * x.size // parts.size
+            parts[p] = _squares(x[i0:i1], t[i0:i1])
+    mean[0] = _added(parts) / divisor
+
+
+def squared_error(x: Array, t: Array, divisor: float = 1) -> Array:
+    if not covers(x, t) or x.shape != t.shape:
+        return reference.squared_error(x, t, divisor)
+    loss = np.empty((), x.dtype)
+    inputs = plain(x).reshape(-1), plain(t).reshape(-1)
+    mean_square[x.dtype.char](*inputs, divisor, np.empty(shares(x.size)), loss.reshape(1))
+    return loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows with a constant each
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def _with_constants(x, s, y, scaled, i0, i1):
+    """Rows i0 to i1 of x + s, or of x s if `scaled`"""
+    for i in range(i0, i1):
+        row, out, constant = x[i], y[i], s[i]
+        if scaled:
+            for j in range(np.uintp(row.size)):
+                out[j] = row[j] * constant
+        else:
+            for j in range(np.uintp(row.size)):
+                out[j] = row[j] + constant
+
+
+@kernel(lambda T: VOID(flat(T, 2), flat(T), result(T, 2, "C"), INT, INT), parallel=True)
+def with_constants(x, s, y, scaled, nt):
+    """y = x + s or x s, s_i the constant of row i"""
+    if nt == 1:
+        _with_constants(x, s, y, scaled, 0, len(x))
+    else:
+        for t in numba.prange(nt):
+            _with_constants(x, s, y, scaled, t * len(x) // nt, (t + 1) * len(x) // nt)
+
+
+def add_to_rows(x: Array, s: Array) -> Array:
+    if not covers(x, s):
+        return reference.add_to_rows(x, s)
+    y = np.empty(x.shape, x.dtype)
+    with_constants[x.dtype.char](plain(x), plain(s), y, 0, min(shares(x.size), len(x)))
+    return y
+
+
+def scale_rows(x: Array, s: Array) -> Array:
+    if not covers(x, s):
+        return reference.scale_rows(x, s)
+    y = np.empty(x.shape, x.dtype)
+    with_constants[x.dtype.char](plain(x), plain(s), y, 1, min(shares(x.size), len(x)))
+    return y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Dropout
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Philox 4×32, 10 rounds: a block cipher run on a counter. Any element's random word follows from the key and its own place
-# alone, so the backward pass makes the mask again instead of keeping it, whatever the number of threads. Word w of
-# counter c decides on element w Q + c, Q a quarter of the elements: four loops that run side by side.
-# Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+# Philox 4×32, 10 rounds: a block cipher run on a counter. An element's random word follows from the key and the element's
+# index alone, so the backward pass makes the mask again instead of keeping it, with any number of threads. Word w of counter
+# c decides on element w Q + c, where Q is a quarter of the elements: so a counter's four words go to four loops that run side
+# by side. Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 
 @helper
@@ -266,9 +360,9 @@ def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
     for c in range(whole, i1):
         words = philox(np.uintp(c), stream, key0, key1)
         for w in range(4):
-            place = w * quarter + c
-            if place < x.size:
-                y[place] = x[place] * scale if words[w] >= threshold else zero
+            i = w * quarter + c
+            if i < x.size:
+                y[i] = x[i] * scale if words[w] >= threshold else zero
 
 
 @kernel(lambda T: VOID(flat(T), result(T, 1, "C"), U64, T, U64, U64, U64, INT), parallel=True)

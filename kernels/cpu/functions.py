@@ -2,10 +2,15 @@ r"""exp, log, tanh, erf and the like, as LLVM's loop vectoriser takes them: arit
 
     eˣ = 2ⁿ eʳ,   n = round(x / ln 2),   r = x − n ln 2,   |r| ≤ ½ ln 2,   eʳ by its Taylor series
 
-whose remainder is under a tenth of an ulp after 8 terms in float32, 14 in float64. ln 2 is taken in two parts, the first
-with so few digits that n times it is exact. Adding 1.5 · 2^(bits of the fraction) rounds to an integer and leaves it in
-the low bits, from where it is shifted into the exponent; in two halves, so that results that overflow, or are subnormal,
-come out right. NaN in, NaN out: nothing here is compiled with fast-math beyond fused multiply-add.
+whose remainder is under a tenth of an ulp after 8 terms in float32, 14 in float64. ln 2 is taken in two parts, of which the
+first has so few digits that n times that part is exact. Adding 1.5 · 2^(bits of the fraction), the magic number, rounds to an
+integer and leaves it in the low bits:
+
+    a float32     │ sign │ exponent, 8 bits │ fraction, 23 bits │         2ⁿ is the number whose exponent is 127 + n and whose
+                                              ↑ n, of x + 1.5 · 2²³        fraction is 0: n is shifted from here to there
+
+`_times_power` does so in two halves, so that results that overflow, or are subnormal, come out right. NaN in, NaN out: nothing
+here is compiled with fast-math beyond fused multiply-add.
 """
 
 from __future__ import annotations
@@ -269,24 +274,12 @@ def _erf(x):
     if x != types.float32:
         return lambda x: math.erf(x)
     T = np.float32
-    # x P(x²) / Q(x²), |x| ≤ 3.93, where erf is 1 to the last bit: the fit that Eigen uses, to 3 ulp
-    p = [
-        T(c)
-        for c in (2.2905065861350646e-4, 3.4082910107109506e-3, 5.0955695062380861e-2, 0.18520832239976145, 1.128379143519084)
-    ]
-    q = [
-        T(c)
-        for c in (
-            -1.1791602954361697e-7,
-            2.3547966471313185e-5,
-            1.0179625278914885e-3,
-            1.4070470171167667e-2,
-            0.11098505178285362,
-        )
-    ]
-    p0, p1, p2, p3, p4 = p
-    q0, q1, q2, q3, q4 = q
-    q5, one, far = T(0.49746925110067538), T(1), T(3.925724783138660)
+    # x P(x²) / Q(x²) for |x| ≤ 3.93, above which erf is 1 to the last bit: the fit that Eigen uses, to 3 ulp
+    p0, p1, p2 = T(2.2905065861350646e-4), T(3.4082910107109506e-3), T(5.0955695062380861e-2)
+    p3, p4 = T(0.18520832239976145), T(1.128379143519084)
+    q0, q1, q2 = T(-1.1791602954361697e-7), T(2.3547966471313185e-5), T(1.0179625278914885e-3)
+    q3, q4, q5 = T(1.4070470171167667e-2), T(0.11098505178285362), T(0.49746925110067538)
+    one, far = T(1), T(3.925724783138660)
 
     def implementation(x):
         z = far if x > far else x

@@ -34,6 +34,7 @@ from kernels.cuda.build import (
     plain,
 )
 from kernels.cuda.sums import SHARED, add, block_sum
+from kernels.reference import sign  # noqa: F401 (kernels of this module: the array library's own)
 
 LOWEST = -200.0  # e^LOWEST is 0 in float32; where x is multiplied by σ(x), x is held above LOWEST, since −∞ · 0 is NaN
 

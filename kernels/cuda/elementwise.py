@@ -33,6 +33,7 @@ from kernels.cuda.build import (
     launch,
     plain,
 )
+from kernels.reference import add_to_rows, scale_rows, squared_error  # noqa: F401 (kernels of this module: the array library's own)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Activations

@@ -61,7 +61,7 @@ class Abs(Function):
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
-        return dy * constant(np.sign(x.data))
+        return dy * constant(kernels.sign(x.data))
 
 
 class LeakyRelu(Function):
@@ -142,8 +142,7 @@ class Clamp(Function):
 
     def forward(self, x: Any, *, lo: Number | None, hi: Number | None) -> Any:
         self.lo, self.hi = lo, hi
-        y = x if lo is None else np.maximum(x, lo)
-        return y if hi is None else np.minimum(y, hi)
+        return np.clip(x, lo, hi)
 
     def backward(self, dy: Tensor) -> Tensor:
         x = self.inputs[0].data

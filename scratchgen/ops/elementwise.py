@@ -6,6 +6,7 @@ Two operands broadcast as in NumPy; the engine sums a gradient back to the shape
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,37 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+MANY, LONG = 1 << 14, 64  # elements, and elements of a row, from which on NumPy's broadcasting costs more than a kernel
+
+
+def _by_rows(kernel: Callable, a: Any, b: Any) -> Any:
+    """kernel(x, s) where one of a and b holds one constant s for each row of the other, x; None where neither does.
+
+    A row is all that the other has along the last dimensions, such as the pixels of a channel.
+    """
+    x, s = (a, b) if a.size >= b.size else (b, a)
+    lead, ahead = x.ndim, x.ndim - s.ndim
+    if x.size < MANY or s.size < 2 or ahead < 0 or not devices.on_host(x) or not devices.on_host(s):
+        return None
+    while s.shape[lead - 1 - ahead] == 1:
+        lead -= 1
+    shape = s.shape[: lead - ahead]
+    if not x.flags.c_contiguous or math.prod(x.shape[lead:]) < LONG:
+        return None
+    if any(n not in (1, m) for n, m in zip(shape, x.shape[ahead:lead], strict=True)):
+        return None
+    constants = np.broadcast_to(s.reshape(shape), x.shape[:lead]).reshape(-1)
+    return kernel(x.reshape(len(constants), -1), constants).reshape(x.shape)
+
+
 class Add(Function):
     """y = a + b          ā = ȳ,  b̄ = ȳ"""
 
     keeps_inputs = False
 
     def forward(self, a: Any, b: Any) -> Any:
-        return a + b
+        y = None if a.shape == b.shape else _by_rows(kernels.add_to_rows, a, b)
+        return a + b if y is None else y
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         return dy, dy
@@ -80,7 +105,8 @@ class Mul(Function):
     """y = a b            ā = ȳ b,  b̄ = ȳ a"""
 
     def forward(self, a: Any, b: Any) -> Any:
-        return a * b
+        y = None if a.shape == b.shape else _by_rows(kernels.scale_rows, a, b)
+        return a * b if y is None else y
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
         a, b = self.inputs

@@ -30,6 +30,19 @@ __all__ = [
 ]
 
 
+class SquaredError(Function):
+    """ℓ = Σ (x − t)² / n          x̄ = 2 ℓ̄ (x − t) / n,  t̄ = −x̄                        any order: written in ops"""
+
+    def forward(self, x: Any, t: Any, *, n: float) -> Any:
+        self.n = n
+        return kernels.squared_error(x, t, n)
+
+    def backward(self, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        x, t = self.inputs
+        dx = (x - t) * (dloss / self.n * 2)
+        return dx, -dx if self.needs_input_grad[1] else None
+
+
 class Softmax(Function):
     r"""y_i = e^{x_i} / Σ_j e^{x_j}
 
