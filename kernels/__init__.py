@@ -307,7 +307,10 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
-    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
+    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all.
+
+    Of x = ±∞ it is 0 where t is 1 or 0 as x says, and ∞ for any other t.
+    """
     return backend_of(x, t).elementwise.binary_cross_entropy(x, t, total=total)
 
 
@@ -416,21 +419,20 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
     into: tuple[Array, Array, Array] | None = None,
+    **dropout: Any,
 ) -> tuple[Array, Array, Array, Array | None]:
     """The gradients of queries, keys and values, and of the mask if asked for.
 
     With P = e^{S − m} / Σ:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q,  M̄ = S̄
 
-    `out` and `statistics` are what `attention` returned. `into`: where to write Q̄, K̄, V̄.
+    `out` and `statistics` are what `attention` returned. Each gradient has the shape of its argument, and is summed where that
+    was repeated. `into`: arrays to write Q̄, K̄, V̄ to, such as the parts of one packed buffer. `dropout`: dropout_p, seed and
+    stream, as `attention` had them.
     """
-    options = {"causal": causal, "mask": mask, "scale": scale, "mask_grad": mask_grad, "into": into}
-    noise = {"dropout_p": dropout_p, "seed": seed, "stream": stream}
+    options = {"causal": causal, "mask": mask, "scale": scale, "mask_grad": mask_grad, "into": into, **dropout}
     module = backend_of(dout, q, k, v, out, statistics).attention
-    return module.attention_backward(dout, q, k, v, out, statistics, **options, **noise)
+    return module.attention_backward(dout, q, k, v, out, statistics, **options)
 
 
 def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:

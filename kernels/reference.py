@@ -1,6 +1,7 @@
-r"""What each kernel means, in a few lines of NumPy each: the oracle of the tests, and what runs where nothing faster does.
+"""What each kernel means, in a few lines of NumPy each: the oracle of the tests, and what runs where nothing faster does.
 
-Arrays in, arrays out; no input is ever written to, except where a name says so (`scatter_add`, `adamw`, `scale`).
+The functions have the names, the arguments and the descriptions of those in kernels/__init__.py, where the equations stand that
+are carried out here. The letters are those of the equations, with `dx` for x̄.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,19 +48,7 @@ Array = np.ndarray
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def matmul(
-    a: Array,
-    b: Array,
-    *,
-    out: Array | None = None,
-    bias: Array | None = None,
-    activation: str | None = None,
-    accumulate: bool = False,
-) -> Array:
-    """C = f(A B + bias), f one of None, "relu", "gelu" (exact), "gelu_tanh".     (…, m, k), (…, k, n) → (…, m, n)
-
-    `accumulate`: C = f(C + A B + bias), C the array `out`.
-    """
+def matmul(a: Array, b: Array, *, out: Array | None = None, bias: Array | None = None, activation: str | None = None) -> Array:
     if a.ndim > 2 and b.ndim == 2 and out is None:  # one product, not a stack of small ones
         rows = math.prod(a.shape[:-1])
         c = matmul(a.reshape(rows, a.shape[-1]), b, bias=bias, activation=activation)
@@ -68,9 +57,6 @@ def matmul(
         bias = bias.copy()
     # BLAS takes rows at any distance, but not a stride of 0 (an expanded gradient): NumPy would fall back to plain loops.
     a, b = (np.ascontiguousarray(x) if 0 in x.strides[-2:] else x for x in (a, b))
-    if accumulate and out is not None:
-        out += np.matmul(a, b)
-        return finish(out, bias, activation)
     return finish(np.matmul(a, b, out=out), bias, activation)
 
 
@@ -88,7 +74,6 @@ def finish(c: Array, bias: Array | None, activation: str | None) -> Array:
 
 
 def einsum(equation: str, *operands: Array) -> Array:
-    """Σ over the labels that the result does not name, of the product of the operands."""
     return np.einsum(equation, *operands, optimize=len(operands) > 1)
 
 
@@ -98,14 +83,12 @@ def einsum(equation: str, *operands: Array) -> Array:
 
 
 def erf(x: Array) -> Array:
-    """2/√π ∫₀ˣ e^{−t²} dt"""
     from scipy import special  # imported when first wanted: it takes longer to import than NumPy
 
     return special.erf(x)
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
     if approximate == "tanh":
         phi = np.square(x, out=np.empty_like(x))  # an array even where x is 0-d
         phi *= 0.044715
@@ -122,7 +105,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 
 
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
-    """x̄ = ȳ (Φ + x Φ');  "tanh": with t = tanh u(x), Φ = ½ (1 + t), Φ' = ½ (1 − t²) u'(x)"""
+    """ "tanh": with t = tanh u(x), Φ = ½ (1 + t), Φ' = ½ (1 − t²) u'(x)"""
     if approximate == "tanh":
         x2 = np.square(x, out=np.empty_like(x))
         t = np.multiply(x2, 0.044715, out=np.empty_like(x))
@@ -149,13 +132,11 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
 
 
 def leaky_relu(x: Array, slope: float) -> Array:
-    """y = x for x > 0, else slope · x;  slope 0 is ReLU, of −∞ too"""
     lower = x.dtype.type(0) if slope == 0 else x * x.dtype.type(slope)
     return np.where(x <= 0, lower, x)
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    """x̄ = ȳ for y > 0, else slope · ȳ, 0 for slope 0 whatever ȳ:  for slope ≥ 0, y has the sign of x"""
     lower = dy.dtype.type(0) if slope == 0 else dy * dy.dtype.type(slope)
     return np.where(y <= 0, lower, dy)
 
@@ -177,10 +158,6 @@ def philox(counter: Array, *, seed: int, stream: int = 0) -> Array:
 
 
 def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """y_i = x_i / (1 − p) with probability 1 − p, else 0; the same elements for the same seed, stream and size.
-
-    So its own backward pass. Word w of counter c decides on element w Q + c, Q a quarter of the elements.
-    """
     if p >= 1:
         return np.zeros(x.shape, x.dtype)
     words = philox(np.arange(-(-x.size // 4)), seed=seed, stream=stream).reshape(-1)[: x.size]
@@ -206,14 +183,12 @@ def _exp_rows(x: Array, axis: int) -> tuple[Array, Array, Array]:
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
     e, total, _ = _exp_rows(x, axis % x.ndim)
     e /= np.where(total == 0, 1, total)
     return e
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
     _, total, m = _exp_rows(x, axis % x.ndim)
     y = x - m  # first: m + log Σ would round away the logarithm beside a large m
     y -= np.log(np.where(total == 0, 1, total))
@@ -221,11 +196,6 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
-    """ℓ_n = log Σ_j e^{x_nj} − x_{n, t_n},  0 where t_n = ignore_index; and what the backward pass makes p_n from again,
-    m_n = max_j x_nj and 1/Σ_j e^{x_nj − m_n}.     (N, V), (N) → (N), (2, N)
-
-    The two are kept apart, since the logarithm of the sum is rounded away beside a large m.
-    """
     _, total, m = _exp_rows(x, 1)
     m, total = m[:, 0], np.where(total == 0, 1, total)[:, 0]
     kept = target != ignore_index
@@ -234,7 +204,6 @@ def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple
 
 
 def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Array, *, ignore_index: int = -100) -> Array:
-    """x̄_nj = ℓ̄_n (p_nj − [j = t_n]),  p_nj = e^{x_nj − m_n} / Σ_n;  0 where t_n = ignore_index"""
     kept = target != ignore_index
     m, inverse = statistics
     dx = np.exp(x - m[:, None])
@@ -245,10 +214,6 @@ def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Ar
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
-    """ℓ = −t log σ(x) − (1 − t) log(1 − σ(x)) = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all
-
-    Of x = ±∞ it is 0 where t is 1 or 0 as x says, and ∞ for any other t.
-    """
     loss = np.log1p(np.exp(-np.abs(x)))
     with np.errstate(invalid="ignore"):  # ∞ − ∞, 0 · ∞
         linear = np.maximum(x, 0) - t * x
@@ -257,40 +222,33 @@ def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
-    """x̄ = ℓ̄ (σ(x) − t)"""
     with np.errstate(over="ignore"):  # e^{−x} = ∞: σ = 0
         return dloss * (1 / (1 + np.exp(-x)) - t)
 
 
 def sum_over(x: Array, axes: tuple[int, ...], divisor: float = 1) -> Array:
-    """y = Σ x / divisor over the axes, which y lacks; added up, and divided, in float64"""
     wide = np.result_type(x.dtype, np.float64)
     with np.errstate(over="ignore"):  # float16 ends at 65,504
         return (np.sum(x, axis=axes, dtype=wide) / divisor).astype(x.dtype)[...]  # an array, also of no dimensions
 
 
 def squared_error(x: Array, t: Array, divisor: float = 1) -> Array:
-    """ℓ = Σ (x − t)² / divisor, over all elements; added up, and divided, in float64"""
     return sum_over(np.square(x - t), tuple(range(x.ndim)), divisor)
 
 
 def add_to_rows(x: Array, s: Array) -> Array:
-    """y_ij = x_ij + s_i.     (N, n), (N) → (N, n)"""
     return x + s[:, None]
 
 
 def scale_rows(x: Array, s: Array) -> Array:
-    """y_ij = x_ij s_i.     (N, n), (N) → (N, n)"""
     return x * s[:, None]
 
 
 def column_sums(x: Array) -> Array:
-    """y = Σ_rows x, added in float64.     (N, n) → (n)"""
     return x.sum(0, dtype=np.result_type(x.dtype, np.float64)).astype(x.dtype)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
     n = max(x.shape[-1], 1)
     mean = sum_over(x, (-1,), n)[:, None]
     y = x - mean
@@ -302,7 +260,6 @@ def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 
 def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
     n = max(x.shape[-1], 1)
     xhat = x - mean
     xhat *= rstd
@@ -317,20 +274,17 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 
 
 def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
-    """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
     rstd = 1 / np.sqrt(sum_over(x * x, (-1,), max(x.shape[-1], 1))[:, None] + x.dtype.type(eps))
     return x * rstd * weight, rstd
 
 
 def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
     xhat, g = x * rstd, dy * weight
     along = sum_over(g * xhat, (-1,), max(x.shape[-1], 1))[:, None]
     return rstd * (g - xhat * along), sum_over(dy * xhat, (0,))
 
 
 def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
     axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
     n = max(x.size // max(x.shape[1], 1), 1)
     mean = sum_over(x, axes, n)
@@ -340,7 +294,6 @@ def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 
 def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
     axes, across = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
     xhat = (x - mean.reshape(across)) * rstd.reshape(across)
     dweight, dbias = sum_over(dy * xhat, axes), sum_over(dy, axes)
@@ -350,7 +303,6 @@ def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ) ρ w_c + b_c, μ and ρ of each sample's group of channels.     (N, C, …) → the same, (N, G), (N, G)"""
     rows, across = x.reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups), (-1,) + (1,) * (x.ndim - 2)
     wide = np.result_type(x.dtype, np.float64)
     mean = rows.mean(-1, keepdims=True, dtype=wide).astype(x.dtype)
@@ -362,7 +314,6 @@ def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float 
 
 
 def group_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """With g = ȳ w_c:  x̄ = ρ (g − mean(g) − x̂ mean(g x̂)),  w̄_c = Σ ȳ x̂,  b̄_c = Σ ȳ"""
     rows, across = (*mean.shape, math.prod(x.shape[1:]) // mean.shape[1]), (-1,) + (1,) * (x.ndim - 2)
     axes, wide = (0, *range(2, x.ndim)), np.result_type(x.dtype, np.float64)
     xhat = (x.reshape(rows) - mean[..., None]) * rstd[..., None]
@@ -390,10 +341,6 @@ def _scores(q: Array, k: Array, causal: bool, mask: Array | None, scale: float) 
 
 
 def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """Z ⊙ X, Z_ij = 1/(1 − p) with probability 1 − p, else 0.     (…, T, S)
-
-    Word r of counter (z ⌈T/4⌉ + ⌊i/4⌋) S + j decides on element j of row i of head z, r = i mod 4: four rows share a counter.
-    """
     if p >= 1:
         return np.zeros(x.shape, x.dtype)
     *lead, rows, columns = x.shape
@@ -402,6 +349,14 @@ def attention_dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Arra
     words = words.reshape(4, *lead, quads, columns)
     words = np.moveaxis(words, 0, -2).reshape(*lead, 4 * quads, columns)[..., :rows, :]
     return np.where(words >= round(p * 2**32), x * x.dtype.type(1 / (1 - p)), 0).astype(x.dtype, copy=False)
+
+
+class Dropout(NamedTuple):
+    """The options of attention that say which of its weights are dropped, with the values that they have when left out."""
+
+    dropout_p: float = 0.0
+    seed: int = 0
+    stream: int = 0
 
 
 def attention(
@@ -416,11 +371,6 @@ def attention(
     seed: int = 0,
     stream: int = 0,
 ) -> tuple[Array, Array]:
-    """O = Z ⊙ softmax(τ Q Kᵀ + M) V, and what the backward pass makes P from again: m_i = max_j S_ij and 1/Σ_j e^{S_ij − m_i}.
-
-    (…, T, D), (…, S, D), (…, S, E) → (…, T, E), (2, …, T, 1). A row that may attend to nothing gives zeros, m 0 and Σ 1. Z is
-    that of `attention_dropout`, 1 without dropout.
-    """
     p = _scores(q, k, causal, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     p, total, m = _exp_rows(p, p.ndim - 1)
     total = np.where(total == 0, 1, total)
@@ -443,16 +393,11 @@ def attention_backward(
     mask: Array | None = None,
     scale: float | None = None,
     mask_grad: bool = False,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
     into: tuple[Array, Array, Array] | None = None,
+    **dropout: Any,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """With P = e^{S − m} / Σ:  V̄ = (Z ⊙ P)ᵀ Ō,  S̄ = P ⊙ (Z ⊙ Ō Vᵀ − Σ Ō ⊙ O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q;  M̄ = S̄ if asked for
-
-    `into`: where to write Q̄, K̄, V̄.
-    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dropout_p, seed, stream = Dropout(**dropout)
     noise = {"p": dropout_p, "seed": seed, "stream": stream}
     p = _scores(q, k, causal, mask, scale)
     m, inverse = statistics
@@ -523,7 +468,6 @@ def _by_channel(y: Array, groups: int) -> Array:
 def conv(
     x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1
 ) -> Array:
-    """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
     kernel = w.shape[2:]
     counts = tuple(
         (m + 2 * p - d * (k - 1) - 1) // s + 1
@@ -544,7 +488,6 @@ def conv_input_grad(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> Array:
-    """x̄[n, c, s i + d t − p] += ȳ[n, o, i] w[o, c, t]: the transposed convolution, to an image of `size`."""
     n, counts, kernel = dy.shape[0], dy.shape[2:], w.shape[2:]
     c = w.shape[1] * groups
     flat = w.reshape(groups, w.shape[0] // groups, w.shape[1] * math.prod(kernel))
@@ -566,7 +509,6 @@ def conv_weight_grad(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> Array:
-    """w̄[o, c, t] = Σ_{n,i} x[n, c, s i + d t − p] ȳ[n, o, i], for a kernel of `size`."""
     columns = _columns(x, size, dy.shape[2:], stride, padding, dilation, groups)
     dw = np.matmul(_by_channel(dy, groups), columns.swapaxes(1, 2))
     return dw.reshape((dy.shape[1], x.shape[1] // groups) + size)
@@ -578,15 +520,11 @@ def conv_weight_grad(
 
 
 def embedding(table: Array, index: Array) -> Array:
-    """y_i = table[index_i].     (V, n), (…) → (…, n)"""
     return table[index]
 
 
 def scatter_add(out: Array, index: Array, source: Array) -> None:
-    """out[index_i] += source_i, in place; repeats add up.     (V, …), any shape, (*index.shape, …)
-
-    Rows of one index are brought together by sorting and added in order: the same bits every time.
-    """
+    """Rows of one index are brought together by sorting and added in order: the same bits every time."""
     index = index.reshape(-1).astype(np.intp, copy=False)  # uint8 cannot hold a sum with 256 rows
     source = np.ascontiguousarray(source).reshape((len(index),) + out.shape[1:])
     if not source.size:
@@ -611,11 +549,6 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step of AdamW for each parameter p with its gradient g, in place on p and its averages m and v.
-
-    p ← p (1 − lr λ);  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  p ← p − lr m̂ / (√v̂ + ε),
-    m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ).    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
-    """
     for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
         if weight_decay:
             p *= 1 - lr * weight_decay
@@ -644,21 +577,15 @@ def adam(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step of Adam, in place as `adamw`, but the decay is part of the gradient, g + λ p.
-
-    Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
-    """
     if weight_decay:
         grads = [g + weight_decay * p for p, g in zip(params, grads, strict=True)]
     adamw(params, grads, exp_avgs, exp_avg_sqs, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=0.0)
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
-    """Σ x² over all elements of all arrays, in float64"""
     return float(sum(np.einsum("i,i->", x, x, dtype=np.float64) for x in (x.reshape(-1) for x in arrays)))
 
 
 def scale(arrays: Sequence[Array], factor: float) -> None:
-    """x ← factor x for each array, in place"""
     for x in arrays:
         x *= x.dtype.type(factor)

@@ -1,4 +1,4 @@
-r"""What the activations mean, in NumPy, as `reference.py` says it of the other kernels.
+"""What the activations mean, in NumPy: the part of `reference.py` that works on each element.
 
 They are finite wherever the mathematics is: at ±∞ each has its limit, and so has its slope.
 """
@@ -11,40 +11,33 @@ Array = np.ndarray
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1 / (1 + e^{−x})"""
     with np.errstate(over="ignore"):  # e^{−x} = ∞: σ = 0
         return 1 / (1 + np.exp(-x))
 
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
-    """x̄ = ȳ y (1 − y)"""
     return dy * (y * (1 - y))
 
 
 def tanh_backward(dy: Array, y: Array) -> Array:
-    """x̄ = ȳ (1 − y²)"""
     return dy * (1 - y * y)
 
 
 def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    """y = log(1 + e^{βx}) / β = (max(βx, 0) + log(1 + e^{−|βx|})) / β;  y = x where βx > threshold"""
     z = x * beta
     return np.where(z > threshold, x, (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta)
 
 
 def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    """x̄ = ȳ σ(βx);  ȳ where βx > threshold"""
     z = x * beta
     return np.where(z > threshold, dy, dy * sigmoid(z))
 
 
 def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    """y = s x for x > 0, else s α (e^{rx} − 1)"""
     return np.where(x > 0, scale * x, scale * alpha * np.expm1(rate * np.minimum(x, 0)))
 
 
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    """x̄ = s ȳ for x > 0, else s α r e^{rx} ȳ"""
     return np.where(x > 0, scale * dy, dy * (scale * alpha * rate * np.exp(rate * np.minimum(x, 0))))
 
 
@@ -54,12 +47,10 @@ def _finite(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """x σ(x);  0 at −∞"""
     return np.maximum(x, -1000) * sigmoid(x)
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
     return dy * (sigmoid(x) * (1 + _finite(x) * sigmoid(-x)))
 
 
@@ -71,24 +62,20 @@ def _mish_parts(x: Array) -> tuple[Array, Array]:
 
 
 def mish(x: Array) -> Array:
-    """x tanh(log(1 + eˣ));  0 at −∞"""
     return np.maximum(x, -1000) * _mish_parts(x)[0]
 
 
 def mish_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ (t + x (1 − t²) σ(x)),  t = tanh(log(1 + eˣ))"""
     t, rest = _mish_parts(x)
     return dy * (t + _finite(x) * rest * (1 + t) * sigmoid(x))
 
 
 def glu(x: Array, axis: int) -> Array:
-    """y = a σ(b), a and b the halves of x along an axis"""
     a, b = np.split(x, 2, axis)
     return a * sigmoid(b)
 
 
 def glu_backward(dy: Array, x: Array, axis: int) -> Array:
-    """ā = ȳ σ(b),  b̄ = ȳ a σ(b) (1 − σ(b))"""
     a, b = np.split(x, 2, axis)
     da = dy * sigmoid(b)
     return np.concatenate([da, da * a * sigmoid(-b)], axis)
@@ -100,15 +87,12 @@ def _total(x: Array, axis: int) -> Array:
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)"""
     return y * (dy - _total(dy * y, axis))
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """x̄ = ȳ − e^y Σ_j ȳ_j"""
     return dy - np.exp(y) * _total(dy, axis)
 
 
 def sign(x: Array) -> Array:
-    """1 for x > 0, −1 for x < 0, 0 for 0, NaN for NaN"""
     return np.sign(x)

@@ -35,10 +35,6 @@ def _lengths(size: Sizes, counts: Sizes, kernel: Sizes, stride: Sizes, padding: 
 
 
 def max_pool(x: Array, counts: Sizes, kernel: Sizes, *, stride: Sizes, padding: Sizes, dilation: Sizes) -> tuple[Array, Array]:
-    """y[…, i] = max_t x[…, s i + d t − p], and j = s i + d t − p of the first of the largest, counted through the image.
-
-    NaN is larger than all numbers; what lies outside of x takes no part.     (N, C, …) → (N, C, *counts), the same of int64
-    """
     least = -np.inf if x.dtype.kind == "f" else False if x.dtype.kind == "b" else np.iinfo(x.dtype).min
     lengths = _lengths(x.shape[2:], counts, kernel, stride, padding, dilation)
     whole, inner = _padded(x, lengths, padding, least)
@@ -60,7 +56,6 @@ def max_pool(x: Array, counts: Sizes, kernel: Sizes, *, stride: Sizes, padding: 
 
 
 def max_pool_backward(dy: Array, index: Array, size: Sizes) -> Array:
-    """x̄[…, j] = Σ_{i: index_i = j} ȳ[…, i].     (N, C, …) → (N, C, *size)"""
     n, pixels = dy.shape[0] * dy.shape[1], int(np.prod(size))
     start = pixels * (np.cumsum(np.ones_like(index, shape=(n, 1)), 0) - 1)
     at = (index.reshape(n, int(np.prod(index.shape[2:]))) + start).reshape(-1)
@@ -69,7 +64,6 @@ def max_pool_backward(dy: Array, index: Array, size: Sizes) -> Array:
 
 
 def avg_pool(x: Array, share: Array, kernel: Sizes, *, stride: Sizes, padding: Sizes) -> Array:
-    """y[…, i] = share[i] Σ_t x[…, s i + t − p], zeros outside of x; summed in float64.   (N, C, …), counts → (N, C, *counts)"""
     one = (1,) * len(kernel)
     whole, inner = _padded(x, _lengths(x.shape[2:], share.shape, kernel, stride, padding, one), padding, 0)
     whole[inner] = x
@@ -80,7 +74,6 @@ def avg_pool(x: Array, share: Array, kernel: Sizes, *, stride: Sizes, padding: S
 
 
 def avg_pool_backward(dy: Array, share: Array, size: Sizes, kernel: Sizes, *, stride: Sizes, padding: Sizes) -> Array:
-    """x̄[…, s i + t − p] += share[i] ȳ[…, i]; summed in float64.     (N, C, *counts), counts → (N, C, *size)"""
     one, wide = (1,) * len(kernel), np.result_type(dy.dtype, np.float64)
     like = np.zeros_like(dy, dtype=wide, shape=dy.shape[:2] + size)
     whole, inner = _padded(like, _lengths(size, share.shape, kernel, stride, padding, one), padding, 0)
@@ -96,12 +89,10 @@ def avg_pool_backward(dy: Array, share: Array, size: Sizes, kernel: Sizes, *, st
 
 
 def nearest(x: Array, rows: Array, columns: Array) -> Array:
-    """y[…, i, j] = x[…, rows_i, columns_j].     (N, C, H, W), (P), (Q) → (N, C, P, Q)"""
     return x.take(rows, axis=-2).take(columns, axis=-1)
 
 
 def nearest_backward(dy: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
-    """x̄[…, h, w] = Σ_{i: rows_i = h} Σ_{j: columns_j = w} ȳ[…, i, j], for indices that do not fall, to an image of `size`."""
     dx = np.zeros((*dy.shape[:-2], *size), dy.dtype)
     (h, first), (w, start) = (np.unique(index, return_index=True) for index in (rows, columns))
     dx[..., h[:, None], w] = np.add.reduceat(np.add.reduceat(dy, first, axis=-2), start, axis=-1)

@@ -6,10 +6,12 @@ at once, so that a kernel that reads freed memory gives a wrong result.
 """
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,35 @@ def test_addresses_are_taken_only_where_the_array_is_held():
             if any(isinstance(x, ast.Attribute) and x.attr == "ctypes" for x in nodes):
                 wrong += [f"{path.name}: {function.name} takes .ctypes"] * (function.name not in HOLDERS)
     assert not wrong and taken > 20, wrong
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "cuda"])
+def test_every_backend_has_the_kernels_with_the_same_parameters(backend):
+    """A function of the same name, in the module that the entry names: its parameters, their order, kinds and defaults."""
+    if backend == "cuda":
+        pytest.importorskip("numba.cuda")
+    for name, function in KERNELS.items():
+        module = reference if backend == "reference" else import_module(f"kernels.{backend}.{SUBJECT[name]}")
+        entry, own = (
+            [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+            for f in (function, getattr(module, name))
+        )
+        assert own == entry, f"{backend}: {name}"
+
+
+def test_what_a_kernel_means_is_said_once():
+    """The descriptions of kernels/__init__.py do not stand in the backends again."""
+    said = {}
+    for name, function in KERNELS.items():
+        for line in function.__doc__.splitlines():
+            if len(line.strip()) > 20:
+                said.setdefault(line.strip().rstrip("."), name)
+    for path in {*(ROOT / "kernels").rglob("*.py")} - {ROOT / "kernels" / "__init__.py"}:
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef) and function.name in KERNELS:
+                lines = (ast.get_docstring(function) or "").splitlines()
+                again = [line for line in lines if line.strip().rstrip(".") in said]
+                assert not again, f"{path.relative_to(ROOT)}, {function.name}: {again}"
 
 
 @pytest.mark.parametrize("place", [-1, 5])

@@ -109,17 +109,14 @@ def tanh_slope_loop(dy, y, dx, a, b, c, n):
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1 / (1 + e^{−x})"""
     return _forward(sigmoid_loop, x) if covers(x) else reference.sigmoid(x)
 
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
-    """x̄ = ȳ y (1 − y)"""
     return _backward(sigmoid_slope_loop, dy, y) if _pair(dy, y) else reference.sigmoid_backward(dy, y)
 
 
 def tanh_backward(dy: Array, y: Array) -> Array:
-    """x̄ = ȳ (1 − y²)"""
     return _backward(tanh_slope_loop, dy, y) if _pair(dy, y) else reference.tanh_backward(dy, y)
 
 
@@ -157,14 +154,12 @@ def softplus_slope_loop(dy, x, dx, beta, share, threshold, n):
 
 
 def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    """y = log(1 + e^{βx}) / β = (max(βx, 0) + log(1 + e^{−|βx|})) / β;  y = x where βx > threshold"""
     if not covers(x) or not beta:
         return reference.softplus(x, beta=beta, threshold=threshold)
     return _forward(softplus_loop, x, beta, 1 / beta, threshold)
 
 
 def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    """x̄ = ȳ σ(βx);  ȳ where βx > threshold"""
     if not _pair(dy, x):
         return reference.softplus_backward(dy, x, beta=beta, threshold=threshold)
     return _backward(softplus_slope_loop, dy, x, beta, 0.0, threshold)
@@ -187,14 +182,12 @@ def elu_slope_loop(dy, x, dx, scale, low, rate, n):
 
 
 def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    """y = s x for x > 0, else s α (e^{rx} − 1)"""
     if not covers(x) or rate < 0:
         return reference.elu(x, alpha=alpha, scale=scale, rate=rate)
     return _forward(elu_loop, x, scale, scale * alpha, rate)
 
 
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    """x̄ = s ȳ for x > 0, else s α r e^{rx} ȳ"""
     if not _pair(dy, x) or rate < 0:
         return reference.elu_backward(dy, x, alpha=alpha, scale=scale, rate=rate)
     return _backward(elu_slope_loop, dy, x, scale, scale * alpha * rate, rate)
@@ -224,12 +217,10 @@ def silu_slope_loop(dy, x, dx, low, b, c, n):
 
 
 def silu(x: Array) -> Array:
-    """x σ(x);  0 at −∞"""
     return _forward(silu_loop, x, LOW) if covers(x) else reference.silu(x)
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ σ (1 + x (1 − σ))"""
     return _backward(silu_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.silu_backward(dy, x)
 
 
@@ -261,12 +252,10 @@ def mish_slope_loop(dy, x, dx, low, b, c, n):
 
 
 def mish(x: Array) -> Array:
-    """x tanh(log(1 + eˣ));  0 at −∞"""
     return _forward(mish_loop, x, LOW) if covers(x) else reference.mish(x)
 
 
 def mish_backward(dy: Array, x: Array) -> Array:
-    """x̄ = ȳ (t + x (1 − t²) σ(x)),  t = tanh(log(1 + eˣ))"""
     return _backward(mish_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.mish_backward(dy, x)
 
 
@@ -307,7 +296,6 @@ def _halves(x: Array, axis: int) -> tuple[int, int]:
 
 
 def glu(x: Array, axis: int) -> Array:
-    """y = a σ(b), a and b the halves of x along an axis"""
     if not covers(x):
         return reference.glu(x, axis)
     rows, length = _halves(x, axis)
@@ -320,7 +308,6 @@ def glu(x: Array, axis: int) -> Array:
 
 
 def glu_backward(dy: Array, x: Array, axis: int) -> Array:
-    """ā = ȳ σ(b),  b̄ = ȳ a σ(b) (1 − σ(b))"""
     if not covers(x, dy):
         return reference.glu_backward(dy, x, axis)
     dx, letter, shape = np.empty(x.shape, x.dtype), x.dtype.char, _halves(x, axis)
@@ -376,10 +363,8 @@ def _softmax_backward(dy: Array, y: Array, axis: int, logarithm: bool) -> Array:
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """x̄ = y ⊙ (ȳ − Σ_j ȳ_j y_j)"""
     return _softmax_backward(dy, y, axis, False) if _pair(dy, y) else reference.softmax_backward(dy, y, axis)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """x̄ = ȳ − e^y Σ_j ȳ_j"""
     return _softmax_backward(dy, y, axis, True) if _pair(dy, y) else reference.log_softmax_backward(dy, y, axis)

@@ -207,10 +207,11 @@ def attention(
     causal: bool = False,
     mask: Array | None = None,
     scale: float | None = None,
-    **noise: Any,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
 ) -> tuple[Array, Array]:
-    """`noise`: dropout_p, seed and stream"""
-    dropout_p = noise.get("dropout_p", 0.0)
+    noise = {"dropout_p": dropout_p, "seed": seed, "stream": stream}
     lead = None if dropout_p >= 1 else _lead(q, k, v, mask)
     if lead is None:
         return reference.attention(q, k, v, causal=causal, mask=mask, scale=scale, **noise)
@@ -237,17 +238,14 @@ def attention_backward(
     scale: float | None = None,
     mask_grad: bool = False,
     into: tuple[Array, Array, Array] | None = None,
-    **noise: Any,
+    **dropout: Any,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of keys that several heads share are summed, to the shape of the keys. M̄ is the reference's to compute.
-
-    `into`: arrays of these shapes with contiguous rows, such as the parts of one packed buffer;  `noise`: as in `attention`
-    """
-    letter, dropout_p = q.dtype.char, noise.get("dropout_p", 0.0)
+    """The reference computes where M̄ is asked for, or where an array of `into` has rows that are not contiguous."""
+    letter, dropout_p = q.dtype.char, dropout.get("dropout_p", 0.0)
     lead = None if dropout_p >= 1 else _lead(q, k, v, mask)
     fits = into is None or all(x.strides[-1] == q.itemsize and x.dtype == q.dtype for x in into)
     if lead is None or mask_grad or not fits or not dout.dtype == out.dtype == statistics.dtype == q.dtype:
-        options = {"causal": causal, "mask": mask, "scale": scale, **noise}
+        options = {"causal": causal, "mask": mask, "scale": scale, **dropout}
         if lead is not None:  # O, m and Σ have to be those of the scores that P is made from: the reference's own
             out, statistics = reference.attention(q, k, v, **options)
         return reference.attention_backward(dout, q, k, v, out, statistics, mask_grad=mask_grad, into=into, **options)
@@ -263,7 +261,7 @@ def attention_backward(
         plan.heads,
         plan.starts,
         plan.cuts,
-        _options(q, causal, scale, **noise),
+        _options(q, causal, scale, **dropout),
         plan.memory(),
         plan.apart,
     )

@@ -264,7 +264,6 @@ def _weight(x: Array, dy: Array, dw: Array, groups: int, g: Geometry, threads: i
 def conv(
     x: Array, w: Array, *, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1
 ) -> Array:
-    """y[n, o, i] = Σ_{c,t} x[n, c, s i + d t − p] w[o, c, t].     (N, C, …), (O, C/G, …) → (N, O, …)"""
     how = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
     sizes = zip(x.shape[2:], padding, dilation, w.shape[2:], stride, strict=True)
     counts = tuple((m + 2 * p - d * (k - 1) - 1) // s + 1 for m, p, d, k, s in sizes)
@@ -298,7 +297,6 @@ def conv_input_grad(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> Array:
-    """x̄[n, c, s i + d t − p] += ȳ[n, o, i] w[o, c, t]: the transposed convolution, to an image of `size`."""
     how = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
     if not _compiled(dy, w) or min(size) < 1:
         return reference.conv_input_grad(dy, w, size, **how, groups=groups)
@@ -326,7 +324,6 @@ def conv_weight_grad(
     dilation: tuple[int, ...],
     groups: int = 1,
 ) -> Array:
-    """w̄[o, c, t] = Σ_{n,i} x[n, c, s i + d t − p] ȳ[n, o, i], for a kernel of `size`."""
     how = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
     if not _compiled(x, dy) or min(size) < 1:
         return reference.conv_weight_grad(x, dy, size, **how, groups=groups)

@@ -99,14 +99,12 @@ def _backward(kind: int, dy: Array, x: Array) -> Array:
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """x Φ(x);  "tanh": Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
     if not covers(x):
         return reference.gelu(x, approximate=approximate)
     return _forward(GELU_TANH if approximate == "tanh" else GELU, x)
 
 
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
-    """x̄ = ȳ (Φ + x Φ')"""
     if not covers(dy, x) or dy.shape != x.shape:
         return reference.gelu_backward(dy, x, approximate=approximate)
     return _backward(GELU_TANH if approximate == "tanh" else GELU, dy, x)
@@ -181,7 +179,6 @@ def binary_total(x, t, parts, total):
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
-    """ℓ = max(x, 0) − t x + log(1 + e^{−|x|}), for each element, or the sum of all"""
     if not covers(x, t) or x.shape != t.shape:
         return reference.binary_cross_entropy(x, t, total=total)
     nt, letter, inputs = shares(4 * x.size), x.dtype.char, (plain(x).reshape(-1), plain(t).reshape(-1))
@@ -230,7 +227,6 @@ def binary_losses_backward(dloss, x, t, dx, each, nt):
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
-    """x̄ = ℓ̄ (σ(x) − t)"""
     if not covers(dloss, x, t) or not dloss.shape == x.shape == t.shape:
         return reference.binary_cross_entropy_backward(dloss, x, t)
     dx, each = np.empty(x.shape, x.dtype), 1
@@ -377,7 +373,6 @@ def dropout_elements(x, y, threshold, scale, key0, key1, stream, nt):
 
 
 def dropout(x: Array, *, p: float, seed: int, stream: int = 0) -> Array:
-    """y_i = x_i / (1 − p) with probability 1 − p, else 0; the same for the same seed, stream and number of elements."""
     if not covers(x) or p >= 1:
         return reference.dropout(x, p=p, seed=seed, stream=stream)
     y = np.empty(x.shape, x.dtype)

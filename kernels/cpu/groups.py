@@ -145,7 +145,6 @@ def _planes(x: Array) -> Array:
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ) ρ w_c + b_c, μ and ρ of each sample's group of channels.     (N, C, …) → the same, (N, G), (N, G)"""
     if not covers(x, weight, bias):
         return reference.group_norm(x, weight, bias, groups, eps=eps)
     letter, shape = x.dtype.char, (len(x), groups)
@@ -156,7 +155,6 @@ def group_norm(x: Array, weight: Array, bias: Array, groups: int, *, eps: float 
 
 
 def group_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """With g = ȳ w_c:  x̄ = ρ (g − mean(g) − x̂ mean(g x̂)),  w̄_c = Σ ȳ x̂,  b̄_c = Σ ȳ"""
     if not covers(dy, x, weight, mean, rstd):
         return reference.group_norm_backward(dy, x, weight, mean, rstd)
     letter, channels = x.dtype.char, x.shape[1]

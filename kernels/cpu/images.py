@@ -51,12 +51,10 @@ def _rectified(sign: Array, x: Array, slope: float) -> Array:
 
 
 def leaky_relu(x: Array, slope: float) -> Array:
-    """y = x for x > 0, else slope · x;  slope 0 is ReLU, of −∞ too"""
     return _rectified(x, x, slope) if covers(x) else reference.leaky_relu(x, slope)
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    """x̄ = ȳ for y > 0, else slope · ȳ, 0 for slope 0 whatever ȳ:  for slope ≥ 0, y has the sign of x"""
     if not covers(y, dy) or dy.shape != y.shape:
         return reference.leaky_relu_backward(dy, y, slope)
     return _rectified(y, dy, slope)
@@ -138,7 +136,6 @@ def _images(x: Array, rows: Array, columns: Array) -> bool:
 
 
 def nearest(x: Array, rows: Array, columns: Array) -> Array:
-    """y[…, i, j] = x[…, rows_i, columns_j].     (N, C, H, W), (P), (Q) → (N, C, P, Q)"""
     if not _images(x, rows, columns):
         return reference.nearest(x, rows, columns)
     _within(rows, x.shape[-2])
@@ -150,7 +147,6 @@ def nearest(x: Array, rows: Array, columns: Array) -> Array:
 
 
 def nearest_backward(dy: Array, rows: Array, columns: Array, size: tuple[int, int]) -> Array:
-    """x̄[…, h, w] = Σ_{i: rows_i = h} Σ_{j: columns_j = w} ȳ[…, i, j], for indices that do not fall, to an image of `size`."""
     if not _images(dy, rows, columns) or 0 in size:
         return reference.nearest_backward(dy, rows, columns, size)
     _within(rows, size[0])

@@ -492,7 +492,6 @@ def offsets(batch: tuple[int, ...], shape: tuple[int, ...], strides: tuple[int, 
 
 
 def matmul(a: Array, b: Array, *, out: Array | None = None, bias: Array | None = None, activation: str | None = None) -> Array:
-    """C = f(A B + bias).     (…, m, k), (…, k, n) → (…, m, n)"""
     dtype = a.dtype
     letter = "f" if dtype is FLOAT else "d" if dtype is DOUBLE else LETTERS.get(dtype)
     if dtype is b.dtype and out is bias is activation is None and a.ndim == 2 == b.ndim and letter:
@@ -541,10 +540,10 @@ def matmul(a: Array, b: Array, *, out: Array | None = None, bias: Array | None =
 
 
 def einsum(equation: str, *operands: Array) -> Array:
-    """Σ over the labels that the result does not name, of the product of the operands: two by two, each pair one product.
+    """The operands two by two, each pair one product.
 
-    A label of both operands counts a batch if the result names it, else it is summed over; one of a single operand
-    counts rows or columns.
+    A label of both operands counts a batch if the result names it, else the product sums over it; a label of one operand counts
+    rows or columns.
     """
     left, out = equation.split("->")
     names, xs = left.split(","), list(operands)

@@ -117,7 +117,6 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step of AdamW for each parameter p, in place on p, m and v: the decay acts on p, not on the gradient."""
     lists = params, grads, exp_avgs, exp_avg_sqs
     if not _adam(lists, step, lr, beta1, beta2, eps, 1 - lr * weight_decay, 0.0):
         reference.adamw(*lists, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
@@ -136,7 +135,6 @@ def adam(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step of Adam for each parameter p, in place on p, m and v: the decay is a gradient, of ½ λ |p|²."""
     lists = params, grads, exp_avgs, exp_avg_sqs
     if not _adam(lists, step, lr, beta1, beta2, eps, 1.0, weight_decay):
         reference.adam(*lists, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
@@ -161,7 +159,6 @@ def squares_all(table, like, parts, nt):
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
-    """Σ x² over all elements of all arrays, in float64"""
     arrays = [plain(x) for x in arrays]
     table = Table(0, arrays)
     if not table.letter:
@@ -187,7 +184,6 @@ def scale_all(table, factor, nt):
 
 
 def scale(arrays: Sequence[Array], factor: float) -> None:
-    """x ← factor x for each array, in place"""
     table = Table(1, arrays)
     if table.letter:
         scale_all[table.letter](table.rows, factor, table.shares())

@@ -131,7 +131,6 @@ def largest(x, y, index, lines, offsets, spans, where, nt):
 
 
 def max_pool(x: Array, counts: Sizes, kernel: Sizes, *, stride: Sizes, padding: Sizes, dilation: Sizes) -> tuple[Array, Array]:
-    """y[…, i] = max_t x[…, s i + d t − p], and j = s i + d t − p of the first of the largest, counted through the image."""
     how = {"stride": stride, "padding": padding, "dilation": dilation}
     if not covers(x) or not 3 <= x.ndim <= 4:
         return reference.max_pool(x, counts, kernel, **how)
@@ -160,7 +159,6 @@ def to_largest(dy, index, dx, nt):
 
 
 def max_pool_backward(dy: Array, index: Array, size: Sizes) -> Array:
-    """x̄[…, j] = Σ_{i: index_i = j} ȳ[…, i].     (N, C, …) → (N, C, *size)"""
     if not covers(dy) or dy.ndim < 3:
         return reference.max_pool_backward(dy, index, size)
     dx, planes = np.empty((*dy.shape[:2], *size), dy.dtype), dy.shape[0] * dy.shape[1]
@@ -217,7 +215,6 @@ def means(x, share, y, lines, spans, where, nt):
 
 
 def avg_pool(x: Array, share: Array, kernel: Sizes, *, stride: Sizes, padding: Sizes) -> Array:
-    """y[…, i] = share[i] Σ_t x[…, s i + t − p], zeros outside of x.     (N, C, …), counts → (N, C, *counts)"""
     if not covers(x) or not 3 <= x.ndim <= 4:
         return reference.avg_pool(x, share, kernel, stride=stride, padding=padding)
     y, nt = np.empty((*x.shape[:2], *share.shape), x.dtype), shares(x.size)
@@ -272,7 +269,6 @@ def to_means(dy, share, dx, lines, spans, where, nt):
 
 
 def avg_pool_backward(dy: Array, share: Array, size: Sizes, kernel: Sizes, *, stride: Sizes, padding: Sizes) -> Array:
-    """x̄[…, s i + t − p] += share[i] ȳ[…, i].     (N, C, *counts), counts → (N, C, *size)"""
     if not covers(dy) or not 3 <= dy.ndim <= 4 or not math.prod(size):
         return reference.avg_pool_backward(dy, share, size, kernel, stride=stride, padding=padding)
     dx, nt = np.empty((*dy.shape[:2], *size), dy.dtype), shares(dy.size)

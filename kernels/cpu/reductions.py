@@ -126,7 +126,6 @@ def _middle(x: Array, a: int, n: int, b: int) -> Array:
 
 
 def sum_over(x: Array, axes: tuple[int, ...], divisor: float = 1) -> Array:
-    """y = Σ x / divisor over the axes, which y lacks; added up, and divided, in float64"""
     if x.size <= SMALL or not covers(x) or not axes:
         return reference.sum_over(x, axes, divisor)
     letter, strides = x.dtype.char, x.strides

@@ -110,7 +110,6 @@ def add_rows(x, blocks, totals, y):
 
 
 def column_sums(x: Array) -> Array:
-    """y = Σ_rows x.     (N, n) → (n)"""
     if not covers(x):
         return reference.column_sums(x)
     letter, shape = x.dtype.char, (shares(x.size), x.shape[1])
@@ -205,12 +204,10 @@ def _by_rows(rows_kernel: Kernel, x: Array, axis: int) -> Array:
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """y_i = e^{x_i} / Σ_j e^{x_j};  a row of −∞ gives zeros"""
     return _by_rows(softmax_rows, x, axis) if covers(x) and x.ndim else reference.softmax(x, axis)
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """y_i = x_i − log Σ_j e^{x_j};  a row of −∞ stays −∞"""
     return _by_rows(log_softmax_rows, x, axis) if covers(x) and x.ndim else reference.log_softmax(x, axis)
 
 
@@ -249,7 +246,6 @@ def _integers(index: Array) -> Array:
 
 
 def cross_entropy(x: Array, target: Array, *, ignore_index: int = -100) -> tuple[Array, Array]:
-    """ℓ_n = log Σ_j e^{x_nj} − x_{n, t_n},  0 where t_n = ignore_index; and m_n, 1/Σ_n.     (N, V), (N) → (N), (2, N)"""
     if not covers(x) or target.dtype.kind not in "iu":
         return reference.cross_entropy(x, target, ignore_index=ignore_index)
     loss, statistics = np.empty(len(x), x.dtype), np.empty((2, len(x)), x.dtype)
@@ -287,7 +283,6 @@ def cross_entropy_rows_backward(dloss, x, target, statistics, dx, ignore, nt):
 
 
 def cross_entropy_backward(dloss: Array, x: Array, target: Array, statistics: Array, *, ignore_index: int = -100) -> Array:
-    """x̄_nj = ℓ̄_n (p_nj − [j = t_n]),  p_nj = e^{x_nj − m_n} / Σ_n;  0 where t_n = ignore_index"""
     if not covers(x, dloss, statistics) or target.dtype.kind not in "iu":
         return reference.cross_entropy_backward(dloss, x, target, statistics, ignore_index=ignore_index)
     letter = x.dtype.char
@@ -403,7 +398,6 @@ def norm_rows_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, centred, n
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ) ρ ⊙ w + b,  μ = mean(x),  ρ = 1/√(mean((x − μ)²) + ε).     (N, n) → (N, n), (N, 1), (N, 1)"""
     if not covers(x, weight, bias) or x.ndim != 2:
         return reference.layer_norm(x, weight, bias, eps=eps)
     letter = x.dtype.char
@@ -413,7 +407,6 @@ def layer_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 
 def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """With g = ȳ ⊙ w:  x̄ = ρ (g − mean(g) − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂,  b̄ = Σ_rows ȳ"""
     if not covers(dy, x, weight, mean, rstd) or x.ndim != 2:
         return reference.layer_norm_backward(dy, x, weight, mean, rstd)
     letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
@@ -427,7 +420,6 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: A
 
 
 def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Array]:
-    """y = x ρ ⊙ w,  ρ = 1/√(mean(x²) + ε).     (N, n) → (N, n), (N, 1)"""
     if not covers(x, weight) or x.ndim != 2:
         return reference.rms_norm(x, weight, eps=eps)
     letter = x.dtype.char
@@ -437,7 +429,6 @@ def rms_norm(x: Array, weight: Array, *, eps: float = 1e-5) -> tuple[Array, Arra
 
 
 def rms_norm_backward(dy: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    """With g = ȳ ⊙ w, x̂ = x ρ:  x̄ = ρ (g − x̂ mean(g ⊙ x̂)),  w̄ = Σ_rows ȳ ⊙ x̂"""
     if not covers(dy, x, weight, rstd) or x.ndim != 2:
         return reference.rms_norm_backward(dy, x, weight, rstd)
     letter, nt, n = x.dtype.char, shares(x.size), x.shape[1]
@@ -533,7 +524,6 @@ def _as_before(y: Array, x: Array) -> Array:
 
 
 def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Array, Array]:
-    """y = (x − μ_c) ρ_c w_c + b_c, mean and variance of each channel over everything else.  (N, C, …) → the same, (C), (C)"""
     if not covers(x, weight, bias) or x.ndim < 2:
         return reference.batch_norm(x, weight, bias, eps=eps)
     letter, x3 = x.dtype.char, _by_channel(x)
@@ -543,7 +533,6 @@ def batch_norm(x: Array, weight: Array, bias: Array, *, eps: float = 1e-5) -> tu
 
 
 def batch_norm_backward(dy: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """x̄ = ρ_c w_c (ȳ − mean(ȳ) − x̂ mean(ȳ ⊙ x̂)),  w̄_c = Σ ȳ ⊙ x̂,  b̄_c = Σ ȳ"""
     if not covers(dy, x, weight, mean, rstd) or x.ndim < 2:
         return reference.batch_norm_backward(dy, x, weight, mean, rstd)
     letter, x3 = x.dtype.char, _by_channel(x)
@@ -582,7 +571,6 @@ def gather_rows(table, index, y, nt):
 
 
 def embedding(table: Array, index: Array) -> Array:
-    """y_i = table[index_i].     (V, n), (…) → (…, n)"""
     if table.ndim != 2 or index.size * table.shape[1] <= SMALL or not table.flags.c_contiguous or index.dtype.kind not in "iu":
         return reference.embedding(table, index)
     if not covers(table):
@@ -618,7 +606,6 @@ def scatter_rows(out, index, source, nt):
 
 
 def scatter_add(out: Array, index: Array, source: Array) -> None:
-    """out[index_i] += source_i, in place; repeats add up.     (V, …), any shape, (*index.shape, …)"""
     width = out[0].size if len(out) else 0
     if not covers(out, source) or not out.flags.carray or index.dtype.kind not in "iu" or width < 4 or index.size == 0:
         reference.scatter_add(out, index, source)

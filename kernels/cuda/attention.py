@@ -204,7 +204,6 @@ def attention_backward(
     into: tuple[Array, Array, Array] | None = None,
     **dropout: Any,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Each gradient has the shape of what it belongs to: it is summed where that was repeated."""
     check("attention_backward", dout, q, k, v, out, statistics, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = {"causal": causal, "mask": mask, "scale": scale}

@@ -61,16 +61,16 @@ def adam_each(p, g, m, v, step):
         p[i] = step.keep * p[i] - step.rate * mi / (math.sqrt(vi) / step.root + step.eps)
 
 
-def _adam(arrays: tuple[Sequence[Array], ...], keep: float, penalty: float, options: dict[str, Any], composed: Any) -> None:
-    """`options` are those of `adamw`, which `composed` takes for the parameters that the kernel does not cover."""
-    beta1, beta2, t = options["beta1"], options["beta2"], options["step"]
-    rate, root = options["lr"] / (1 - beta1**t), math.sqrt(1 - beta2**t)
-    numbers = keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, options["eps"]
+def _adam(arrays: tuple[Sequence[Array], ...], keep: float, penalty: float, constants: dict[str, Any], composed: Any) -> None:
+    """`constants` are the options of `adamw`, which `composed` takes for the parameters that the kernel does not cover."""
+    beta1, beta2, t = constants["beta1"], constants["beta2"], constants["step"]
+    rate, root = constants["lr"] / (1 - beta1**t), math.sqrt(1 - beta2**t)
+    numbers = keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, constants["eps"]
     step = Step(*map(np.float32, numbers))
     for p, g, m, v in zip(*arrays, strict=True):
         check("adam", p, g, m, v)
         if not is_float32(p, g, m, v) or not all(x.flags.c_contiguous for x in (p, m, v)):
-            composed([p], [g], [m], [v], **options)
+            composed([p], [g], [m], [v], **constants)
         elif p.size:
             launch(adam_each, cdiv(p.size, FLAT), *[x.reshape(-1) for x in (p, plain(g), m, v)], step)
 
@@ -81,11 +81,16 @@ def adamw(
     exp_avgs: Sequence[Array],
     exp_avg_sqs: Sequence[Array],
     *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
     weight_decay: float,
-    **options: Any,
 ) -> None:
+    constants = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
     arrays = params, grads, exp_avgs, exp_avg_sqs
-    _adam(arrays, 1 - options["lr"] * weight_decay, 0.0, {**options, "weight_decay": weight_decay}, reference.adamw)
+    _adam(arrays, 1 - lr * weight_decay, 0.0, constants, reference.adamw)
 
 
 def adam(
@@ -94,11 +99,16 @@ def adam(
     exp_avgs: Sequence[Array],
     exp_avg_sqs: Sequence[Array],
     *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
     weight_decay: float,
-    **options: Any,
 ) -> None:
+    constants = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
     arrays = params, grads, exp_avgs, exp_avg_sqs
-    _adam(arrays, 1.0, weight_decay, {**options, "weight_decay": weight_decay}, reference.adam)
+    _adam(arrays, 1.0, weight_decay, constants, reference.adam)
 
 
 SPAN = 64 * THREADS  # elements of a block: few enough for many blocks, and enough for their sums to be few
@@ -121,7 +131,7 @@ def squares(x, parts):
 
 
 def sum_of_squares(arrays: Sequence[Array]) -> float:
-    """The host waits for the sum of the blocks' sums, once for all arrays."""
+    """Blocks of elements are added in float32, their sums in float64. The host waits for the result."""
     check("sum_of_squares", *arrays)
     if not is_float32(*arrays):
         return float(sum((x.astype(np.float64) ** 2).sum() for x in arrays))
