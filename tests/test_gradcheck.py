@@ -470,6 +470,27 @@ def test_a_slope_of_a_billionth_of_the_largest_that_is_doubled(c):
     assert verdict(lambda a, b: a.exp().sum() * 1e3 + (b * 1e-9).sin().sum(), x, y)
 
 
+@pytest.mark.parametrize(("slope", "analytic", "fifth", "hidden"), [
+    (1e-9, 2e-9, 0.0, True),
+    (-1e-9, 1e-9, 0.0, True),
+    (1e-9, 1e-9, 0.0, False),  # right
+    (1e-9, 1e-9 * (1 + 1e-6), 0.0, False),  # within the tolerance
+    (1e-9, 2e-9, 0.1, False),  # differences of longer steps disagree by a tenth of the gap: they say nothing
+    (1e-9, 2e-9, 0.001, True),
+    (1e-9, 1e-9 + 1e-15, 0.0, False),
+])  # fmt: skip
+def test_a_hidden_slope_is_one_that_longer_steps_agree_on(slope, analytic, fifth, hidden):
+    """Of f(t) = slope · t + b t⁵, differences of step w h are slope − 4 b (w h)⁴."""
+    checker = calculus._Checker(calculus.Report("f", 1e-5), np.random.default_rng(0), 24, False)
+    checker.magnitude = 1e-12
+    b = fifth * abs(analytic - slope) / (4 * checker.STEP**4 * (16**4 - 1))
+
+    def moved(t):
+        return slope * t + b * t**5
+
+    assert checker._hidden(moved, analytic, calculus._central(moved, checker.STEP)) == hidden
+
+
 def test_rounding_is_no_hidden_slope():
     """A slope below what differences can see is let pass, as is one that is 0 beside large values."""
     assert verdict(lambda a, b: a.exp().sum() * 1e6 + (b * 1e-12).sum(), normal(3), normal(2))
