@@ -191,6 +191,46 @@ def test_nearest():
     are_the_gradients([grad], lambda x: reference.nearest(x, rows, columns), [x], v)
 
 
+@pytest.mark.parametrize(
+    ("counts", "kernel", "stride", "padding", "dilation"),
+    [
+        ((2, 3), (2, 2), (2, 2), (0, 0), (1, 1)),
+        ((3, 2), (3, 2), (2, 4), (1, 1), (1, 2)),
+        ((2, 7), (4, 3), (3, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_pooling(counts, kernel, stride, padding, dilation):
+    """The largest and the shared sum of the pixels s i + d t − p that lie inside"""
+    x, v, share = draw(2, 2, 5, 7), draw(2, 2, *counts), 1 / (1.0 + np.arange(np.prod(counts)).reshape(counts))
+
+    def cells(i, apart):
+        tall, wide = (
+            [s * j + d * t - p for t in range(k)] for j, k, s, p, d in zip(i, kernel, stride, padding, apart, strict=True)
+        )
+        return [h * 7 + w for h in tall for w in wide if 0 <= h < 5 and 0 <= w < 7]
+
+    y, index = reference.max_pool(x, counts, kernel, stride=stride, padding=padding, dilation=dilation)
+    flat, how = x.reshape(2, 2, 35), {"stride": stride, "padding": padding}
+    mean = reference.avg_pool(x, share, kernel, **how)
+    for n, c, *i in np.ndindex(y.shape):
+        inside, summed = cells(i, dilation), cells(i, (1, 1))
+        assert index[n, c, *i] == max(inside, key=lambda j: (flat[n, c, j], -j)) and y[n, c, *i] == flat[n, c, index[n, c, *i]]
+        close(mean[n, c, *i], share[tuple(i)] * math.fsum(flat[n, c, summed]))
+    grad = reference.max_pool_backward(v, index, (5, 7))
+    are_the_gradients(
+        [grad], lambda x: reference.max_pool(x, counts, kernel, stride=stride, padding=padding, dilation=dilation)[0], [x], v
+    )
+    grad = reference.avg_pool_backward(v, share, (5, 7), kernel, **how)
+    are_the_gradients([grad], lambda x: reference.avg_pool(x, share, kernel, **how), [x], v)
+
+
+def test_the_largest_of_equals_is_the_first_and_nan_is_larger_than_all():
+    x = np.array([1, 1, -np.inf, -np.inf, 5, np.nan, np.nan, np.inf]).reshape(1, 1, 8)
+    y, index = reference.max_pool(x, (4,), (2,), stride=(2,), padding=(0,), dilation=(1,))
+    np.testing.assert_array_equal(y, [[[1, -np.inf, np.nan, np.nan]]])
+    assert index.tolist() == [[[0, 2, 5, 6]]]
+
+
 ELEMENTS = {
     "gelu": (gelu, {}),
     "gelu tanh": (gelu_tanh, {"approximate": "tanh"}),

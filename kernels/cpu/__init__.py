@@ -23,8 +23,9 @@ The kernels, each file with its loop nest, its layout in memory and its numbers 
     products         matmul.py    attention.py                      `attention_ladder.py` has the steps that lead to it
     convolution      convolution.py chooses among                   convolution_loops.py (around the tile; its tables are in
                                                                     convolution_plans.py), windows.py (few channels),
-                                                                    winograd.py (3 × 3), depthwise.py (single planes)
-    pictures         images.py                                      rectifiers, nearest neighbours
+                                                                    winograd.py (3 × 3), depthwise.py (single planes);
+                                                                    jobs.py: how a loop learns its sizes
+    pictures         images.py                                      rectifiers, nearest neighbours; pooling.py
     parameters       optimizer.py                                   Adam, norms of gradients
 
 A kernel is called through `kernels/__init__.py`, hands what it does not cover to `kernels/reference.py`, and takes arrays; the
