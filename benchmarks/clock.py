@@ -24,10 +24,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from kernels import settings
+
 GAP = 0.15  # seconds of idleness before a turn
 TURN = 0.05  # seconds of work in a turn, at least
 FOREIGN = 0.15  # cores in use by others, above which a turn is taken again
-THREADS = int(os.environ.get("SCRATCHGEN_THREADS") or os.cpu_count() or 1)
+THREADS = settings.threads() or os.cpu_count() or 1
 POOLS = ("SCRATCHGEN_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # What forces a library to the instructions or the cache of another processor than this one: no rival runs under it.
 FORCED = (
