@@ -7,7 +7,9 @@ The tests run on the reference kernels, which the compiled ones are held to in `
 """
 
 import os
+import sys
 from collections import Counter
+from importlib import import_module
 
 os.environ["SCRATCHGEN_KERNELS"] = "reference"  # before `kernels` is imported; child processes inherit it
 
@@ -15,6 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from kernels import backends
 from kernels.backends import choice
 from scratchgen import anomaly, random
 from scratchgen.tensors import recording
@@ -70,3 +73,34 @@ def strict():
     changed = [name for name in before if before[name] != after[name]]
     recording.on, anomaly.detecting.on = before["grad mode"], before["anomaly detection"]
     assert not changed, f"the test left changed: {', '.join(changed)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Machines for the CUDA kernels (tests/cuda_machines.py)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The emulator: the launches take the orders of threads in turn."""
+    return import_module("tests.cuda_machines").emulation(monkeypatch)
+
+
+@pytest.fixture(
+    params=[*(("forward", "reverse", "shuffled") if DEEP else ["in turn"]), pytest.param("gpu", marks=pytest.mark.gpu)]
+)
+def machine(request, monkeypatch):
+    """The emulator, everyday with the orders of threads in turn and in the deep run with each; and a GPU."""
+    machines = import_module("tests.cuda_machines")
+    if request.param == "gpu":
+        return machines.gpu(monkeypatch)
+    return machines.emulation(monkeypatch, machines.ORDERS if request.param == "in turn" else [request.param])
+
+
+@pytest.fixture
+def open_device():
+    """As far as this test goes, and no further, kernels look where their arrays are."""
+    backends.open_device()
+    yield
+    sys.modules["scratchgen.device"]._kept.cache_clear()
+    choice.device = None

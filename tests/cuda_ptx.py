@@ -105,6 +105,8 @@ def costs(kernel, arch):
         "shared": int(shared[0]) if shared else 0,
         "float64": len(re.findall(r"\.f64", text)),
         "local": len(re.findall(r"(?:ld|st)\.local", text)),
+        "subtractions": len(re.findall(r"sub(?:\.rn)?(?:\.ftz)?\.f32", text)),
+        "flushed": len(re.findall(r"(?:add|sub|mul|fma)\S*\.ftz", text)),
         "fma": len(re.findall(r"fma\.rn(?:\.ftz)?\.f32", text)),
         "mma": len(re.findall(r"mma\.sync", text)),
         "wide": len(re.findall(r"ld\.global(?:\.\w+)*\.v4|st\.global(?:\.\w+)*\.v4", text)),

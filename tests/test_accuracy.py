@@ -55,10 +55,10 @@ def backend(request, monkeypatch):
     if request.param != "cuda":
         return Backend(request.param)
     pytest.importorskip("numba.cuda")
-    from tests.test_cuda_kernels import ORDERS, emulation
+    from tests.cuda_machines import emulation
 
     monkeypatch.setattr(backends.choice, "device", backends.CUDA)
-    return Backend("cuda", emulation(monkeypatch, ORDERS))
+    return Backend("cuda", emulation(monkeypatch))
 
 
 @pytest.fixture(params=["reference", "cpu"])

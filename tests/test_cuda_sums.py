@@ -5,9 +5,11 @@ by itself; what is left out grows with their count. Bounds are units in the last
 """
 
 import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda")
 
 from kernels.cuda import activations, convolution, groups, images, optimizer, rows
-from tests.test_cuda_kernels import emulated  # noqa: F401 (a fixture)
 
 LARGE = np.float32(2**24)  # to which a float32 adds no 1
 THREADS = 128
@@ -25,13 +27,13 @@ def units(found, wanted, size):
     return np.max(np.abs(np.float64(found) - wanted) / (2.0**-23 * np.float64(size)))
 
 
-def test_a_plain_sum_is_off(emulated):  # noqa: F811
+def test_a_plain_sum_is_off(emulated):
     """The checker is checked: the terms of this file, added one by one in float32."""
     x = ones_after(LARGE, 26 * THREADS).reshape(26, THREADS)
     assert units(np.add.accumulate(x, 0)[-1], x.sum(0, dtype=np.float64), x.sum(0)) > 10
 
 
-def test_sums_over_rows(emulated):  # noqa: F811
+def test_sums_over_rows(emulated):
     x = np.ones((1900, 2), np.float32)
     x[:8] = LARGE  # the first row of each of a block's 8 parts, so that the first strip has a large sum
     found = emulated.back(rows.column_sums(emulated.there(x)))
@@ -39,7 +41,7 @@ def test_sums_over_rows(emulated):  # noqa: F811
     assert units(found, wanted, wanted) <= 1
 
 
-def test_gradients_of_the_parameters_of_norms(emulated):  # noqa: F811
+def test_gradients_of_the_parameters_of_norms(emulated):
     """b̄ = Σ ȳ over channels of images, over groups, and over rows."""
     dy = ones_after(LARGE, 1, 2, 26 * THREADS)
     x, w = np.random.default_rng(0).standard_normal(dy.shape).astype(np.float32), np.ones(2, np.float32)
@@ -51,15 +53,15 @@ def test_gradients_of_the_parameters_of_norms(emulated):  # noqa: F811
         gradient = module.batch_norm_backward if module is rows else module.group_norm_backward
         _, dw, db = (emulated.back(a) for a in gradient(*there, emulated.there(mean), emulated.there(rstd)))
         assert units(db, wanted, size) <= 2 and units(dw, products, products_size) <= 2
-    dy = np.ones((1900, 1), np.float32)
+    dy = np.ones((64, 1), np.float32)
     dy[:8] = LARGE
-    mean, rstd = np.zeros((1900, 1), np.float32), np.ones((1900, 1), np.float32)
+    mean, rstd = np.zeros((64, 1), np.float32), np.ones((64, 1), np.float32)
     there = [emulated.there(a) for a in (dy, np.ones_like(dy), w[:1], mean, rstd)]
     _, dw, db = (emulated.back(a) for a in rows.layer_norm_backward(*there))
     assert units(db, dy.sum(dtype=np.float64), np.abs(dy).sum(dtype=np.float64)) <= 2 and db == dw
 
 
-def test_means_and_variances(emulated):  # noqa: F811
+def test_means_and_variances(emulated):
     """Of numbers whose differences from the mean are large in the first elements and small in all others."""
     x = ones_after(3000, 1, 1, 26 * THREADS)
     x[..., THREADS::2] = -1.5
@@ -80,7 +82,7 @@ def test_means_and_variances(emulated):  # noqa: F811
     assert units(emulated.back(r), wanted, wanted) <= 4
 
 
-def test_sums_within_rows(emulated):  # noqa: F811
+def test_sums_within_rows(emulated):
     """Σ e^x of a softmax, Σ ȳ y of its gradient, mean(g) of a norm's."""
     x = np.full((1, 26 * THREADS), -16.5, np.float32)  # e^x is less than half a unit in the last place of 1
     x[:, :THREADS] = 0
@@ -96,29 +98,29 @@ def test_sums_within_rows(emulated):  # noqa: F811
     assert units(dx[0, -1], 1 - 2 * total, 2 * total) <= 2
 
 
-def test_sums_of_one_thread(emulated):  # noqa: F811
+def test_sums_of_one_thread(emulated):
     """Of one token's gradients, of the copies of a pixel, of a pixel's windows, of the weight gradients of images."""
-    source = np.ones((60, 1), np.float32)
+    source = np.ones((20, 1), np.float32)
     source[0] = LARGE
     wanted = source.sum(dtype=np.float64)
     out = emulated.there(np.zeros((3, 1), np.float32))
-    rows.scatter_add(out, emulated.there(np.ones(60, np.int64)), emulated.there(source))
+    rows.scatter_add(out, emulated.there(np.ones(20, np.int64)), emulated.there(source))
     assert units(emulated.back(out)[1], wanted, wanted) <= 1
     there = (
-        emulated.there(source.reshape(1, 1, 60, 1)),
-        emulated.there(np.zeros(60, np.int64)),
+        emulated.there(source.reshape(1, 1, 20, 1)),
+        emulated.there(np.zeros(20, np.int64)),
         emulated.there(np.zeros(1, int)),
     )
     assert units(emulated.back(images.nearest_backward(*there, (1, 1))), wanted, wanted) <= 1
     geometry = {"stride": (1,), "padding": (0,), "dilation": (1,)}
-    there = emulated.there(source.reshape(1, 1, 60)), emulated.there(np.ones((1, 1, 60), np.float32))
-    dx = emulated.back(convolution.conv_input_grad(*there, (119,), **geometry))
-    assert units(dx[0, 0, 59], wanted, wanted) <= 1
-    there = emulated.there(source.reshape(60, 1, 1)), emulated.there(np.ones((60, 1, 1), np.float32))
+    there = emulated.there(source.reshape(1, 1, 20)), emulated.there(np.ones((1, 1, 20), np.float32))
+    dx = emulated.back(convolution.conv_input_grad(*there, (39,), **geometry))
+    assert units(dx[0, 0, 19], wanted, wanted) <= 1
+    there = emulated.there(source.reshape(20, 1, 1)), emulated.there(np.ones((20, 1, 1), np.float32))
     assert units(emulated.back(convolution.conv_weight_grad(*there, (1,), **geometry)), wanted, wanted) <= 1
 
 
-def test_sums_of_squares(emulated):  # noqa: F811
+def test_sums_of_squares(emulated):
     x = ones_after(2**12, 63 * THREADS)
     wanted = (x.astype(np.float64) ** 2).sum()
     assert units(optimizer.sum_of_squares([emulated.there(x)]), wanted, wanted) <= 1
