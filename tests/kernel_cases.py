@@ -1,7 +1,7 @@
-"""Every door of `kernels.cpu` against the reference, on arrays between two pages that may not be touched.
+"""Every kernel of `kernels.cpu` against the reference, on arrays between two pages that may not be touched.
 
 Run as a program, with SCRATCHGEN_SIMD for the width of the vectors: `python tests/kernel_cases.py f matmul attention`.
-Prints a line for each door: its name and what was wrong. An element read or written out of bounds ends the program.
+Prints a line for each kernel: its name and what was wrong. An element read or written out of bounds ends the program.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ def guarded(shape, dtype, strides=None, low=0, extent=None):
     return np.ndarray(shape, dtype, memory, offset + low, strides)
 
 
-def place(x):
+def guarded_copy(x):
     """A copy of x with its strides, in guarded memory."""
     if not isinstance(x, np.ndarray) or x.size == 0:
         return x
@@ -139,7 +139,7 @@ def attention_cases(letter, normal):
         yield "attention", (q, k, v), options
         yield "attention_backward", (normal(*out.shape), q, k, v, out, statistics), options
 
-    def heads(*shape):  # as a model has them: the dimension of the heads inside that of the places
+    def heads(*shape):  # as a model has them: the dimension of the heads inside that of the positions
         return np.moveaxis(normal(*shape[:-3], shape[-2], shape[-3], shape[-1] + 2), -3, -2)[..., :-2]
 
     shapes = [
@@ -194,9 +194,9 @@ def rows_cases(letter, normal):
             special[1], special[2, 3], special[0, 1], special[5, 5] = -np.inf, -np.inf, np.nan, np.inf
             inputs += [special, np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2]]
         for y in inputs:
-            for door in ("softmax", "log_softmax"):
-                yield door, (y,), {"axis": -1}
-                yield door, (y,), {"axis": 0}
+            for kernel in ("softmax", "log_softmax"):
+                yield kernel, (y,), {"axis": -1}
+                yield kernel, (y,), {"axis": 0}
             if not width:
                 continue
             target = np.arange(n) % width
@@ -251,9 +251,9 @@ def elementwise_cases(letter, normal):
         yield "squared_error", (x, t, 7), {}
     for n, width in ((1, 1), (3, 5), (1, 40_000), (300, 130), (0, 4), (4, 0)):
         for x in (normal(n, width), np.asfortranarray(normal(n, width))):
-            for door in ("add_to_rows", "scale_rows"):
-                yield door, (x, normal(n)), {}
-                yield door, (x, normal(2 * n)[::2]), {}
+            for kernel in ("add_to_rows", "scale_rows"):
+                yield kernel, (x, normal(n)), {}
+                yield kernel, (x, normal(2 * n)[::2]), {}
 
 
 def activations_cases(letter, normal):
@@ -262,7 +262,7 @@ def activations_cases(letter, normal):
     turned = np.asfortranarray(3 * normal(70, 66))
     for x in (normal(1), normal(), 3 * normal(5, 3), 40 * normal(70, 65), special, turned, turned[:, ::2], normal(400, 130)):
         dy = normal(*x.shape)
-        for door, options in (
+        for kernel, options in (
             ("sigmoid", [{}]),
             ("tanh", [{}]),
             ("sign", [{}]),
@@ -272,12 +272,12 @@ def activations_cases(letter, normal):
             ("mish", [{}]),
         ):
             for chosen in options:
-                if door != "tanh":
-                    yield door, (x,), chosen
-                if door == "sign":
-                    yield door, (np.round(x / 9),), chosen  # with zeros
+                if kernel != "tanh":
+                    yield kernel, (x,), chosen
+                if kernel == "sign":
+                    yield kernel, (np.round(x / 9),), chosen  # with zeros
                     continue
-                yield f"{door}_backward", (dy, np.tanh(x) if door in ("sigmoid", "tanh") else x), chosen
+                yield f"{kernel}_backward", (dy, np.tanh(x) if kernel in ("sigmoid", "tanh") else x), chosen
     for shape, axes in (((2,), [0]), ((3, 4), [-1]), ((2, 6, 5), [0, 1]), ((70, 260), [0, 1, -1]), ((1, 400, 66), [1, 2])):
         x = 3 * normal(*shape)
         for axis in axes:
@@ -311,8 +311,8 @@ def optimizer_cases(letter, normal):
     for shapes in (((1,),), ((37,), (1, 1), (0,), (20, 20)), ((201, 100), (3,), (2, 5, 7))):
         lists = [[normal(*shape) for shape in shapes] for _ in range(4)]
         lists[3] = [abs(v) for v in lists[3]]
-        for door in ("adam", "adamw"):
-            yield door, lists, options
+        for kernel in ("adam", "adamw"):
+            yield kernel, lists, options
         yield "sum_of_squares", lists[:1], {}
         yield "scale", (lists[0], 0.3), {}
     yield "sum_of_squares", ([normal(30, 20).T, normal(4, 1)],), {}
@@ -408,21 +408,21 @@ def difference(ours, theirs, tolerance):
     return None
 
 
-def check(module, door, arguments, options, tolerance):
+def check(module, kernel, arguments, options, tolerance):
     """One case: with ordinary results, and with guarded ones at either end."""
     global at_end
     expected = [each(np.ndarray.copy, x) for x in arguments]
     wanted_options = {k: v.copy() if k == "out" else v for k, v in options.items()}
-    wanted = getattr(reference, door)(*expected, **wanted_options)
+    wanted = getattr(reference, kernel)(*expected, **wanted_options)
     for guard in (None, True, False):
         if guard is not None:
             at_end = guard
             module.np = GuardedNumPy()
             module.scratch = lambda letter, n: guarded(n, letter)
-        inputs = [each(place, x) for x in arguments]
-        given = {k: each(place, v) for k, v in options.items()}
+        inputs = [each(guarded_copy, x) for x in arguments]
+        given = {k: each(guarded_copy, v) for k, v in options.items()}
         try:
-            got = getattr(module, door)(*inputs, **given)
+            got = getattr(module, kernel)(*inputs, **given)
         finally:
             module.np, module.scratch = np, kept_scratch
         if wanted is None:  # in place: the arguments are the results
@@ -440,7 +440,7 @@ def check(module, door, arguments, options, tolerance):
     return None
 
 
-def main(letter, rooms):
+def main(letter, subjects):
     from importlib import import_module
 
     global kept_scratch
@@ -452,18 +452,18 @@ def main(letter, rooms):
         return rng.standard_normal(shape).astype(letter)
 
     np.seterr(all="ignore")
-    for room in rooms:
-        module = import_module(f"kernels.cpu.{room}")
+    for subject in subjects:
+        module = import_module(f"kernels.cpu.{subject}")
         failures = {}
-        for door, arguments, options in CASES[room](letter, normal):
-            wrong = check(module, door, arguments, options, TOLERANCE[letter])
-            failures.setdefault(door, [])
+        for kernel, arguments, options in CASES[subject](letter, normal):
+            wrong = check(module, kernel, arguments, options, TOLERANCE[letter])
+            failures.setdefault(kernel, [])
             if wrong:
                 shapes = [each(np.shape, x) for x in arguments]
                 named = {k: v.shape if isinstance(v, np.ndarray) else v for k, v in options.items()}
-                failures[door].append(f"{shapes} {named}: {wrong}")
-        for door, wrong in failures.items():
-            print(f"{door}\t{len(wrong)}\t{'; '.join(wrong[:3])}", flush=True)
+                failures[kernel].append(f"{shapes} {named}: {wrong}")
+        for kernel, wrong in failures.items():
+            print(f"{kernel}\t{len(wrong)}\t{'; '.join(wrong[:3])}", flush=True)
 
 
 if __name__ == "__main__":

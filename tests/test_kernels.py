@@ -1,4 +1,4 @@
-"""The kernels: every door in every backend, each width of vectors, and the door itself.
+"""The kernels: each in every backend, for each width of vectors, and the choice of the backend.
 
 The comparisons run in processes of their own (`kernel_cases.py`), two at a time: the width of the vectors is fixed when
 the kernels are imported, and an element read out of bounds ends the process, not the tests. What they free is overwritten
@@ -25,7 +25,7 @@ from tests.kernel_cases import KERNELS, SUBJECT
 DEEP = os.environ.get("SCRATCHGEN_DEEP", "0") not in ("", "0")  # the other types and widths take minutes to compile
 ROOT = Path(__file__).resolve().parent.parent
 ALL = ("matmul", "attention", "rows", "elementwise", "activations", "groups", "reductions", "optimizer", "images", "pooling")
-RUNS = {  # element type, width of the vectors (0: the machine's), rooms
+RUNS = {  # element type, width of the vectors (0: the machine's), subjects
     "float32": ("f", 0, ALL),
     "float64": ("d", 0, ALL),
     "float32 in 256 bits": ("f", 256, ("matmul", "attention")),
@@ -50,10 +50,10 @@ def python(*arguments, **environment):
     )
 
 
-def cases(letter, bits, rooms):
+def cases(letter, bits, subjects):
     environment = {"SCRATCHGEN_SIMD": str(bits)} if bits else {}
     environment |= OVERWRITES
-    return python("tests/kernel_cases.py", letter, *rooms, SCRATCHGEN_THREADS="2", **environment)
+    return python("tests/kernel_cases.py", letter, *subjects, SCRATCHGEN_THREADS="2", **environment)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,14 @@ def runs():
 
 
 @pytest.mark.parametrize("name", ["float32", *[pytest.param(name, marks=pytest.mark.deep) for name in list(RUNS)[1:]]])
-def test_every_door_against_the_reference_between_guard_pages(runs, name):
+def test_every_kernel_against_the_reference_between_guard_pages(runs, name):
     done = runs[name].result()
     assert done.returncode == 0, f"ended with {done.returncode} after:\n{done.stdout}\n{done.stderr[-3000:]}"
     wrong = [line for line in done.stdout.splitlines() if line.split("\t")[1] != "0"]
     assert not wrong, "\n".join(wrong)
-    if RUNS[name][2] is ALL:  # every door was there
-        doors = {line.split("\t")[0] for line in done.stdout.splitlines()}
-        assert doors == {name for name in KERNELS if SUBJECT[name] != "convolution"} - set(NUMPY)
+    if RUNS[name][2] is ALL:  # every kernel was there
+        found = {line.split("\t")[0] for line in done.stdout.splitlines()}
+        assert found == {name for name in KERNELS if SUBJECT[name] != "convolution"} - set(NUMPY)
 
 
 @pytest.mark.deep
@@ -250,7 +250,7 @@ def test_the_other_byte_order_goes_to_the_reference_and_leaves_no_trace():
         kernels.adam(*lists, **options)
         return lists[0][0]
 
-    doors = {
+    calls = {
         "gelu": lambda x: kernels.gelu(x, approximate="tanh"),
         "dropout": lambda x: kernels.dropout(x, p=0.5, seed=1),
         "softmax": lambda x: kernels.softmax(x, -1),
@@ -259,12 +259,12 @@ def test_the_other_byte_order_goes_to_the_reference_and_leaves_no_trace():
         "cross_entropy": lambda x: kernels.cross_entropy(x[0, 0], np.zeros(10, int))[0],
         "adam": adam,
     }
-    for name, door in doors.items():
+    for name, call in calls.items():
         with kernels.use("reference"):
-            expected = door(x)
+            expected = call(x)
         with kernels.use("cpu"):
             for given in (x, x.astype(x.dtype.newbyteorder()), x):
-                np.testing.assert_allclose(door(given), expected, rtol=1e-5, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(call(given), expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -285,8 +285,8 @@ def test_out_may_be_an_operand():
     np.testing.assert_allclose(d, a @ b + a[0], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("door", ["embedding", "cross_entropy", "scatter_add", "nearest"])
-def test_an_index_out_of_range_raises(door):
+@pytest.mark.parametrize("name", ["embedding", "cross_entropy", "scatter_add", "nearest"])
+def test_an_index_out_of_range_raises(name):
     index = np.full(1000, 7)
     arguments = {
         "embedding": (np.zeros((7, 64), "f"), index),
@@ -296,7 +296,7 @@ def test_an_index_out_of_range_raises(door):
     }
     for backend in ("reference", "cpu"):
         with kernels.use(backend), pytest.raises(IndexError):
-            getattr(kernels, door)(*arguments[door])
+            getattr(kernels, name)(*arguments[name])
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
