@@ -18,8 +18,8 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 
-# The kernel that does a step's work: module and function. The last steps are the whole of `matmul` and of `attention`, both
-# of which spend their time in the tile.
+# The kernel that does a step's work: module and function. The last steps are the whole of `matmul` and of `attention`, which
+# spend their time in the tile, as attention's step before the last does.
 STEPS = {
     "matmul": {
         "i j k": ("ladder", "dot_products"),
@@ -33,6 +33,7 @@ STEPS = {
         "materialised": ("attention_ladder", "materialised"),
         "online softmax": ("attention_ladder", "online"),
         "tiled": ("attention_ladder", "tiled"),
+        "products by tiles": ("simd", "tile"),
         "from the weights": ("attention_ladder", "from_weights"),
         "by recomputation": ("attention_ladder", "recomputed"),
         "register tiles": ("simd", "tile"),

@@ -20,7 +20,10 @@ The kernels, each file with its loop nest, its layout in memory and its numbers 
 
     one element      elementwise.py    activations.py               y_i = f(x_i), and what f' makes of a gradient; dropout
     a row            rows.py    groups.py    reductions.py          softmax, norms, sums over any dimensions
-    products         matmul.py    attention.py                      `attention_ladder.py` has the steps that lead to it
+    products         matmul.py
+    attention        attention.py chooses among                     attention_forward.py, attention_backward.py (both on
+                                                                    attention_blocks.py), attention_few.py (few queries);
+                                                                    attention_ladder.py has the steps that lead there
     convolution      convolution.py chooses among                   convolution_loops.py (around the tile; its tables are in
                                                                     convolution_plans.py), windows.py (few channels),
                                                                     winograd.py (3 × 3), depthwise.py (single planes);
