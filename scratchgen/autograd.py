@@ -150,12 +150,12 @@ class Function:
         t.grad = None
         if record:
             t.edge = (node, 0, y.shape, y.dtype)
-            t._stamp = SEALED
+            t._stamp = SEALED if y.base is None else stamp_of_base(y, inputs, SEALED)
             if cls.keeps_outputs:
                 node._outputs = [y]
         else:
             t.edge = None
-            t._stamp = UNWRITTEN if y.base is None else stamp_of_base(y, inputs)
+            t._stamp = UNWRITTEN if y.base is None else stamp_of_base(y, inputs, UNWRITTEN)
         if detecting.on and not _sweeping.now:
             check_forward(node, arrays, [y])
         return t
@@ -165,8 +165,8 @@ class Function:
         tensors = []
         for i, y in enumerate(ys):
             t = wrap(freeze(y), (self, i, y.shape, y.dtype) if record and y.dtype.kind in "fc" else None)
-            if t.edge is None and t._data.base is not None:
-                t._stamp = stamp_of_base(t._data, inputs)
+            if t._data.base is not None:
+                t._stamp = stamp_of_base(t._data, inputs, t._stamp)
             tensors.append(t)
         if record:
             self.count = len(tensors)

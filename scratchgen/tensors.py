@@ -280,7 +280,7 @@ class Writing:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         for t in tensors:
-            if t._stamp is SEALED:
+            if t._stamp is SEALED or not t.is_leaf:
                 raise RuntimeError(
                     "expected a tensor made by the user, got (the memory of) a recorded op's result; change a clone() of it"
                 )
@@ -398,12 +398,12 @@ def _copied(t: Tensor) -> Any:
     return t._data.copy()
 
 
-def stamp_of_base(y: Any, inputs: Sequence[Tensor]) -> list[int]:
-    """The stamp of an op's result y: that of the input whose memory y views, since a change of one changes both."""
+def stamp_of_base(y: Any, inputs: Sequence[Tensor], otherwise: list[int]) -> list[int]:
+    """The stamp of the input whose memory an op's result y views, since a change of one changes both; of none: `otherwise`."""
     for x in inputs:
-        if y.base is x._data or y.base is x._data.base or y is x._data:
+        if y.base is x._data or y.base is x._data.base:
             return own_stamp(x)
-    return UNWRITTEN
+    return otherwise
 
 
 def own_stamp(x: Tensor) -> list[int]:

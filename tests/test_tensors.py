@@ -42,6 +42,20 @@ def test_a_view_sees_that_what_it_views_was_changed():
         y.backward()
 
 
+@pytest.mark.parametrize("view", [lambda x: x.reshape(2, 2), lambda x: x.split(2)[1], lambda x: x[1:].reshape(3).T])
+def test_a_recorded_view_sees_that_the_leaf_it_views_was_changed(view):
+    x = leaf(1.0, 2.0, 3.0, 4.0)
+    v = view(x)
+    y, again = (v * v).sum(), (v * v).sum()
+    again.backward()
+    with sg.no_grad():
+        with pytest.raises(RuntimeError, match="recorded op's result"):
+            v.zero_()
+        x.zero_()
+    with pytest.raises(RuntimeError, match="was changed in place after the forward pass"):
+        y.backward()
+
+
 def test_a_detached_twin_changed_is_refused():
     c = sg.tensor(np.array([2.0]))
     twin = c.detach()
