@@ -12,41 +12,10 @@ only, and a run that continues from one takes the same steps, bit for bit, as on
 optimizer (the base) · algorithms (SGD, Adam, …) · lr_scheduler · average (EMA).
 """
 
-from scratchgen.optim.algorithms import SGD, Adagrad, Adam, AdamW, RAdam, RMSprop
-from scratchgen.optim.average import EMA
-from scratchgen.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    ExponentialLR,
-    LambdaLR,
-    LinearLR,
-    LRScheduler,
-    MultiStepLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    SequentialLR,
-    StepLR,
-    warmup_cosine,
-)
-from scratchgen.optim.optimizer import Optimizer
+from scratchgen.optim import algorithms, average, lr_scheduler, optimizer
+from scratchgen.optim.algorithms import *
+from scratchgen.optim.average import *
+from scratchgen.optim.lr_scheduler import *
+from scratchgen.optim.optimizer import *
 
-__all__ = [
-    "EMA",
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "CosineAnnealingLR",
-    "ExponentialLR",
-    "LRScheduler",
-    "LambdaLR",
-    "LinearLR",
-    "MultiStepLR",
-    "OneCycleLR",
-    "Optimizer",
-    "RAdam",
-    "RMSprop",
-    "ReduceLROnPlateau",
-    "SequentialLR",
-    "StepLR",
-    "warmup_cosine",
-]
+__all__ = [*algorithms.__all__, *average.__all__, *lr_scheduler.__all__, *optimizer.__all__]

@@ -11,6 +11,8 @@ import kernels
 from scratchgen import device as devices
 from scratchgen.optim.optimizer import Array, Optimizer, slot
 
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RAdam", "RMSprop"]
+
 Betas = tuple[float, float]
 
 

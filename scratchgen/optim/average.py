@@ -11,6 +11,8 @@ from scratchgen.ops.operands import array_of
 from scratchgen.optim.optimizer import Array
 from scratchgen.tensors import Tensor, constant
 
+__all__ = ["EMA"]
+
 
 class EMA:
     """θ̄ ← θ̄ + (1 − decay) (θ − θ̄), after each step: an exponential moving average of a module's parameters.

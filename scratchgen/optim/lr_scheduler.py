@@ -12,6 +12,20 @@ import numpy as np
 
 from scratchgen.optim.optimizer import Optimizer
 
+__all__ = [
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+    "warmup_cosine",
+]
+
 
 class LRScheduler:
     """The base: lr_t from lr_{t−1}, t counting the calls of `step`, for each group of an optimiser.

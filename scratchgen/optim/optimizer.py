@@ -13,6 +13,8 @@ from scratchgen.autograd import enable_grad
 from scratchgen.ops.operands import array_of
 from scratchgen.tensors import Tensor, Writing, constant
 
+__all__ = ["Optimizer"]
+
 Array = np.ndarray
 
 
