@@ -45,9 +45,9 @@ def build(who: str, case: str) -> Callable[[], Any]:
 
         how = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (1, 1), "groups": groups}
         calls = {
-            "y": lambda room, x=x, dy=dy: room.conv(x, w, **how),
-            "dx": lambda room, x=x, dy=dy: room.conv_input_grad(dy, w, x.shape[2:], **how),
-            "dw": lambda room, x=x, dy=dy: room.conv_weight_grad(x, dy, w.shape[2:], **how),
+            "y": lambda backend, x=x, dy=dy: backend.conv(x, w, **how),
+            "dx": lambda backend, x=x, dy=dy: backend.conv_input_grad(dy, w, x.shape[2:], **how),
+            "dw": lambda backend, x=x, dy=dy: backend.conv_weight_grad(x, dy, w.shape[2:], **how),
         }
         mine, theirs = calls[which](kernels), calls[which](reference)
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())

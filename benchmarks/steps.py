@@ -234,13 +234,13 @@ def jax_vae_twin(model: VAE, data: Any, who: str) -> Callable[[], float]:
         key, here = jax.random.split(state[4])
         return adam((*state[:4], key), x, jax.random.normal(here, shape))
 
-    given, own = jax.jit(adam, donate_argnums=0), jax.jit(with_own_noise, donate_argnums=0)
+    with_first_noise, own = jax.jit(adam, donate_argnums=0), jax.jit(with_own_noise, donate_argnums=0)
     zeros = (tree_map(jnp.zeros_like, weights) for _ in "mv")
     state = (weights, *zeros, jnp.float32(0), jax.random.PRNGKey(0))
 
     def step() -> float:
         nonlocal state
-        state, loss = given(state, x, first.pop(0)) if first else own(state, x)
+        state, loss = with_first_noise(state, x, first.pop(0)) if first else own(state, x)
         return loss.item()
 
     return step

@@ -416,8 +416,8 @@ def attention_backward(
     dk *= scale
     dq, dk, dv = (_summed_to(grad, x.shape) for grad, x in zip((dq, dk, dv), (q, k, v), strict=True))
     if into is not None:
-        for given, grad in zip(into, (dq, dk, dv), strict=True):
-            given[...] = grad
+        for target, grad in zip(into, (dq, dk, dv), strict=True):
+            target[...] = grad
         dq, dk, dv = into
     return dq, dk, dv, ds if mask_grad else None
 

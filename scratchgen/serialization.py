@@ -86,7 +86,7 @@ def _loaded(raw: bytes, about: dict[str, str]) -> Any:
 
 
 def pack(value: Any, name: str, arrays: dict[str, np.ndarray], caller: str) -> Any:
-    """JSON that stands for `value`; arrays move to `arrays` under their place in the tree, such as "model/fc.weight"."""
+    """JSON that stands for `value`; arrays move to `arrays` under their path in the tree, such as "model/fc.weight"."""
     if isinstance(value, Tensor | np.ndarray):
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         if array.dtype.name not in HELD:

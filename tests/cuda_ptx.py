@@ -38,11 +38,11 @@ def compiler():
     library, device = in_wheels("lib*/libnvvm.so*") + in_wheels("nvvm/lib*/libnvvm.so*"), in_wheels("nvvm/libdevice")
     with tempfile.TemporaryDirectory() as home:
         if library and device and "CUDA_HOME" not in os.environ:
-            places = Path(home, "nvvm", "lib64"), Path(home, "nvvm", "lib")
-            for place in places:
-                place.mkdir(parents=True)
-                (place / "libnvvm.so").symlink_to(library[0])
-                (place / Path(library[0]).name).exists() or (place / Path(library[0]).name).symlink_to(library[0])
+            folders = Path(home, "nvvm", "lib64"), Path(home, "nvvm", "lib")
+            for folder in folders:
+                folder.mkdir(parents=True)
+                (folder / "libnvvm.so").symlink_to(library[0])
+                (folder / Path(library[0]).name).exists() or (folder / Path(library[0]).name).symlink_to(library[0])
             Path(home, "nvvm", "libdevice").symlink_to(device[0])
             os.environ["CUDA_HOME"] = home
         yield

@@ -420,9 +420,9 @@ def check(module, kernel, arguments, options, tolerance):
             module.np = GuardedNumPy()
             module.scratch = lambda letter, n: guarded(n, letter)
         inputs = [each(guarded_copy, x) for x in arguments]
-        given = {k: each(guarded_copy, v) for k, v in options.items()}
+        copies = {k: each(guarded_copy, v) for k, v in options.items()}
         try:
-            got = getattr(module, kernel)(*inputs, **given)
+            got = getattr(module, kernel)(*inputs, **copies)
         finally:
             module.np, module.scratch = np, kept_scratch
         if wanted is None:  # in place: the arguments are the results
@@ -432,7 +432,7 @@ def check(module, kernel, arguments, options, tolerance):
             for before, after in zip(arguments, inputs, strict=True):
                 if difference(after, before, 0) if isinstance(before, np.ndarray | list) else False:
                     return "an input was changed"
-        if "out" in given and got is not given["out"]:
+        if "out" in copies and got is not copies["out"]:
             return "out= was not returned"
         wrong = difference(got, want, tolerance)
         if wrong:

@@ -7,9 +7,9 @@ r"""Does the suite notice? Every piece of code that computes a gradient is edite
 
 An edit changes the syntax tree of one function: a sign, a factor 1.01, operands swapped, a term or a factor dropped, a
 reduction or a transpose or a copy dropped, an index off by one, `=` or `+=` where repeats have to add up, a comparison
-loosened, a branch never or always taken, a statement or a guard left out. `FAULTS` are edits that take more than one
-place, planted in the checkers. A mutant that no test notices is a survivor; those listed in `equivalent.txt` compute
-the same gradients as the original, for the reason given there. Exit status: 0 if all others are killed. The last full
+loosened, a branch never or always taken, a statement or a guard left out. `FAULTS` are edits of several
+lines, planted in the checkers. A mutant that no test notices is a survivor; those listed in `equivalent.txt` compute
+the same gradients as the original, for the reason that stands there. Exit status: 0 if all others are killed. The last full
 run is recorded in `mutants.txt` (`--out tests/mutants.txt`).
 
 Nothing in the tree is changed. A copy of it is imported and its tests collected once; one run of them tells which test
@@ -230,7 +230,7 @@ class Mutant:
     line: int
     kind: str
     edit: str
-    place: tuple[Any, str, int | None] | None  # parent, field, position in it
+    position: tuple[Any, str, int | None] | None  # parent, field, position in it
     new: Any
 
     @property
@@ -240,9 +240,9 @@ class Mutant:
     def compiled(self) -> Any:
         """The code of the edited function."""
         target = self.target
-        if self.place is None:
+        if self.position is None:
             return _code(target, self.new)
-        parent, field, i = self.place
+        parent, field, i = self.position
         held = getattr(parent, field)
         old = held if i is None else held[i]
         try:
@@ -317,7 +317,7 @@ def refuses(node: Any) -> bool:
 
 def edits(target: Target) -> Iterator[Mutant]:
     seen: Counter[str] = Counter()
-    for line, kind, old, new, place, node, statement in _edits(target):
+    for line, kind, old, new, position, node, statement in _edits(target):
         text = f"{old} → {new}"
         if len(old) < 14 and statement:
             text += f"  in  {statement}"
@@ -326,7 +326,7 @@ def edits(target: Target) -> Iterator[Mutant]:
         seen[text] += 1
         if seen[text] > 1:
             text += f" ({seen[text]})"
-        yield Mutant(target, line, kind, text, place, node)
+        yield Mutant(target, line, kind, text, position, node)
 
 
 def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
@@ -523,9 +523,9 @@ def _edits(target: Target) -> Iterator[tuple[Any, ...]]:
 
 def planted(found: list[Target]) -> Iterator[Mutant]:
     """The faults, as mutants."""
-    places = {(t.path, t.name): t for t in found}
+    targets = {(t.path, t.name): t for t in found}
     for name, path, function, replacements in FAULTS:
-        target = next((t for (p, n), t in places.items() if n == function and p.endswith(path)), None)
+        target = next((t for (p, n), t in targets.items() if n == function and p.endswith(path)), None)
         if target is None:
             raise LookupError(f"fault {name!r}: no function {function} in {path}")
         text = ast.unparse(target.node)
@@ -571,7 +571,7 @@ def probe(found: list[Target]) -> None:
 
 
 class Campaign:
-    """A pytest plugin that, in the place of running the tests once, runs them for every mutant."""
+    """A pytest plugin that, instead of running the tests once, runs them for every mutant."""
 
     def __init__(self, options: argparse.Namespace, found: list[Target], mutants: list[Mutant], digest: str):
         self.options, self.targets, self.mutants, self.digest = options, found, mutants, digest

@@ -41,8 +41,8 @@ def of_floats(f, arrays):
     """f as a function of its floating inputs alone, and these."""
     floats = [x for x in arrays if floating(x)]
 
-    def g(*given):
-        rest = iter(given)
+    def g(*inputs):
+        rest = iter(inputs)
         return [y for y in f(*(next(rest) if floating(x) else Tensor(x) for x in arrays)) if y.dtype.kind in "fc"]
 
     return g, floats

@@ -42,9 +42,9 @@ def public_names():
     yield from (f"calculus.{name}" for name, f in functions if not name.startswith("_") and f.__module__ == calculus.__name__)
     for name, value in vars(Tensor).items():  # operators and methods; those that are public ops have the op's row
         function = value.fget if isinstance(value, property) else value
-        given = getattr(function, "__module__", "").startswith("scratchgen.ops")
+        of_an_op = getattr(function, "__module__", "").startswith("scratchgen.ops")
         known = getattr(function, "__name__", "")
-        if given and (known not in ops.__all__ or getattr(ops, known) is not function):
+        if of_an_op and (known not in ops.__all__ or getattr(ops, known) is not function):
             yield f"Tensor.{name}"
 
 

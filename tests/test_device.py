@@ -54,9 +54,9 @@ MODELS = {
 READS = {"gpt": 2, "vae": 3, "gan": 4}  # the figures a step returns, and GPT's norm of all gradients
 
 
-def trained(make, batch, place, steps=3):
+def trained(make, batch, where, steps=3):
     sg.manual_seed(3)
-    model = make().to(place)
+    model = make().to(where)
     optimizers = model.optimizers()
     return model, optimizers, [model.training_step(batch, optimizers) for _ in range(steps)]
 
@@ -95,9 +95,9 @@ def test_what_a_model_draws_comes_back_to_the_host(gpu):
         make, batch = MODELS[name]
         sg.manual_seed(0)
         model = make().eval()
-        given = (batch[0][:1, :3], 8) if name == "gpt" else (2,)
-        here = model.generate(*given, generator=np.random.default_rng(0))
-        there = model.to("cuda").generate(*given, generator=np.random.default_rng(0))
+        arguments = (batch[0][:1, :3], 8) if name == "gpt" else (2,)
+        here = model.generate(*arguments, generator=np.random.default_rng(0))
+        there = model.to("cuda").generate(*arguments, generator=np.random.default_rng(0))
         assert isinstance(there, np.ndarray)
         np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-6)
 
@@ -125,11 +125,11 @@ def test_a_run_goes_on_where_it_was_on_the_other_device(gpu):
 @pytest.mark.parametrize("make", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop], ids=lambda m: m.__name__)
 def test_every_optimiser_moves_parameters_on_the_device(gpu, make):
     results = []
-    for place in ("cpu", "cuda"):
-        p = sg.tensor([1.0, -2.0, 3.0], device=place, requires_grad=True)
+    for where in ("cpu", "cuda"):
+        p = sg.tensor([1.0, -2.0, 3.0], device=where, requires_grad=True)
         options = {"momentum": 0.9} if make is optim.SGD else {}
         optimizer = make([p], lr=0.1, **options)
-        average = optim.EMA(nn.Linear(2, 2).to(place), 0.5)
+        average = optim.EMA(nn.Linear(2, 2).to(where), 0.5)
         average.update()
         for _ in range(3):
             optimizer.zero_grad()
@@ -137,7 +137,7 @@ def test_every_optimiser_moves_parameters_on_the_device(gpu, make):
             optimizer.step()
         with average.swapped():
             pass
-        assert all(x.device == place for x in average.state_dict().values())
+        assert all(x.device == where for x in average.state_dict().values())
         results.append(p.detach().cpu().numpy())
     np.testing.assert_allclose(*results, rtol=1e-6)
 
@@ -153,12 +153,12 @@ def test_draws_on_the_device_are_those_on_the_host(gpu):
         lambda x: x.detach().clone().add_(1).mul_(x).argsort(),
     ):
         found = []
-        for place in ("cpu", "cuda"):
+        for where in ("cpu", "cuda"):
             sg.manual_seed(2)
-            x = sg.tensor(w, device=place)
+            x = sg.tensor(w, device=where)
             standin.reads.clear()
             y = draw(x)
-            assert y.device == place and not standin.reads
+            assert y.device == where and not standin.reads
             found.append(y.tolist())
         assert found[0] == found[1]
 
@@ -244,11 +244,11 @@ def test_a_run_moves_between_devices(gpu, tmp_path):
     changes = {"hidden": 8, "latent": 2, "batch_size": 8, "ema": 0.9, "final": 1.0}
     changes |= {"log_every": 1, "sample_every": 100, "eval_batches": 1}
     runs = {}
-    for name, places in {"host": ["cpu"], "moving": ["cuda", "cpu", "cuda"]}.items():
-        for i, place in enumerate(places, 1):
-            steps = 6 * i // len(places)
+    for name, devices in {"host": ["cpu"], "moving": ["cuda", "cpu", "cuda"]}.items():
+        for i, where in enumerate(devices, 1):
+            steps = 6 * i // len(devices)
             folder, resume = tmp_path / name, i > 1
-            options = {"resume": resume, "device": place, "progress": False, "say": lambda _: None}
+            options = {"resume": resume, "device": where, "progress": False, "say": lambda _: None}
             training.train("vae", folder, {**changes, "steps": steps}, **options)
         runs[name] = training.open_run(folder)
     for here, there in zip(runs["host"].rows, runs["moving"].rows, strict=True):
@@ -343,13 +343,13 @@ def test_an_op_on_the_device_is_that_on_the_host(gpu, name):
     """Values, gradients and gradients of gradients; the reads of the host are those of an index or a mask alone."""
     host = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     results = []
-    for place in ("cpu", "cuda"):
+    for where in ("cpu", "cuda"):
         sg.manual_seed(0)
-        x = sg.tensor(host, device=place, requires_grad=True)
+        x = sg.tensor(host, device=where, requires_grad=True)
         y = OPS[name](x)
         (g,) = sg.grad((y * y).sum(), x, create_graph=True)
         (h,) = sg.grad((g * g).sum(), x)
-        assert {y.device, g.device, h.device} == {place}
+        assert {y.device, g.device, h.device} == {where}
         results.append([t.detach().cpu().numpy() for t in (y, g, h)])
     for here, there in zip(*results, strict=True):
         np.testing.assert_allclose(there, here, rtol=2e-4, atol=1e-4)

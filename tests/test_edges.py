@@ -213,13 +213,13 @@ def test_a_strange_pixel_reaches_its_neighbours_alone(backend, value):
     def resize(*size, **options):
         return lambda x: F.interpolate(x, size, mode="bilinear", **options)
 
-    # twice as many: outputs 3 … 6 of 12 lie less than 1 from place 2, (i + ½)/2 − ½; outputs 5 … 8 from place 3
+    # twice as many: outputs 3 … 6 of 12 lie less than 1 from pixel 2, (i + ½)/2 − ½; outputs 5 … 8 from pixel 3
     assert reached(resize(12, 12), shape, at, value) == box(range(3, 7), range(5, 9))
-    # half as many: between places 2 and 3 lies output 1 alone
+    # half as many: between pixels 2 and 3 lies output 1 alone
     assert reached(resize(3, 3), shape, at, value) == [[1, 1]]
-    # corners aligned, 11 for 6: output 4 is place 2 itself, 3 and 5 lie beside it; outputs on a place read that place alone
+    # corners aligned, 11 for 6: output 4 is pixel 2 itself, 3 and 5 lie beside it; outputs on a pixel read that pixel alone
     assert reached(resize(11, 11, align_corners=True), shape, at, value) == box(range(3, 6), range(5, 8))
-    assert reached(resize(6, 1), shape, (0, 1, 2, 0), value) == []  # the middle, 2 ½, reads places 2 and 3
+    assert reached(resize(6, 1), shape, (0, 1, 2, 0), value) == []  # the middle, 2 ½, reads pixels 2 and 3
     # cells of ⌊6i/4⌋ … ⌈6(i + 1)/4⌉: 0–1, 1–2, 3–4, 4–5
     assert reached(lambda x: F.adaptive_avg_pool2d(x, 4), shape, at, value) == [[1, 2]]
     assert reached(lambda x: F.adaptive_avg_pool2d(x, (3, 4)), shape, (0, 1, 2, 4), value) == [[1, 2], [1, 3]]

@@ -39,7 +39,7 @@ HOLDERS = (
     "launch",
     "integers",
     "workspace",
-)  # these take `.ctypes.data` of what they keep or were given
+)  # these take `.ctypes.data` of what they keep or of an argument
 
 
 def python(*arguments, **environment):
@@ -100,15 +100,15 @@ def test_addresses_are_taken_only_where_the_array_is_held():
             if not isinstance(function, ast.FunctionDef):
                 continue
             nodes = list(ast.walk(function))
-            given = {x.arg for x in nodes if isinstance(x, ast.arg)}
+            arguments = {x.arg for x in nodes if isinstance(x, ast.arg)}
             for name, value in (pair for x in nodes if isinstance(x, ast.Assign) for pair in named(x.targets[0], x.value)):
                 made_by = ast.unparse(value.func) if isinstance(value, ast.Call) else whole(value)
-                if made_by in {"view", "numba.carray", *given}:  # made of an address, or a part: held as these
-                    given.add(name)
+                if made_by in {"view", "numba.carray", *arguments}:  # made of an address, or a part: held as these
+                    arguments.add(name)
             calls = [x for x in nodes if isinstance(x, ast.Call) and ast.unparse(x.func) == "address"]
             taken += len(calls)
             names = [whole(x.args[0]) for x in calls]
-            wrong += [f"{path.name}: {function.name} takes address({name})" for name in names if name not in given]
+            wrong += [f"{path.name}: {function.name} takes address({name})" for name in names if name not in arguments]
             if any(isinstance(x, ast.Attribute) and x.attr == "ctypes" for x in nodes):
                 wrong += [f"{path.name}: {function.name} takes .ctypes"] * (function.name not in HOLDERS)
     assert not wrong and taken > 20, wrong
@@ -143,17 +143,17 @@ def test_what_a_kernel_means_is_said_once():
                 assert not again, f"{path.relative_to(ROOT)}, {function.name}: {again}"
 
 
-@pytest.mark.parametrize("place", [-1, 5])
-def test_the_guard_pages_guard(place):
+@pytest.mark.parametrize("index", [-1, 5])
+def test_the_guard_pages_guard(index):
     touch = f"""
 import sys
 sys.path.insert(0, "tests")
 import ctypes, kernel_cases
-kernel_cases.at_end = {place > 0}
+kernel_cases.at_end = {index > 0}
 x = kernel_cases.guarded(5, "f")
 address = x.__array_interface__["data"][0]
 print(ctypes.c_float.from_address(address).value, flush=True)
-ctypes.c_float.from_address(address + 4 * {place}).value
+ctypes.c_float.from_address(address + 4 * {index}).value
 """
     done = python("-c", touch)
     assert done.stdout == "0.0\n"
@@ -263,8 +263,8 @@ def test_the_other_byte_order_goes_to_the_reference_and_leaves_no_trace():
         with kernels.use("reference"):
             expected = call(x)
         with kernels.use("cpu"):
-            for given in (x, x.astype(x.dtype.newbyteorder()), x):
-                np.testing.assert_allclose(call(given), expected, rtol=1e-5, atol=1e-6, err_msg=name)
+            for either in (x, x.astype(x.dtype.newbyteorder()), x):
+                np.testing.assert_allclose(call(either), expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -111,8 +111,8 @@ def test_the_probabilities_of_all_texts_of_a_length_sum_to_one(length):
     sg.manual_seed(1)
     model = GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=2, n_embd=8)).double()
     texts = np.stack(np.meshgrid(*[range(3)] * length, indexing="ij"), -1).reshape(-1, length)
-    given = np.concatenate([np.zeros((len(texts), 1), np.int64), texts[:, :-1]], 1)
-    log_p = F.log_softmax(model(sg.tensor(given)), -1).gather(2, texts[..., None]).sum((1, 2))
+    before = np.concatenate([np.zeros((len(texts), 1), np.int64), texts[:, :-1]], 1)
+    log_p = F.log_softmax(model(sg.tensor(before)), -1).gather(2, texts[..., None]).sum((1, 2))
     assert math.isclose(np.exp(log_p.data).sum(), 1, rel_tol=1e-12)
 
 

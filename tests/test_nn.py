@@ -390,15 +390,15 @@ def test_recurrent(kind, layers, both, bias):
     m = randomized(kind(3, 4, layers, bias, bidirectional=both))
     g, cells, count = rng(16), layers * (1 + both), 1 if kind is nn.GRU else 2
     x, start = g.normal(size=(5, 2, 3)), [g.normal(size=(cells, 2, 4)) for _ in range(count)]
-    for given in (start, None):
-        first = given or [np.zeros((cells, 2, 4))] * count
+    for state in (start, None):
+        first = state or [np.zeros((cells, 2, 4))] * count
         y, last = x, []
         for layer in range(layers):
             runs = [recur(m, y, layer, r, [s[layer * (1 + both) + r] for s in first]) for r in range(1 + both)]
             y = np.concatenate([outputs for outputs, _ in runs], -1)
             last += [states for _, states in runs]
         last = [np.stack(states) for states in zip(*last, strict=True)]
-        hx = None if given is None else tuple(map(tensor, given)) if count == 2 else tensor(given[0])
+        hx = None if state is None else tuple(map(tensor, state)) if count == 2 else tensor(state[0])
         output, states = m(tensor(x), hx)
         close(output, y)
         for a, b in zip(states if count == 2 else [states], last, strict=True):

@@ -564,8 +564,8 @@ def test_attention_dropout():
     *grads, _ = reference.attention_backward(dout, q, k, v, out, statistics, dropout_p=0.3, **noise)
     are_the_gradients(grads, lambda q, k, v: reference.attention(q, k, v, dropout_p=0.3, **noise)[0], [q, k, v], dout)
     into = [np.full_like(x, 7) for x in (q, k, v)]
-    given = reference.attention_backward(dout, q, k, v, out, statistics, dropout_p=0.3, **noise, into=into)
-    for grad, here, there in zip(grads, into, given, strict=False):
+    returned = reference.attention_backward(dout, q, k, v, out, statistics, dropout_p=0.3, **noise, into=into)
+    for grad, here, there in zip(grads, into, returned, strict=False):
         assert here is there
         np.testing.assert_array_equal(grad, here)
 
@@ -587,7 +587,7 @@ def test_gradients_of_shared_keys_are_written_where_asked(heads):
     into = tuple(np.full(x.shape, np.nan) for x in (q, k, v))
     out, statistics = reference.attention(q, k, v)
     grads = reference.attention_backward(dout, q, k, v, out, statistics, into=into)
-    assert all(g is given for g, given in zip(grads, into, strict=False))
+    assert all(g is target for g, target in zip(grads, into, strict=False))
     are_the_gradients(into, lambda q, k, v: reference.attention(q, k, v)[0], [q, k, v], dout)
 
 

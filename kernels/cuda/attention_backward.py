@@ -99,17 +99,17 @@ def _weights(per: int, masked: bool) -> Any:
 
 def _sums(width: int, height: int, per: int) -> Any:
     """A device function: sums[m, c] += Σ_i w[i, ty + 8 m] tile[i, c], by way of registers rw, rt."""
-    numbers, column = width // SIDE, columns(SIDE)
+    elements, column = width // SIDE, columns(SIDE)
 
     @device
     def add_products(w, tile, ty, tx, rw, rt, sums):
         for i in range(height):
             for m in range(per):
                 rw[m] = w[uint32(i), ty + uint32(m * SIDE)]
-            for c in range(numbers):
+            for c in range(elements):
                 rt[c] = tile[uint32(i), column(tx, c)]
             for m in range(per):
-                for c in range(numbers):
+                for c in range(elements):
                     sums[m, c] += rw[m] * rt[c]
 
     return add_products
@@ -151,7 +151,7 @@ def _shared(width: int) -> int:
 def keys(width: int, masked: bool) -> Kernel:
     """K̄ and V̄ of a tile of keys, as the queries pass by."""
     height = rows_of(width)
-    per, numbers = height // SIDE, width // SIDE  # rows of a tile that a thread has, and numbers of each
+    per, elements = height // SIDE, width // SIDE  # rows of a tile that a thread has, and elements of each
     pitch, pitch_w = width + 4, height + 4  # lengths of rows in shared memory
     load, load_rows, dots, weights, add_products, column = _steps(width, masked)
 
@@ -177,9 +177,9 @@ def keys(width: int, masked: bool) -> Kernel:
         ra = cuda.local.array((per, 4), float32)
         rb = cuda.local.array((per, 4), float32)
         rw = cuda.local.array(per, float32)
-        rt = cuda.local.array(numbers, float32)
-        dk = cuda.local.array((per, numbers), float32)
-        dv = cuda.local.array((per, numbers), float32)
+        rt = cuda.local.array(elements, float32)
+        dk = cuda.local.array((per, elements), float32)
+        dv = cuda.local.array((per, elements), float32)
         ty = uint32(cuda.threadIdx.x) // uint32(SIDE)
         tx = uint32(cuda.threadIdx.x) % uint32(SIDE)
         T, S = uint32(Q.shape[1]), uint32(K.shape[1])
@@ -187,7 +187,7 @@ def keys(width: int, masked: bool) -> Kernel:
         z = uint32(cuda.blockIdx.x) // count
         j0 = uint32(cuda.blockIdx.x) % count * uint32(height)
         for m in range(per):
-            for c in range(numbers):
+            for c in range(elements):
                 dk[m, c] = float32(0.0)
                 dv[m, c] = float32(0.0)
         load(k, K, z, j0, S, float32(1.0))
@@ -219,7 +219,7 @@ def keys(width: int, masked: bool) -> Kernel:
         for m in range(per):
             j = j0 + ty + uint32(m * SIDE)
             if j < S:
-                for c in range(numbers):
+                for c in range(elements):
                     dK[z, j, column(tx, c)] = dk[m, c]
                     dV[z, j, column(tx, c)] = dv[m, c]
 
@@ -230,7 +230,7 @@ def keys(width: int, masked: bool) -> Kernel:
 def queries(width: int, masked: bool) -> Kernel:
     """Q̄ of a tile of queries, as the keys pass by."""
     height = rows_of(width)
-    per, numbers = height // SIDE, width // SIDE
+    per, elements = height // SIDE, width // SIDE
     pitch, pitch_w = width + 4, height + 4
     load, load_rows, dots, weights, add_products, column = _steps(width, masked)
 
@@ -256,8 +256,8 @@ def queries(width: int, masked: bool) -> Kernel:
         ra = cuda.local.array((per, 4), float32)
         rb = cuda.local.array((per, 4), float32)
         rw = cuda.local.array(per, float32)
-        rt = cuda.local.array(numbers, float32)
-        dq = cuda.local.array((per, numbers), float32)
+        rt = cuda.local.array(elements, float32)
+        dq = cuda.local.array((per, elements), float32)
         ty = uint32(cuda.threadIdx.x) // uint32(SIDE)
         tx = uint32(cuda.threadIdx.x) % uint32(SIDE)
         T, S = uint32(Q.shape[1]), uint32(K.shape[1])
@@ -265,7 +265,7 @@ def queries(width: int, masked: bool) -> Kernel:
         z = uint32(cuda.blockIdx.x) // count
         i0 = (count - uint32(1) - uint32(cuda.blockIdx.x) % count) * uint32(height)  # the longest causal rows begin first
         for m in range(per):
-            for c in range(numbers):
+            for c in range(elements):
                 dq[m, c] = float32(0.0)
         load(q, Q, z, i0, T, options.scale)
         load(do, dout, z, i0, T, float32(1.0))
@@ -291,7 +291,7 @@ def queries(width: int, masked: bool) -> Kernel:
         for m in range(per):
             i = i0 + ty + uint32(m * SIDE)
             if i < T:
-                for c in range(numbers):
+                for c in range(elements):
                     dQ[z, i, column(tx, c)] = dq[m, c] * options.scale
 
     return attend

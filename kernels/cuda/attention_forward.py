@@ -49,7 +49,7 @@ def tiles(width: int, masked: bool) -> Kernel:
     Q, O: (Z, T, D), K, V: (Z, S, D), statistics: (2, Z, T), M: (Z or fewer, T or 1, S or 1)
     """
     queries = queries_of(width)
-    rows, scores, numbers = queries // THREADS_Y, KEYS // THREADS_X, width // THREADS_X  # of a thread
+    rows, scores, elements = queries // THREADS_Y, KEYS // THREADS_X, width // THREADS_X  # of a thread
     pitch, pitch_p = width + 4, KEYS + 4  # lengths of rows in shared memory
     load_q = loader(width, queries, THREADS_Y * THREADS_X)
     load_kv = loader(width, KEYS, THREADS_Y * THREADS_X)
@@ -68,12 +68,12 @@ def tiles(width: int, masked: bool) -> Kernel:
         kv = cuda.shared.array((KEYS, pitch), float32)
         p = cuda.shared.array((queries, pitch_p), float32)
         s = cuda.local.array((rows, scores), float32)
-        o = cuda.local.array((rows, numbers), float32)
+        o = cuda.local.array((rows, elements), float32)
         top = cuda.local.array(rows, float32)
         total = cuda.local.array(rows, float32)
         ra = cuda.local.array((rows, 4), float32)
         rb = cuda.local.array((scores, 4), float32)
-        rv = cuda.local.array(numbers, float32)
+        rv = cuda.local.array(elements, float32)
         ty = uint32(cuda.threadIdx.x) // uint32(THREADS_X)
         tx = uint32(cuda.threadIdx.x) % uint32(THREADS_X)
         T, S = uint32(Q.shape[1]), uint32(K.shape[1])
@@ -83,7 +83,7 @@ def tiles(width: int, masked: bool) -> Kernel:
         for m in range(rows):
             top[m] = float32(-np.inf)
             total[m] = float32(0.0)
-            for c in range(numbers):
+            for c in range(elements):
                 o[m, c] = float32(0.0)
         load_q(q, Q, z, i0, T, options.scale)
         end = S
@@ -116,7 +116,7 @@ def tiles(width: int, masked: bool) -> Kernel:
                     part += weight
                     p[ty + uint32(m * THREADS_Y), tx + uint32(n * THREADS_X)] = weight
                 total[m] = total[m] * shrink + part
-                for c in range(numbers):
+                for c in range(elements):
                     o[m, c] *= shrink
             cuda.syncthreads()
             load_kv(kv, V, z, j0, S, float32(1.0))
@@ -127,10 +127,10 @@ def tiles(width: int, masked: bool) -> Kernel:
                     for m in range(rows):
                         ra[m, e] = p[ty + uint32(m * THREADS_Y), j + uint32(e)]
                 for e in range(4):
-                    for c in range(numbers):
+                    for c in range(elements):
                         rv[c] = kv[j + uint32(e), column(tx, c)]
                     for m in range(rows):
-                        for c in range(numbers):
+                        for c in range(elements):
                             o[m, c] += ra[m, e] * rv[c]
                 j += uint32(4)
             cuda.syncthreads()
@@ -143,7 +143,7 @@ def tiles(width: int, masked: bool) -> Kernel:
             if i < T:
                 nothing = row_total == float32(0.0)
                 inverse = float32(1.0) if nothing else float32(1.0) / row_total
-                for c in range(numbers):
+                for c in range(elements):
                     out[z, i, column(tx, c)] = o[m, c] * inverse
                 if tx == uint32(0):
                     statistics[0, z, i] = float32(0.0) if nothing else top[m]
@@ -161,7 +161,7 @@ def one_query(width: int, masked: bool) -> Kernel:
             s by shuffles over the warp;   m, l, o as above
         shared memory ← m, l, o of the four warps;   O ← Σ_w o_w e^{m_w − m} / Σ_w l_w e^{m_w − m}
     """
-    numbers = width // 32  # of a lane
+    elements = width // 32  # of a lane
 
     @kernel(
         (F3, F3, F3, F3, F3, F3, OPTIONS),
@@ -174,8 +174,8 @@ def one_query(width: int, masked: bool) -> Kernel:
         tops = cuda.shared.array(WARPS, float32)
         totals = cuda.shared.array(WARPS, float32)
         outputs = cuda.shared.array((WARPS, width), float32)
-        q = cuda.local.array(numbers, float32)
-        o = cuda.local.array(numbers, float32)
+        q = cuda.local.array(elements, float32)
+        o = cuda.local.array(elements, float32)
         t = uint32(cuda.threadIdx.x)
         lane = t % uint32(32)
         warp = t // uint32(32)
@@ -183,13 +183,13 @@ def one_query(width: int, masked: bool) -> Kernel:
         S = uint32(K.shape[1])
         top = float32(-np.inf)
         total = float32(0.0)
-        for c in range(numbers):
+        for c in range(elements):
             q[c] = Q[z, 0, lane + uint32(32 * c)] * options.scale
             o[c] = float32(0.0)
         j = warp
         while j < S:
             s = float32(0.0)
-            for c in range(numbers):
+            for c in range(elements):
                 s += q[c] * K[z, j, lane + uint32(32 * c)]
             for e in range(5):
                 s += cuda.shfl_xor_sync(0xFFFFFFFF, s, 1 << e)
@@ -201,13 +201,13 @@ def one_query(width: int, masked: bool) -> Kernel:
             weight = math.exp(s - shift)
             top = new
             total = total * shrink + weight
-            for c in range(numbers):
+            for c in range(elements):
                 o[c] = o[c] * shrink + weight * V[z, j, lane + uint32(32 * c)]
             j += uint32(WARPS)
         if lane == uint32(0):
             tops[warp] = top
             totals[warp] = total
-        for c in range(numbers):
+        for c in range(elements):
             outputs[warp, lane + uint32(32 * c)] = o[c]
         cuda.syncthreads()
         new = float32(-np.inf)

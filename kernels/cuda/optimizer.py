@@ -65,8 +65,8 @@ def _adam(arrays: tuple[Sequence[Array], ...], keep: float, penalty: float, cons
     """`constants` are the options of `adamw`, which `composed` takes for the parameters that the kernel does not cover."""
     beta1, beta2, t = constants["beta1"], constants["beta2"], constants["step"]
     rate, root = constants["lr"] / (1 - beta1**t), math.sqrt(1 - beta2**t)
-    numbers = keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, constants["eps"]
-    step = Step(*map(np.float32, numbers))
+    coefficients = keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, constants["eps"]
+    step = Step(*map(np.float32, coefficients))
     for p, g, m, v in zip(*arrays, strict=True):
         check("adam", p, g, m, v)
         if not is_float32(p, g, m, v) or not all(x.flags.c_contiguous for x in (p, m, v)):

@@ -35,7 +35,7 @@ from scratchgen.catalog import compositions, layers, primitives
 from scratchgen.catalog.row import Bound, Case, Row, case, of, row
 from scratchgen.ops import inplace
 
-__all__ = ["NOT_DIFFERENTIABLE", "ROOMS", "ROWS", "Bound", "Case", "Row", "case", "check", "find", "main", "of", "row"]
+__all__ = ["NOT_DIFFERENTIABLE", "ROWS", "SUBJECTS", "Bound", "Case", "Row", "case", "check", "find", "main", "of", "row"]
 
 ROWS: dict[str, Row] = {}
 for _row in primitives.ROWS + compositions.ROWS + layers.ROWS:
@@ -43,7 +43,7 @@ for _row in primitives.ROWS + compositions.ROWS + layers.ROWS:
         raise ValueError(f"catalog: {_row.name!r} has two rows")
     ROWS[_row.name] = _row
 
-ROOMS = {
+SUBJECTS = {
     "ops": [r.name for r in primitives.ROWS],
     "functional": [name for name in ROWS if name in functional.__all__],
     "calculus": [r.name for r in compositions.CALCULUS],
@@ -87,8 +87,8 @@ class UnknownName(LookupError):
 
 def find(name: str) -> list[Row]:
     """The rows that a name stands for: a module, "nn.Linear" or "Linear", "softmax" or "functional.softmax" or "F.softmax"."""
-    if name in ROOMS:
-        return [ROWS[n] for n in ROOMS[name]]
+    if name in SUBJECTS:
+        return [ROWS[n] for n in SUBJECTS[name]]
     if name in ROWS:
         return [ROWS[name]]
     last = name.rpartition(".")[2]
@@ -98,7 +98,7 @@ def find(name: str) -> list[Row]:
     for reason, names in NOT_DIFFERENTIABLE.items():
         if name in names or f"nn.{name}" in names:
             raise UnknownName(f"{name} has no gradient to check: it {reason}.")
-    near = difflib.get_close_matches(name, {*ROOMS, *ROWS, *shorter}, n=4, cutoff=0.5)
+    near = difflib.get_close_matches(name, {*SUBJECTS, *ROWS, *shorter}, n=4, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`scratchgen gradcheck` without a name checks all, and lists them."
     raise UnknownName(f"there is nothing called {name!r} to check; {hint}")
 
@@ -168,7 +168,7 @@ def main(names: list[str], *, order: int = 2, curve: str | None = None) -> int:
     jobs = {}
     own = [name for name in names if ".py:" in name or name.endswith(".py")]
     try:
-        rows = {r.name: r for name in names or ROOMS for r in ([] if name in own else find(name))} | ({} if names else ROWS)
+        rows = {r.name: r for name in names or SUBJECTS for r in ([] if name in own else find(name))} | ({} if names else ROWS)
         if curve and len(names) != len(own) or curve and len(own) != 1:
             raise UnknownName("--curve draws one function: expected one path/to/file.py:NAME.")
         for target in own:
