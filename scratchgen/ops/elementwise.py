@@ -82,7 +82,7 @@ class Add(Function):
     keeps_inputs = False
 
     def forward(self, a: Any, b: Any) -> Any:
-        y = None if a.shape == b.shape else _by_rows(kernels.add_to_rows, a, b)
+        y = None if a.size == b.size else _by_rows(kernels.add_to_rows, a, b)
         return a + b if y is None else y
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
@@ -105,7 +105,7 @@ class Mul(Function):
     """y = a b            ā = ȳ b,  b̄ = ȳ a"""
 
     def forward(self, a: Any, b: Any) -> Any:
-        y = None if a.shape == b.shape else _by_rows(kernels.scale_rows, a, b)
+        y = None if a.size == b.size else _by_rows(kernels.scale_rows, a, b)
         return a * b if y is None else y
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
