@@ -15,7 +15,7 @@ from scratchgen import startup
 
 
 def obstacle() -> str | None:
-    """Why `import kernels` does not give ours, if it does not: what it finds instead, which is not run for that."""
+    """Why `import kernels` does not give scratchgen's own package; None where it does. Another package found is not run."""
     ours = Path(__file__).resolve().parents[1] / "kernels"
     try:
         spec = find_spec("kernels")

@@ -24,7 +24,7 @@ from kernels import reference
 from kernels.cpu.build import INT, VOID, Kernel, kernel, result, sums
 from kernels.cpu.functions import exp_nonpositive, expm1_nonpositive, log1p
 from kernels.cpu.functions import sigmoid as logistic
-from kernels.cpu.rows import covers, flat, plain, shares
+from kernels.cpu.rows import alike, covers, flat, plain, shares
 from kernels.cpu.simd import address, call
 
 Array = np.ndarray
@@ -33,15 +33,17 @@ LOW = -800.0
 
 def of_one(function: Any) -> Kernel:
     """A loop function(x, y, a, b, c, n) that writes n elements of y; a, b and c: constants of f, of the type of x"""
-    return Kernel(function, lambda T: VOID(*[types.CPointer(T)] * 2, T, T, T, INT), callback=True, fastmath={"contract"})
+    signature = lambda element: VOID(*[types.CPointer(element)] * 2, *[element] * 3, INT)  # noqa: E731
+    return Kernel(function, signature, callback=True, fastmath={"contract"})
 
 
 def of_two(function: Any) -> Kernel:
     """A loop function(u, v, y, a, b, c, n) that writes n elements of y, such as x̄ from ȳ and x"""
-    return Kernel(function, lambda T: VOID(*[types.CPointer(T)] * 3, T, T, T, INT), callback=True, fastmath={"contract"})
+    signature = lambda element: VOID(*[types.CPointer(element)] * 3, *[element] * 3, INT)  # noqa: E731
+    return Kernel(function, signature, callback=True, fastmath={"contract"})
 
 
-@kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), T, T, T, INT), parallel=True)
+@kernel(lambda element: VOID(INT, flat(element), result(element, 1, "C"), *[element] * 3, INT), parallel=True)
 def over_one(function, x, y, a, b, c, nt):
     """function(x, y, …) for each thread's part of the elements"""
     if nt == 1:
@@ -53,7 +55,7 @@ def over_one(function, x, y, a, b, c, nt):
             call(function, (address(x) + skip, address(y) + skip, a, b, c, i1 - i0))
 
 
-@kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), T, T, T, INT), parallel=True)
+@kernel(lambda element: VOID(INT, *[flat(element)] * 2, result(element, 1, "C"), *[element] * 3, INT), parallel=True)
 def over_two(function, u, v, y, a, b, c, nt):
     """function(u, v, y, …) for each thread's part of the elements"""
     if nt == 1:
@@ -76,11 +78,6 @@ def _backward(function: Kernel, dy: Array, x: Array, a: float = 0.0, b: float = 
     u, v = plain(dy).reshape(-1), plain(x).reshape(-1)
     over_two[letter](function[letter], u, v, dx.reshape(-1), a, b, c, shares(4 * x.size))
     return dx
-
-
-def _pair(dy: Array, x: Array) -> bool:
-    """Are both covered, and of one shape?"""
-    return dy.shape == x.shape and covers(dy, x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,11 +110,11 @@ def sigmoid(x: Array) -> Array:
 
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
-    return _backward(sigmoid_slope_loop, dy, y) if _pair(dy, y) else reference.sigmoid_backward(dy, y)
+    return _backward(sigmoid_slope_loop, dy, y) if alike(dy, y) else reference.sigmoid_backward(dy, y)
 
 
 def tanh_backward(dy: Array, y: Array) -> Array:
-    return _backward(tanh_slope_loop, dy, y) if _pair(dy, y) else reference.tanh_backward(dy, y)
+    return _backward(tanh_slope_loop, dy, y) if alike(dy, y) else reference.tanh_backward(dy, y)
 
 
 @of_one
@@ -160,7 +157,7 @@ def softplus(x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
 
 
 def softplus_backward(dy: Array, x: Array, *, beta: float = 1.0, threshold: float = 20.0) -> Array:
-    if not _pair(dy, x):
+    if not alike(dy, x):
         return reference.softplus_backward(dy, x, beta=beta, threshold=threshold)
     return _backward(softplus_slope_loop, dy, x, beta, 0.0, threshold)
 
@@ -188,7 +185,7 @@ def elu(x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) 
 
 
 def elu_backward(dy: Array, x: Array, *, alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0) -> Array:
-    if not _pair(dy, x) or rate < 0:
+    if not alike(dy, x) or rate < 0:
         return reference.elu_backward(dy, x, alpha=alpha, scale=scale, rate=rate)
     return _backward(elu_slope_loop, dy, x, scale, scale * alpha * rate, rate)
 
@@ -221,7 +218,7 @@ def silu(x: Array) -> Array:
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
-    return _backward(silu_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.silu_backward(dy, x)
+    return _backward(silu_slope_loop, dy, x, LOW) if alike(dy, x) else reference.silu_backward(dy, x)
 
 
 # With u = e^{−|x|}:  tanh(log(1 + eˣ)) = (1 + 2u) / (1 + 2u + 2u²) for x ≥ 0,  (2u + u²) / (2 + 2u + u²) for x < 0
@@ -256,7 +253,7 @@ def mish(x: Array) -> Array:
 
 
 def mish_backward(dy: Array, x: Array) -> Array:
-    return _backward(mish_slope_loop, dy, x, LOW) if _pair(dy, x) else reference.mish_backward(dy, x)
+    return _backward(mish_slope_loop, dy, x, LOW) if alike(dy, x) else reference.mish_backward(dy, x)
 
 
 @of_two
@@ -277,7 +274,7 @@ def glu_slope_loop(dy, x, dx, a, b, c, n):
         dx[j] = dy[j] * s
 
 
-@kernel(lambda T: VOID(INT, flat(T), flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+@kernel(lambda element: VOID(INT, flat(element), flat(element, 2), result(element, 2, "C"), INT, INT), parallel=True)
 def over_halves(function, dy, x, out, forward, nt):
     """A row of x holds elements and behind them their gates; `out`: y if `forward`, else x̄"""
     rows, n, size = len(x), x.shape[1] // 2, x.itemsize
@@ -343,7 +340,7 @@ def _log_softmax_slope(dy, y, dx, i0, i1):
             out[j] = g[j] - exp_nonpositive(log_p[j]) * total
 
 
-@kernel(lambda T: VOID(flat(T, 2), flat(T, 2), result(T, 2, "C"), INT, INT), parallel=True)
+@kernel(lambda element: VOID(flat(element, 2), flat(element, 2), result(element, 2, "C"), INT, INT), parallel=True)
 def softmax_slopes(dy, y, dx, logarithm, nt):
     """x̄ by rows"""
     for t in numba.prange(nt):
@@ -363,8 +360,8 @@ def _softmax_backward(dy: Array, y: Array, axis: int, logarithm: bool) -> Array:
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    return _softmax_backward(dy, y, axis, False) if _pair(dy, y) else reference.softmax_backward(dy, y, axis)
+    return _softmax_backward(dy, y, axis, False) if alike(dy, y) else reference.softmax_backward(dy, y, axis)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    return _softmax_backward(dy, y, axis, True) if _pair(dy, y) else reference.log_softmax_backward(dy, y, axis)
+    return _softmax_backward(dy, y, axis, True) if alike(dy, y) else reference.log_softmax_backward(dy, y, axis)

@@ -73,7 +73,7 @@ from kernels.cpu.attention_blocks import (
     whole_queries,
     whole_vectors,
 )
-from kernels.cpu.build import INT, TABLE, VOID, given, helper, kernel, result, sums
+from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, operand, result, sums
 from kernels.cpu.functions import exp_nonpositive
 from kernels.cpu.matmul import MATRIX
 from kernels.cpu.simd import Matrix, address, call, load, view
@@ -316,7 +316,7 @@ def _add_apart(operands, heads, starts, start, stop, options, at):
 
 
 def _signature(element: Any) -> Any:
-    arrays = [*[given(element, 2)] * 6, *[result(element, 2)] * 3, result(element, 2, "C")]
+    arrays = [*[operand(element, 2)] * 6, *[result(element, 2)] * 3, result(element, 2, "C")]
     operands = numba.types.NamedTuple(arrays, Operands)
     tables = table(HEADS), TABLE, table(CUTS)
     return VOID(TOOLS, INT, operands, *tables, options_type(element), result(element, 2, "C"), INT)

@@ -67,7 +67,7 @@ from kernels.cpu.attention_blocks import (
     whole_queries,
     whole_vectors,
 )
-from kernels.cpu.build import INT, VOID, given, helper, kernel, result, sums
+from kernels.cpu.build import INT, VOID, helper, kernel, operand, result, sums
 from kernels.cpu.functions import exp_nonpositive, maximum
 from kernels.cpu.matmul import MATRIX
 from kernels.cpu.simd import Matrix, address, call, view
@@ -269,7 +269,7 @@ def _share(tools, block, operands, heads, start, stop, options, at):
 
 
 def _signature(element: Any) -> Any:
-    operands = numba.types.NamedTuple([*[given(element, 2)] * 4, result(element, 2), result(element, 2, "C")], Operands)
+    operands = numba.types.NamedTuple([*[operand(element, 2)] * 4, result(element, 2), result(element, 2, "C")], Operands)
     return VOID(TOOLS, INT, operands, table(HEADS), table(CUTS), options_type(element), result(element, 2, "C"))
 
 

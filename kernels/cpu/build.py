@@ -1,8 +1,8 @@
 """Compiling, once: each kernel for each element type when it is first called, kept on disk from then on.
 
-A child process compiles and hands the machine code over as bytes; from these this process loads it, whether they come from
-the child or from the disk: what Numba has just compiled and what it loads may add up in different orders, and the first run
-on a machine has to give the bits of all later ones. The compiler's memory is the child's too.
+A child process compiles, and sends the machine code as bytes. This process loads each kernel from such bytes, be they the
+child's or the disk's. For code that Numba has just compiled may add up in another order than code that it loads, and the
+first run on a machine has to give the same bits as all later ones. The compiler's memory, too, is the child's alone.
 
 A file holds one kernel, behind its SHA-256. A file that is cut short, damaged or unreadable is taken for absent: its kernel is
 compiled again, and replaces it. The folder is named after all that machine code depends on: the sources, the compiler, the
@@ -44,8 +44,8 @@ from numba.core.sigutils import normalize_signature
 TYPES = {"f": numba.float32, "d": numba.float64}
 LETTERS = {np.dtype(letter): letter for letter in TYPES}  # other types, the other byte order too, are the reference's
 PLAIN = {"error_model": "numpy"}  # x / 0 is an infinity, as in NumPy, not an exception
-# Only what says `prange` is shared out. Numba would also share out array expressions, and their sums by the number of the
-# thread, which threads of `pool.py` do not have: so `prange` never adds up across its parts either (`_Code` sees to it).
+# Only loops over `prange` are shared among threads. Numba would share array expressions too, and would add up the parts of a
+# sum by an index that threads of `pool.py` do not have. So no loop over `prange` adds up across its parts: `_Code` refuses it.
 IMPLICIT = ("comprehension", "fusion", "reduction", "inplace_binop", "setitem", "numpy", "stencil")
 PRANGE = {"prange": True, **dict.fromkeys(IMPLICIT, False)}
 SUMS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order; −∞ and NaN keep their meaning
@@ -74,7 +74,7 @@ def _depends_on() -> str:
     return digest.hexdigest()
 
 
-depends_on = lru_cache(maxsize=1)(_depends_on)  # as it was when the first kernel was called
+depends_on = lru_cache(maxsize=1)(_depends_on)  # the sources as they were when the first kernel was called
 
 
 def cache_folder() -> Path:
@@ -89,7 +89,7 @@ def cache_folder() -> Path:
 
 
 def _read(name: str) -> bytes | None:
-    """What is kept under a name; None where that is nothing, or not what was written."""
+    """The machine code kept under a name; None where there is none, or where its seal does not fit."""
     try:
         kept = (cache_folder() / name).read_bytes()
     except OSError:
@@ -98,7 +98,7 @@ def _read(name: str) -> bytes | None:
 
 
 def _write(name: str, code: bytes) -> None:
-    """Keep it, whole or not at all: other processes may be reading, or writing the same. Raises OSError."""
+    """Keep the code. Other processes may read or write the same file, so it appears whole or not at all. Raises OSError."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{name}.{uuid.uuid4().hex}"
@@ -112,7 +112,7 @@ def _write(name: str, code: bytes) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is said of it
+# Progress
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +186,7 @@ def kept() -> str:
 
 
 class _Code:
-    """What Numba takes for the cache of one function: the machine code, as bytes, that it is to load or has compiled."""
+    """What Numba uses as the cache of one function. It holds machine code, as bytes: to be loaded, or just compiled."""
 
     def __init__(self, code: bytes | None = None) -> None:
         self.code = code
@@ -207,9 +207,9 @@ class _Code:
 class Kernel(dict):
     """The compiled forms of one function, by the letter of their element type: `kernel["f"](…)`.
 
-    `signature` makes Numba's signature from the element type. A C callback (`callback=True`) becomes its address. What is
-    `unchecked` is called past Numba's choice by the types of the arguments, which costs as much again as handing them over:
-    a number of dimensions or a size of elements that is wrong still raises, another wrong type or layout is the caller's.
+    `signature` makes Numba's signature from the element type. With `callback`, a compiled form is the address of a C function.
+    With `unchecked`, Numba does not look at the types of the arguments, which costs as much time as handing them over. Then a
+    wrong number of dimensions or a wrong size of elements still raises, but the caller answers for all other types and layouts.
     """
 
     def __init__(
@@ -232,11 +232,11 @@ class Kernel(dict):
             return self[letter]
 
     def _ready(self, letter: str) -> Any:
-        """Loaded: from the disk, or else as the child compiles it, or, if there is no child to be had, compiled here."""
+        """The compiled form: from the disk, else from the child, else, where no child can be started, compiled here."""
         name = f"{self.function.__module__}.{self.function.__name__}.{letter}"
         code = _read(name)
         if code is not None:
-            with suppress(Exception):  # whatever it was that wrote a file with a right seal
+            with suppress(Exception):  # another program may have written a file with a right seal
                 return self._loaded(letter, code)
         progress.start()
         try:
@@ -253,18 +253,18 @@ class Kernel(dict):
             progress.end()
 
     def compile(self, letter: str) -> bytes | None:
-        """The machine code, as bytes; None where it cannot be another process's."""
+        """The machine code, as bytes; None where it holds addresses, which mean nothing to another process."""
         cache = _Code()
         self._made(letter, cache)
         return cache.code
 
     def assembly(self, letter: str) -> str:
-        """The machine code in words, as LLVM prints it; compiled for this, since what is kept cannot be printed."""
+        """The machine code as text. It is compiled again for this, since machine code that was kept cannot be printed."""
         made = self._made(letter, _Code())
         return made._library.get_asm_str() if self.callback else made.inspect_asm(made.signatures[0])
 
     def _made(self, letter: str, cache: _Code) -> Any:
-        """Numba's function, with its code taken from the cache if it is there, else compiled, and put there."""
+        """Numba's function. Its code comes from the cache if it is there; otherwise it is compiled, and put there."""
         signature = self.signature(TYPES[letter])
         if self.callback:
             made = CFunc(self.function, normalize_signature(signature), {}, self.options)
@@ -291,7 +291,7 @@ class Kernel(dict):
 
 
 class _Child:
-    """A process that compiles what it is asked for, one kernel at a time."""
+    """A process that compiles kernels for this one, one at a time."""
 
     process: subprocess.Popen | None = None
     owner = 0  # the process that started it; one forked from that has its own
@@ -310,7 +310,7 @@ class _Child:
         return code if sources == depends_on() else None
 
     def _start(self) -> None:
-        """With a pipe of its own: what else runs when Python starts may write to stdout or stderr."""
+        """The child answers on a pipe of its own, since other code that runs at its start may write to stdout or stderr."""
         self.owner = os.getpid()
         self.pipe, theirs = Pipe()
         path = [str(Path(__file__).parents[2]), *sys.path]
@@ -323,7 +323,7 @@ class _Child:
 
     def close(self) -> None:
         if self.process is not None and self.owner == os.getpid():
-            self.process.kill()  # it has nothing to put in order
+            self.process.kill()  # the child has nothing to clean up
             self.process.wait()
 
 
@@ -332,14 +332,14 @@ atexit.register(_child.close)
 
 
 def serve(pipe: int) -> None:
-    """The child's part: what its sources are, and the code of each kernel that is asked for, until nobody is there to ask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    """The child's loop: for each kernel it sends the hash of its sources and the code, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers to Ctrl-C
     with suppress(EOFError, OSError), Connection(pipe) as parent:
         while True:
             module, name, letter = parent.recv()
             try:
                 code = getattr(import_module(module), name).compile(letter)
-            except Exception:  # it is the parent's to say, which compiles the kernel itself
+            except Exception:  # the parent then compiles the kernel itself, and meets the error
                 code = None
             parent.send((_depends_on(), code))
 
@@ -350,7 +350,7 @@ def serve(pipe: int) -> None:
 
 
 def kernel(signature: Callable, **options: Any) -> Callable[[Callable], Kernel]:
-    """Decorator: a function that is compiled when first wanted, with its signature as a function of the element type."""
+    """Decorator: the function is compiled when it is first called; `signature` is a function of the element type."""
     return lambda function: Kernel(function, signature, **options)
 
 
@@ -364,7 +364,7 @@ def sums(function: Callable) -> Any:
     return numba.njit(function, **SUMS)
 
 
-def given(element: Any, ndim: int) -> Any:
+def operand(element: Any, ndim: int) -> Any:
     """The type of an array that is only read: any strides, read-only or not, aligned or not."""
     return numba.types.Array(element, ndim, "A", readonly=True, aligned=False)
 

@@ -18,7 +18,7 @@ from kernels import reference
 from kernels.cpu import functions
 from kernels.cpu.build import INT, VOID, helper, kernel, result, sums
 from kernels.cpu.functions import exp_nonpositive, log1p, sigmoid
-from kernels.cpu.rows import covers, flat, plain, shares
+from kernels.cpu.rows import alike, covers, flat, plain, shares
 from kernels.reference import attention_dropout, erf  # noqa: F401 (kernels of this module: NumPy and SciPy compute them)
 
 Array = np.ndarray
@@ -36,8 +36,8 @@ C0, C1 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 
 @sums
 def _activate(kind, x, y):
-    T = x.dtype.type
-    one, half, root, c0, c1 = T(1), T(0.5), T(math.sqrt(0.5)), T(C0), T(C1)
+    dtype = x.dtype.type
+    one, half, root, c0, c1 = dtype(1), dtype(0.5), dtype(math.sqrt(0.5)), dtype(C0), dtype(C1)
     n = np.uintp(x.size)
     if kind == GELU:
         for j in range(n):
@@ -47,7 +47,7 @@ def _activate(kind, x, y):
             y[j] = x[j] * sigmoid(x[j] * (c0 + c1 * x[j] * x[j]))
 
 
-@kernel(lambda T: VOID(INT, flat(T), result(T, 1, "C"), INT), parallel=True)
+@kernel(lambda element: VOID(INT, flat(element), result(element, 1, "C"), INT), parallel=True)
 def activate(kind, x, y, nt):
     """y = f(x)"""
     if nt == 1:
@@ -60,9 +60,9 @@ def activate(kind, x, y, nt):
 
 @sums
 def _activate_backward(kind, dy, x, dx):
-    T = x.dtype.type
-    one, half, root, c0, c1, c2 = T(1), T(0.5), T(math.sqrt(0.5)), T(C0), T(C1), T(3 * C1)
-    density = T(1 / math.sqrt(2 * math.pi))
+    dtype = x.dtype.type
+    one, half, root, c0, c1, c2 = dtype(1), dtype(0.5), dtype(math.sqrt(0.5)), dtype(C0), dtype(C1), dtype(3 * C1)
+    density = dtype(1 / math.sqrt(2 * math.pi))
     n = np.uintp(x.size)
     if kind == GELU:
         for j in range(n):
@@ -75,7 +75,7 @@ def _activate_backward(kind, dy, x, dx):
             dx[j] = dy[j] * (s * (one + (one - s) * (x[j] * (c0 + c2 * square))))
 
 
-@kernel(lambda T: VOID(INT, flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+@kernel(lambda element: VOID(INT, flat(element), flat(element), result(element, 1, "C"), INT), parallel=True)
 def activate_backward(kind, dy, x, dx, nt):
     """x̄ = ȳ f'(x)"""
     if nt == 1:
@@ -105,7 +105,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 
 
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
-    if not covers(dy, x) or dy.shape != x.shape:
+    if not alike(dy, x):
         return reference.gelu_backward(dy, x, approximate=approximate)
     return _backward(GELU_TANH if approximate == "tanh" else GELU, dy, x)
 
@@ -134,7 +134,7 @@ def _losses(x, t, loss):
         loss[j] = _loss(x[j], t[j], zero)
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), INT), parallel=True)
+@kernel(lambda element: VOID(flat(element), flat(element), result(element, 1, "C"), INT), parallel=True)
 def binary_losses(x, t, loss, nt):
     """ℓ, for each element"""
     if nt == 1:
@@ -166,7 +166,7 @@ def _added(parts):
     return total
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), result(numba.float64, 1, "C"), result(T, 1, "C")), parallel=True)
+@kernel(lambda element: VOID(*[flat(element)] * 2, result(numba.float64, 1, "C"), result(element, 1, "C")), parallel=True)
 def binary_total(x, t, parts, total):
     """total[0] = Σ ℓ,  parts[p] = Σ ℓ over what falls to thread p"""
     if parts.size == 1:
@@ -179,7 +179,7 @@ def binary_total(x, t, parts, total):
 
 
 def binary_cross_entropy(x: Array, t: Array, *, total: bool = False) -> Array:
-    if not covers(x, t) or x.shape != t.shape:
+    if not alike(x, t):
         return reference.binary_cross_entropy(x, t, total=total)
     nt, letter, inputs = shares(4 * x.size), x.dtype.char, (plain(x).reshape(-1), plain(t).reshape(-1))
     if total:
@@ -215,7 +215,7 @@ def _binary_losses_backward(dloss, x, t, dx, each, i, i1):
         i = end
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), flat(T), result(T, 1, "C"), INT, INT), parallel=True)
+@kernel(lambda element: VOID(flat(element), flat(element), flat(element), result(element, 1, "C"), INT, INT), parallel=True)
 def binary_losses_backward(dloss, x, t, dx, each, nt):
     """x̄ = ℓ̄ (σ(x) − t); the first `each` elements of x belong to the first ℓ̄, the next to the second, and so on."""
     if nt == 1:
@@ -227,7 +227,7 @@ def binary_losses_backward(dloss, x, t, dx, each, nt):
 
 
 def binary_cross_entropy_backward(dloss: Array, x: Array, t: Array) -> Array:
-    if not covers(dloss, x, t) or not dloss.shape == x.shape == t.shape:
+    if not alike(x, t) or not alike(dloss, x):
         return reference.binary_cross_entropy_backward(dloss, x, t)
     dx, each = np.empty(x.shape, x.dtype), 1
     spread = dloss.strides.index(0) if 0 in dloss.strides else x.ndim  # what a sum over the last dimensions hands back
@@ -253,7 +253,10 @@ def _squares(x, t):
     return total
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), numba.float64, result(numba.float64, 1, "C"), result(T, 1, "C")), parallel=True)
+@kernel(
+    lambda element: VOID(*[flat(element)] * 2, numba.float64, result(numba.float64, 1, "C"), result(element, 1, "C")),
+    parallel=True,
+)
 def mean_square(x, t, divisor, parts, mean):
     """mean[0] = Σ (x − t)² / divisor;  parts[p]: the sum over thread p's part"""
     if parts.size == 1:
@@ -266,7 +269,7 @@ def mean_square(x, t, divisor, parts, mean):
 
 
 def squared_error(x: Array, t: Array, divisor: float = 1) -> Array:
-    if not covers(x, t) or x.shape != t.shape:
+    if not alike(x, t):
         return reference.squared_error(x, t, divisor)
     loss = np.empty((), x.dtype)
     inputs = plain(x).reshape(-1), plain(t).reshape(-1)
@@ -292,7 +295,7 @@ def _with_constants(x, s, y, scaled, i0, i1):
                 out[j] = row[j] + constant
 
 
-@kernel(lambda T: VOID(flat(T, 2), flat(T), result(T, 2, "C"), INT, INT), parallel=True)
+@kernel(lambda element: VOID(flat(element, 2), flat(element), result(element, 2, "C"), INT, INT), parallel=True)
 def with_constants(x, s, y, scaled, nt):
     """y = x + s or x s, s_i the constant of row i"""
     if nt == 1:
@@ -361,7 +364,7 @@ def _dropout(x, y, threshold, scale, key0, key1, stream, i0, i1):
                 y[i] = x[i] * scale if words[w] >= threshold else zero
 
 
-@kernel(lambda T: VOID(flat(T), result(T, 1, "C"), U64, T, U64, U64, U64, INT), parallel=True)
+@kernel(lambda element: VOID(flat(element), result(element, 1, "C"), U64, element, U64, U64, U64, INT), parallel=True)
 def dropout_elements(x, y, threshold, scale, key0, key1, stream, nt):
     """y = x scale where the random word is at least the threshold, else 0"""
     quarter = (x.size + 3) // 4

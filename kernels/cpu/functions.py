@@ -142,8 +142,8 @@ def _twice_artanh(s: Any) -> Any:
 
 @overload(_twice_artanh, jit_options=EXACT)
 def _twice_artanh_series(s):
-    T = np.float32 if s == types.float32 else np.float64
-    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16 = (T(2 / (2 * k + 1)) for k in range(17))
+    dtype = np.float32 if s == types.float32 else np.float64
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16 = (dtype(2 / (2 * k + 1)) for k in range(17))
 
     def single(s):
         z = s * s
@@ -165,8 +165,8 @@ def _log1p(x):
 
 @overload(log, jit_options=EXACT)
 def _log(x):
-    T = np.float32 if x == types.float32 else np.float64
-    one, ln2, infinity = T(1), T(math.log(2)), T(math.inf)
+    dtype = np.float32 if x == types.float32 else np.float64
+    one, ln2, infinity = dtype(1), dtype(math.log(2)), dtype(math.inf)
 
     def implementation(x):
         m, k = _split(x)
@@ -183,11 +183,12 @@ def _reduced(x: Any) -> Any:
 @overload(_reduced, jit_options=EXACT)
 def _reduced_series(x):
     if x == types.float32:
-        T, magic, high = np.float32, np.float32(1.5 * 2**23), np.float32(0.693359375)
+        dtype, magic, high = np.float32, np.float32(1.5 * 2**23), np.float32(0.693359375)
     else:
-        T, magic, high = np.float64, np.float64(1.5 * 2**52), np.float64(0.693147180369123816490)
-    low, log2e = T(math.log(2) - float(high)) if T is np.float32 else T(1.90821492927058770002e-10), T(1 / math.log(2))
-    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (T(1 / math.factorial(i)) for i in range(2, 14))
+        dtype, magic, high = np.float64, np.float64(1.5 * 2**52), np.float64(0.693147180369123816490)
+    low = dtype(math.log(2) - float(high)) if dtype is np.float32 else dtype(1.90821492927058770002e-10)
+    log2e = dtype(1 / math.log(2))
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (dtype(1 / math.factorial(i)) for i in range(2, 14))
 
     def single(x):
         t = x * log2e + magic
@@ -207,8 +208,8 @@ def _reduced_series(x):
 
 @overload(exp, jit_options=EXACT)
 def _exp(x):
-    T, lowest, highest = (np.float32, -104, 89) if x == types.float32 else (np.float64, -746, 710)
-    lowest, highest, one = T(lowest), T(highest), T(1)
+    dtype, lowest, highest = (np.float32, -104, 89) if x == types.float32 else (np.float64, -746, 710)
+    lowest, highest, one = dtype(lowest), dtype(highest), dtype(1)
 
     def implementation(x):
         x = highest if x > highest else x
@@ -221,8 +222,8 @@ def _exp(x):
 
 @overload(exp_nonpositive, jit_options=EXACT)
 def _exp_nonpositive(x):
-    T, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
-    lowest, zero, one = T(lowest), T(0), T(1)
+    dtype, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
+    lowest, zero, one = dtype(lowest), dtype(0), dtype(1)
 
     def implementation(x):
         p, t = _reduced(x)
@@ -233,8 +234,8 @@ def _exp_nonpositive(x):
 
 @overload(expm1_nonpositive, jit_options=EXACT)
 def _expm1_nonpositive(x):
-    T, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
-    lowest, one = T(lowest), T(1)
+    dtype, lowest = (np.float32, -87) if x == types.float32 else (np.float64, -708)
+    lowest, one = dtype(lowest), dtype(1)
 
     def implementation(x):
         p, t = _reduced(x)
@@ -246,8 +247,8 @@ def _expm1_nonpositive(x):
 
 @overload(sigmoid, jit_options=EXACT)
 def _sigmoid(x):
-    T = np.float32 if x == types.float32 else np.float64
-    zero, one = T(0), T(1)
+    dtype = np.float32 if x == types.float32 else np.float64
+    zero, one = dtype(0), dtype(1)
 
     def implementation(x):
         e = exp_nonpositive(-abs(x))
@@ -258,8 +259,8 @@ def _sigmoid(x):
 
 @overload(tanh, jit_options=EXACT)
 def _tanh(x):
-    T = np.float32 if x == types.float32 else np.float64
-    one, two, zero = T(1), T(2), T(0)
+    dtype = np.float32 if x == types.float32 else np.float64
+    one, two, zero = dtype(1), dtype(2), dtype(0)
 
     def implementation(x):
         e = exp_nonpositive(-two * abs(x))
@@ -273,13 +274,13 @@ def _tanh(x):
 def _erf(x):
     if x != types.float32:
         return lambda x: math.erf(x)
-    T = np.float32
+    dtype = np.float32
     # x P(x²) / Q(x²) for |x| ≤ 3.93, above which erf is 1 to the last bit: the fit that Eigen uses, to 3 ulp
-    p0, p1, p2 = T(2.2905065861350646e-4), T(3.4082910107109506e-3), T(5.0955695062380861e-2)
-    p3, p4 = T(0.18520832239976145), T(1.128379143519084)
-    q0, q1, q2 = T(-1.1791602954361697e-7), T(2.3547966471313185e-5), T(1.0179625278914885e-3)
-    q3, q4, q5 = T(1.4070470171167667e-2), T(0.11098505178285362), T(0.49746925110067538)
-    one, far = T(1), T(3.925724783138660)
+    p0, p1, p2 = dtype(2.2905065861350646e-4), dtype(3.4082910107109506e-3), dtype(5.0955695062380861e-2)
+    p3, p4 = dtype(0.18520832239976145), dtype(1.128379143519084)
+    q0, q1, q2 = dtype(-1.1791602954361697e-7), dtype(2.3547966471313185e-5), dtype(1.0179625278914885e-3)
+    q3, q4, q5 = dtype(1.4070470171167667e-2), dtype(0.11098505178285362), dtype(0.49746925110067538)
+    one, far = dtype(1), dtype(3.925724783138660)
 
     def implementation(x):
         z = far if x > far else x

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels import reference
 from kernels.cpu.build import INT, TABLE, VOID, helper, kernel, result
-from kernels.cpu.rows import covers, flat, plain, shares
+from kernels.cpu.rows import alike, covers, flat, plain, shares
 
 Array = np.ndarray
 
@@ -22,8 +22,8 @@ Array = np.ndarray
 
 @helper
 def _rectify(sign, x, y, slope):
-    T = x.dtype.type
-    zero = T(0)
+    dtype = x.dtype.type
+    zero = dtype(0)
     if slope == zero:  # a loop of its own: 0 · −∞ is NaN
         for j in range(np.uintp(x.size)):
             y[j] = zero if sign[j] <= zero else x[j]
@@ -32,7 +32,7 @@ def _rectify(sign, x, y, slope):
             y[j] = slope * x[j] if sign[j] <= zero else x[j]
 
 
-@kernel(lambda T: VOID(flat(T), flat(T), result(T, 1, "C"), T, INT), parallel=True)
+@kernel(lambda element: VOID(flat(element), flat(element), result(element, 1, "C"), element, INT), parallel=True)
 def rectify(sign, x, y, slope, nt):
     """y = x where `sign` is above 0, else slope x"""
     if nt == 1:
@@ -55,7 +55,7 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 
 def leaky_relu_backward(dy: Array, y: Array, slope: float) -> Array:
-    if not covers(y, dy) or dy.shape != y.shape:
+    if not alike(dy, y):
         return reference.leaky_relu_backward(dy, y, slope)
     return _rectified(y, dy, slope)
 
@@ -80,7 +80,7 @@ def _spread(x, rows, columns, y, n0, n1):
                     out[j] = row[columns[j]]
 
 
-@kernel(lambda T: VOID(flat(T, 3), TABLE, TABLE, result(T, 3, "C"), INT), parallel=True)
+@kernel(lambda element: VOID(flat(element, 3), TABLE, TABLE, result(element, 3, "C"), INT), parallel=True)
 def spread(x, rows, columns, y, nt):
     """y[n, i, j] = x[n, rows_i, columns_j]"""
     for t in numba.prange(nt):
@@ -89,8 +89,8 @@ def spread(x, rows, columns, y, nt):
 
 @helper
 def _gather(dy, rows, columns, dx, total, n0, n1):
-    """Rows that came from one are added up first, then, in that sum, the columns."""
-    T = dx.dtype.type
+    """Of each row of dx: the rows of dy that were copied from it are added up first, then the columns of their sum."""
+    dtype = dx.dtype.type
     doubled = columns.size == 2 * dx.shape[2]
     for w in range(dx.shape[2]):
         doubled = doubled and columns[2 * w] == w and columns[2 * w + 1] == w
@@ -100,7 +100,7 @@ def _gather(dy, rows, columns, dx, total, n0, n1):
             out = dx[n, h]
             if i == rows.size or rows[i] != h:
                 for w in range(np.uintp(out.size)):
-                    out[w] = T(0)
+                    out[w] = dtype(0)
                 continue
             first = dy[n, i]
             for j in range(np.uintp(total.size)):
@@ -117,14 +117,16 @@ def _gather(dy, rows, columns, dx, total, n0, n1):
             else:
                 j = 0
                 for w in range(out.size):
-                    s = T(0)
+                    s = dtype(0)
                     while j < columns.size and columns[j] == w:
                         s += total[j]
                         j += 1
                     out[w] = s
 
 
-@kernel(lambda T: VOID(flat(T, 3), TABLE, TABLE, result(T, 3, "C"), result(T, 2, "C"), INT), parallel=True)
+@kernel(
+    lambda element: VOID(flat(element, 3), TABLE, TABLE, result(element, 3, "C"), result(element, 2, "C"), INT), parallel=True
+)
 def gather(dy, rows, columns, dx, total, nt):
     """dx[n, h, w] = Σ dy[n, i, j] over the i, j with rows_i = h, columns_j = w;  `total`: a row of y for each thread"""
     for t in numba.prange(nt):

@@ -32,8 +32,8 @@ from kernels.cpu.threads import set_threads, threads
 Array = np.ndarray
 
 
-def _signature(T: Any) -> Any:
-    return VOID(flat(T, 2), flat(T, 2), result(T, 2, "C"))
+def _signature(element: Any) -> Any:
+    return VOID(flat(element, 2), flat(element, 2), result(element, 2, "C"))
 
 
 @kernel(_signature, **SUMS)

@@ -59,7 +59,7 @@ import numba
 import numpy as np
 
 from kernels import reference
-from kernels.cpu.build import INT, LETTERS, SUMS, VOID, given, helper, kernel, result
+from kernels.cpu.build import INT, LETTERS, SUMS, VOID, helper, kernel, operand, result
 from kernels.cpu.functions import erf, tanh
 from kernels.cpu.memory import scratch
 from kernels.cpu.simd import (
@@ -126,13 +126,13 @@ SIZE = numba.types.NamedUniTuple(INT, 3, Size)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(lambda T: VOID(numba.types.CPointer(T), INT, INT, INT, INT, INT), callback=True)
+@kernel(lambda element: VOID(numba.types.CPointer(element), INT, INT, INT, INT, INT), callback=True)
 def finish(c, c_row, rows, n, bias, activation):
     """f(c + bias) on some rows of C; `bias`: address of the first column's, or 0"""
     first = numba.carray(c, n)
-    T = first.dtype.type
-    zero, one, half, root = T(0), T(1), T(0.5), T(0.7071067811865476)
-    c0, c1 = T(0.7978845608028654), T(0.044715)  # √(2/π), and the factor of x³ in GELU's tanh form
+    dtype = first.dtype.type
+    zero, one, half, root = dtype(0), dtype(1), dtype(0.5), dtype(0.7071067811865476)
+    c0, c1 = dtype(0.7978845608028654), dtype(0.044715)  # √(2/π), and the factor of x³ in GELU's tanh form
     for i in range(rows):
         x = view(address(first) + i * c_row, n, zero)
         if bias:
@@ -150,7 +150,7 @@ def finish(c, c_row, rows, n, bias, activation):
                 x[j] *= half * (one + tanh(c0 * x[j] * (one + c1 * x[j] * x[j])))
 
 
-@kernel(lambda T: VOID(INT, MATRIX, *[INT] * 4), callback=True)
+@kernel(lambda element: VOID(INT, MATRIX, *[INT] * 4), callback=True)
 def panels(packer, b, k, n, out, size):
     """All panels of B, one after the other: out[p][i, :width] = B[i, p · width:], zeros past the end; `size`: of an element"""
     width = VECTORS * (BITS // 8) // size
@@ -175,8 +175,8 @@ def _tiles(a, next_tile, b, c, size, add, like):
         panel += b.panel
 
 
-def _product_signature(T: Any) -> Any:
-    return VOID(INT, MATRIX, PANELS_OF_B, numba.types.CPointer(T), INT, SIZE, INT)
+def _product_signature(element: Any) -> Any:
+    return VOID(INT, MATRIX, PANELS_OF_B, numba.types.CPointer(element), INT, SIZE, INT)
 
 
 @kernel(_product_signature, callback=True)
@@ -281,7 +281,7 @@ def _can_be_read(b, n, item):
     return b.column == item and b.row % CONFLICT != 0 and (MASKED or n * item % (BITS // 8) == 0)
 
 
-@kernel(lambda T: numba.boolean(INT, INT, given(T, 2), given(T, 2), result(T, 2)), unchecked=True)
+@kernel(lambda element: numba.boolean(INT, INT, operand(element, 2), operand(element, 2), result(element, 2)), unchecked=True)
 def small(packer, row_by_row, a, b, c):
     """C = A B by the calling thread, with as few arguments as can be: at 16 × 16 they cost more than the product.
 
@@ -383,8 +383,9 @@ def _share(t, job, a, b, c, offsets, bias, activation, workspace):
         first += i1 - i0
 
 
-def _signature(T: Any) -> Any:
-    return VOID(JOBS, given(T, 2), given(T, 2), result(T, 2), OFFSETS_OF_BATCH, given(T, 1), INT, result(T, 1, "C"))
+def _signature(element: Any) -> Any:
+    matrix, bias = operand(element, 2), operand(element, 1)
+    return VOID(JOBS, matrix, matrix, result(element, 2), OFFSETS_OF_BATCH, bias, INT, result(element, 1, "C"))
 
 
 @kernel(_signature, unchecked=True)

@@ -9,9 +9,9 @@ An address does not keep the array that it points into: Python, NumPy and Numba 
 Memory that comes fresh from the system, or in small pages, costs more than the work in it. A training step frees what it
 allocated and asks for the same again a moment later. The C library's allocator, left alone, returns large blocks to the
 system at once; the next block comes as pages of 4 kB that fault in one by one, filled with zeros, and a step's few tens of
-megabytes have more pages than the processor remembers the places of. Measured on a GPT step: 1.3 times the time for the
+megabytes have more pages than the processor keeps addresses of. Measured on a GPT step: 1.3 times the time for the
 first, 1.2 for the second. So, once, before the first compiled kernel runs, the allocator is told to keep what is freed, and
-the system to back the room that it grows into with pages of 2 MB: for all arrays of the process, NumPy's own too. The process
+the system to back the heap, as it grows, with pages of 2 MB: for all arrays of the process, NumPy's own too. The process
 then stays as large as it once was.
 That is glibc's `mallopt` and Linux's `madvise`; where they do not exist everything works, without this gain.
 """
@@ -39,16 +39,16 @@ def keep_freed_memory() -> bool:
 
 
 def use_large_pages() -> bool:
-    """Let the heap's room, a quarter of the machine's memory, be backed by large pages as it fills; False where it cannot be.
+    """Let a quarter of the machine's memory be backed by large pages as the heap fills it; False where it cannot be.
 
-    The room is asked for and freed at once: it is then the end of the heap, where the allocator, which no longer gives
-    memory back, takes from. Pages come into being when they are first written to. An allocator that was told to write over
-    all that it hands out or takes back would write to these at once, and is left alone.
+    This memory is asked for and freed at once. The allocator, which no longer returns memory to the system, keeps it as the
+    end of the heap and takes later blocks from there. A page exists only once it is written to. But an allocator that was
+    told to write over all blocks that it hands out or takes back would write to all pages at once: such a one is left alone.
     """
     if "MALLOC_PERTURB_" in os.environ or "glibc.malloc.perturb" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
-        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
         libc = ctypes.CDLL(None)
         malloc, free, madvise = libc.malloc, libc.free, libc.madvise
     except (AttributeError, OSError, TypeError, ValueError):
@@ -56,10 +56,10 @@ def use_large_pages() -> bool:
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     free.restype, free.argtypes = None, [ctypes.c_void_p]
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    start = malloc(room)
+    start = malloc(size)
     if not start:
         return False
-    first, last = -(-start // PAGE) * PAGE, (start + room) // PAGE * PAGE
+    first, last = -(-start // PAGE) * PAGE, (start + size) // PAGE * PAGE
     done = madvise(first, last - first, HUGEPAGE) == 0
     free(start)
     return done

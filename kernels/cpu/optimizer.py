@@ -1,14 +1,15 @@
 """What is done to all parameters at once: one pass over their memory, in one call, shared by the threads.
 
 A model has dozens of small arrays, each too small to be worth waking a thread for. A table says where each begins. Each
-thread takes its part of every array: products cut gradients the same way, and some of them are still in its cache.
+thread takes its part of every array. The products that computed the gradients cut them the same way, so that some of a
+thread's parts are still in its cache.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -22,7 +23,7 @@ Array = np.ndarray
 ADDRESSES = numba.types.Array(numba.intp, 2, "C", readonly=True)
 
 
-@kernel(lambda T: VOID(result(INT, 1, "C"), *[flat(T)] * 4))
+@kernel(lambda element: VOID(result(INT, 1, "C"), *[flat(element)] * 4))
 def fill(row, a, b, c, d):
     """One row of a table"""
     row[0], row[1], row[2], row[3], row[4] = a.size, address(a), address(b), address(c), address(d)
@@ -31,7 +32,8 @@ def fill(row, a, b, c, d):
 class Table:
     """A row for each parameter, its number of elements and its address in each list, and the arrays that lie there.
 
-    `letter`: their element type, or "" where only the reference will do. The first lists, `written` of them, are written to.
+    `letter` stands for their element type; it is "" where the reference has to do the work. The first `written` lists are
+    written to.
     """
 
     __slots__ = ("arrays", "letter", "rows")
@@ -60,7 +62,7 @@ class Table:
 
 @helper
 def _piece(table, k, t, nt):
-    """From which element of parameter k to which falls to thread t."""
+    """Thread t has the elements i to j − 1 of parameter k: returns i and j."""
     return t * table[k, 0] // nt, (t + 1) * table[k, 0] // nt
 
 
@@ -70,37 +72,51 @@ def _part(where, i, j, like):
     return view(where + i * view(where, 1, like).itemsize, j - i, like)
 
 
+class Step(NamedTuple):
+    """What is the same for every element of a step."""
+
+    keep: float  # 1 − lr λ: what AdamW's decay leaves of p
+    penalty: float  # λ of Adam: the decay is part of the gradient
+    beta1: float
+    gain1: float  # 1 − β₁
+    beta2: float
+    gain2: float  # 1 − β₂
+    rate: float  # lr / (1 − β₁ᵗ)
+    root: float  # 1 / √(1 − β₂ᵗ)
+    eps: float
+
+
 @sums
-def _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps):
+def _adam_of_one(p, g, m, v, step):
+    """m ← β₁ m + (1 − β₁) d;  v ← β₂ v + (1 − β₂) d²;  p ← keep p − rate m / (√v root + ε),  d = g + penalty p"""
     for j in range(np.uintp(p.size)):
-        grad = g[j] + l2 * p[j]
-        first = beta1 * m[j] + rest1 * grad
-        second = beta2 * v[j] + rest2 * (grad * grad)
+        d = g[j] + step.penalty * p[j]
+        first = step.beta1 * m[j] + step.gain1 * d
+        second = step.beta2 * v[j] + step.gain2 * (d * d)
         m[j], v[j] = first, second
-        p[j] = p[j] * decay - rate * (first / (np.sqrt(second) * root + eps))
+        p[j] = p[j] * step.keep - step.rate * (first / (np.sqrt(second) * step.root + step.eps))
 
 
-@kernel(lambda T: VOID(ADDRESSES, T, T, T, T, T, T, T, T, T, INT), parallel=True)
-def adamw_all(table, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps, nt):
+@kernel(lambda element: VOID(ADDRESSES, numba.types.NamedUniTuple(element, len(Step._fields), Step), INT), parallel=True)
+def adam_of_all(table, step, nt):
     for t in numba.prange(nt):
         for k in range(len(table)):
             i, j = _piece(table, k, t, nt)
             if i < j:
-                p, m = _part(table[k, 1], i, j, decay), _part(table[k, 2], i, j, decay)
-                v, g = _part(table[k, 3], i, j, decay), _part(table[k, 4], i, j, decay)
-                _adamw(p, g, m, v, decay, l2, beta1, rest1, beta2, rest2, rate, root, eps)
+                p, m = _part(table[k, 1], i, j, step.keep), _part(table[k, 2], i, j, step.keep)
+                v, g = _part(table[k, 3], i, j, step.keep), _part(table[k, 4], i, j, step.keep)
+                _adam_of_one(p, g, m, v, step)
 
 
-def _adam(lists: Any, step: int, lr: float, beta1: float, beta2: float, eps: float, decay: float, l2: float) -> bool:
+def _adam(lists: Any, step: int, lr: float, beta1: float, beta2: float, eps: float, keep: float, penalty: float) -> bool:
     params, grads, ms, vs = lists
     grads = [plain(g) for g in grads]
     table = Table(3, params, ms, vs, grads)
     if not table.letter:
         return False
-    adamw_all[table.letter](
-        table.rows, decay, l2, beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
-        1 / math.sqrt(1 - beta2**step), eps, table.shares(),
-    )  # fmt: skip
+    rate, root = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    coefficients = keep, penalty, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, eps
+    adam_of_all[table.letter](table.rows, Step(*map(np.dtype(table.letter).type, coefficients)), table.shares())
     return True
 
 
@@ -148,9 +164,9 @@ def _squares(x):
     return total
 
 
-@kernel(lambda T: VOID(ADDRESSES, T, result(numba.float64, 1, "C"), INT), parallel=True)
+@kernel(lambda element: VOID(ADDRESSES, element, result(numba.float64, 1, "C"), INT), parallel=True)
 def squares_all(table, like, parts, nt):
-    """parts[t] = Σ x² of what falls to thread t"""
+    """parts[t] = Σ x² of the elements of thread t"""
     for t in numba.prange(nt):
         for k in range(len(table)):
             i, j = _piece(table, k, t, nt)
@@ -174,7 +190,7 @@ def _scale(x, factor):
         x[j] *= factor
 
 
-@kernel(lambda T: VOID(ADDRESSES, T, INT), parallel=True)
+@kernel(lambda element: VOID(ADDRESSES, element, INT), parallel=True)
 def scale_all(table, factor, nt):
     for t in numba.prange(nt):
         for k in range(len(table)):

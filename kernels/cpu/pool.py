@@ -11,10 +11,10 @@ lets our kernels, and no others, find `launch` under that name:
       wait until left = 0                                       if claims[p] < ticket:  claims[p] ← ticket        (at once)
                                                                   do part p;  left ← left − 1
 
-A part that its thread has not begun is done by another: beside busy programs, which may keep a thread from its core for
-milliseconds, nobody waits for a thread that is not running, unless it is in the middle of its part. Each thread asks for the
-part of its own number first, so that it finds in its cache what it left there. Which thread does a part changes no bit: the
-parts are the same. So they also are where the calling thread does all of them,
+A part that its own thread has not begun is done by another. For busy programs may keep a thread from its core for
+milliseconds; then the others need not wait for it, unless it is in the middle of a part. Each thread first asks for the part
+whose index is its own, and so finds in its cache what it left there. Which thread does a part changes no bit, since the parts
+stay the same. They are the same, too, where the calling thread does all of them:
 
     with one thread                      no second thread is made, let alone woken
     in a forked child                    the threads stayed with the parent
@@ -54,7 +54,7 @@ PARTS = 256  # of a job, at most
 ARGUMENTS = 64  # of a job, at most; and dimensions
 LINE = 64  # bytes that caches keep together: what two threads write lies on two lines
 
-# What the threads share: one number on each line, then the claims, then each part's own arguments and sizes.
+# The words of memory that the threads share: one on each line, then the claims, then each part's own arguments and sizes.
 TICKET, LEFT, SLEEPING, WAITING, LIMIT, BUSY = range(0, 6 * LINE, LINE)
 FUNCTION, VALUES, SIZES, STEPS, DATA, DIMENSIONS, COUNT = range(6 * LINE, 6 * LINE + 7 * 8, 8)  # of the job
 MUTEX, NEWS, DONE = range(8 * LINE, 14 * LINE, 2 * LINE)  # a mutex and two conditions of pthread
@@ -67,7 +67,7 @@ PARALLEL_FOR = "numba_parallel_for"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Numbers that several threads read and write
+# Words of memory that several threads read and write
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +77,7 @@ def _at(builder: Any, where: Any) -> Any:
 
 @intrinsic
 def peek(typingctx: Any, where: Any) -> Any:
-    """The number at an address, as the other threads left it."""
+    """The integer at an address, as the other threads left it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load_atomic(_at(builder, args[0]), "seq_cst", 8)
@@ -87,7 +87,7 @@ def peek(typingctx: Any, where: Any) -> Any:
 
 @intrinsic
 def poke(typingctx: Any, where: Any, value: Any) -> Any:
-    """Write a number that other threads read: they then see all that was written before."""
+    """Write an integer that other threads read: they then see all that was written before."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store_atomic(args[1], _at(builder, args[0]), "seq_cst", 8)
@@ -98,7 +98,7 @@ def poke(typingctx: Any, where: Any, value: Any) -> Any:
 
 @intrinsic
 def swap(typingctx: Any, where: Any, before: Any, after: Any) -> Any:
-    """Turn `before` into `after`, at once; false, and nothing done, where the number is another."""
+    """Turn `before` into `after`, at once; false, and nothing done, where another value is found."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.extract_value(builder.cmpxchg(_at(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst"), 1)
@@ -108,7 +108,7 @@ def swap(typingctx: Any, where: Any, before: Any, after: Any) -> Any:
 
 @intrinsic
 def add(typingctx: Any, where: Any, change: Any) -> Any:
-    """Add to a number, at once; what it is then."""
+    """Add to an integer, at once; returns the sum."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.add(builder.atomic_rmw("add", _at(builder, args[0]), args[1], "seq_cst"), args[1])
@@ -122,11 +122,11 @@ def pause(typingctx: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         hint = {"x86_64": ("llvm.x86.sse2.pause",), "aarch64": ("llvm.aarch64.hint", 1), "arm64": ("llvm.aarch64.hint", 1)}
-        name, *numbers = hint.get(platform.machine(), ("",))
+        name, *arguments = hint.get(platform.machine(), ("",))
         if name:
-            numbers = [ir.IntType(32)(n) for n in numbers]
-            kind = ir.FunctionType(ir.VoidType(), [n.type for n in numbers])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), numbers)
+            arguments = [ir.IntType(32)(n) for n in arguments]
+            kind = ir.FunctionType(ir.VoidType(), [n.type for n in arguments])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -149,7 +149,7 @@ def unlock(pool):
 
 @helper
 def sleep(pool, condition):
-    """Until the condition is told, with the mutex free meanwhile; also, now and then, for nothing"""
+    """Wait, the mutex released, until the condition is told; pthread may also wake a thread without cause."""
     call(load(pool + WAIT, 0), (pool + condition, pool + MUTEX))
 
 
@@ -177,7 +177,7 @@ def do(pool, p):
 
 @helper
 def take(pool, ticket, first):
-    """Do what parts of the ticket's job nobody has claimed."""
+    """Do those parts of the ticket's job that no thread has claimed."""
     parts = ticket & 0xFFFF
     for i in range(parts):
         p = (first + i) % parts
@@ -189,7 +189,7 @@ def take(pool, ticket, first):
                 tell(pool, DONE)
 
 
-@kernel(lambda T: VOID(*[INT] * 9), callback=True)
+@kernel(lambda element: VOID(*[INT] * 9), callback=True)
 def launch(pool, function, values, sizes, steps, data, dimensions, count, team):
     """What a kernel calls: do all parts of a job, with whatever threads have time."""
     parts = load(sizes, 0)
@@ -224,7 +224,7 @@ def launch(pool, function, values, sizes, steps, data, dimensions, count, team):
     poke(pool + BUSY, 0)
 
 
-@kernel(lambda T: VOID(INT, INT), callback=True)
+@kernel(lambda element: VOID(INT, INT), callback=True)
 def work(pool, me):
     """What each other thread does for ever."""
     seen = 0
@@ -245,7 +245,7 @@ def work(pool, me):
             take(pool, seen, me)
 
 
-@kernel(lambda T: VOID(INT), callback=True)
+@kernel(lambda element: VOID(INT), callback=True)
 def prepare(pool):
     """The mutex and the conditions of a new pool"""
     call(load(pool + INIT_MUTEX, 0), (pool + MUTEX, 0))
@@ -259,13 +259,13 @@ def prepare(pool):
 
 
 class Pool:
-    """What the threads share, the threads, and the way in: `address`, a function as Numba's kernels expect it."""
+    """The threads, the memory that they share, and `address`: the function that compiled kernels call."""
 
     def __init__(self) -> None:
         memory = np.zeros(BYTES + LINE, np.uint8)
         skip = -memory.ctypes.data % LINE
-        self.numbers = memory[skip : skip + BYTES].view(np.int64)
-        self.where = self.numbers.ctypes.data  # valid as long as this object, which is never freed, holds the memory
+        self.words = memory[skip : skip + BYTES].view(np.int64)
+        self.base = self.words.ctypes.data  # valid as long as this object, which is never freed, holds the memory
         self.count = 1  # of threads, the one that calls among them
         self.forked = False
         self.start = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(work["f"])
@@ -282,21 +282,21 @@ class Pool:
         except (AttributeError, OSError, TypeError):
             return False
         for i, function in enumerate(functions):
-            self.numbers[INIT_MUTEX // 8 + i] = ctypes.cast(function, ctypes.c_void_p).value
-        ctypes.CFUNCTYPE(None, ctypes.c_int64)(prepare["f"])(self.where)
+            self.words[INIT_MUTEX // 8 + i] = ctypes.cast(function, ctypes.c_void_p).value
+        ctypes.CFUNCTYPE(None, ctypes.c_int64)(prepare["f"])(self.base)
         return True
 
     def _entry(self) -> int:
         """`launch` with the pool as its first argument, which Numba's kernels do not know."""
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        number = ir.IntType(64)
+        int64 = ir.IntType(64)
         module = ir.Module("entry")
         module.triple = llvm.get_process_triple()
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [number] * 8), "entry")
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [int64] * 8), "entry")
         builder = ir.IRBuilder(function.append_basic_block())
-        inner = builder.inttoptr(number(launch["f"]), ir.FunctionType(ir.VoidType(), [number] * 9).as_pointer())
-        builder.call(inner, [number(self.where), *function.args])
+        inner = builder.inttoptr(int64(launch["f"]), ir.FunctionType(ir.VoidType(), [int64] * 9).as_pointer())
+        builder.call(inner, [int64(self.base), *function.args])
         builder.ret_void()
         machine = llvm.Target.from_default_triple().create_target_machine()
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
@@ -308,14 +308,14 @@ class Pool:
         if self.forked or not self.possible:
             return
         for me in range(self.count, n):
-            arguments = self.where, me
+            arguments = self.base, me
             threading.Thread(target=self.start, args=arguments, name=f"kernels-{me}", daemon=True).start()
         self.count = max(self.count, n)
-        self.numbers[LIMIT // 8] = n
+        self.words[LIMIT // 8] = n
 
     def _after_fork(self) -> None:
         self.forked = True
-        self.numbers[LIMIT // 8] = 0
+        self.words[LIMIT // 8] = 0
 
 
 @lru_cache(maxsize=1)
@@ -327,7 +327,7 @@ def pool() -> Pool:
 @contextmanager
 def linked() -> Any:
     """Inside the `with`, machine code that is loaded and calls Numba's pool calls ours instead."""
-    import_module("numba.np.ufunc.parallel")._launch_threads()  # puts all other functions that it calls into reach
+    import_module("numba.np.ufunc.parallel")._launch_threads()  # so that machine code finds the other functions it calls
     theirs, ours = llvm.address_of_symbol(PARALLEL_FOR), pool().address
     llvm.add_symbol(PARALLEL_FOR, ours)
     try:

@@ -97,7 +97,7 @@ def _add_middle(x, totals, y, a0, a1):
             _fold(totals, y[a])
 
 
-@kernel(lambda T: VOID(flat(T, 2), result(float64, 2, "C"), result(float64, 2, "C")), parallel=True)
+@kernel(lambda element: VOID(flat(element, 2), result(float64, 2, "C"), result(float64, 2, "C")), parallel=True)
 def add_middle(x, totals, y):
     """y = Σ over the middle of (A, N, B), x as (A, N B); threads, each with a row of `totals`, share A, or, if A = 1, N."""
     nt = len(totals)

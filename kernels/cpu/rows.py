@@ -61,6 +61,11 @@ def covers(*arrays: Array) -> bool:
     return dtype in LETTERS and arrays[0].size > 0
 
 
+def alike(x: Array, y: Array) -> bool:
+    """Covered both, and of one shape"""
+    return x.shape == y.shape and covers(x, y)
+
+
 def shares(elements: int) -> int:
     """How many threads so many elements are worth."""
     return threads() if elements > SMALL else 1

@@ -544,10 +544,12 @@ def _integer(typingctx: Any, pointer: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel(
-    lambda T: VOID(INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, types.CPointer(T), INT, INT, INT, INT),
-    callback=True,
-)
+def _tile_signature(element: Any) -> Any:
+    elements = types.CPointer(element)
+    return VOID(INT, elements, INT, INT, elements, INT, elements, INT, INT, INT, INT)
+
+
+@kernel(_tile_signature, callback=True)
 def tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add):
     """C[:m, :n] = A[:m, :k] B[:k, :n], added to C where `add`: see `_tile`."""
     _tile(k, a, a_rs, a_cs, b, b_rs, c, c_rs, m, n, add)
@@ -563,8 +565,8 @@ def inline_tile(a, b, c, m, n, k, add, like):
     _tile(k, at_a, a.row, a.column, at_b, b.row, at_c, c.row, m, n, add)
 
 
-def _window_signature(T: Any) -> Any:
-    elements, table = types.CPointer(T), types.CPointer(INT)
+def _window_signature(element: Any) -> Any:
+    elements, table = types.CPointer(element), types.CPointer(INT)
     return VOID(INT, elements, table, table, elements, INT, elements, table, INT, INT, INT)
 
 
@@ -574,7 +576,7 @@ def window_tile(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add):
     _window_tile(k, a, a_rows, a_steps, b, b_rs, c, c_rows, m, n, add)
 
 
-@kernel(lambda T: VOID(types.CPointer(T), INT, types.CPointer(T), INT, INT, INT), callback=True)
+@kernel(lambda element: VOID(types.CPointer(element), INT, types.CPointer(element), INT, INT, INT), callback=True)
 def scatter(s, s_rs, d, table, ni, nj):
     """d[table[j] + i] = s[i, j] for i < ni, j < nj: a transposition whose rows go where a table, in elements, says."""
     step, size = BITS // 8 // _itemsize(s), _itemsize(s)
@@ -583,7 +585,7 @@ def scatter(s, s_rs, d, table, ni, nj):
             _scatter(_move(s, i * s_rs + j * size), s_rs, _move(d, i * size), _table(table + 8 * j), ni - i, nj - j)
 
 
-@kernel(lambda T: VOID(INT, INT, types.CPointer(T), INT, INT, types.CPointer(T), INT, INT), callback=True)
+@kernel(lambda element: VOID(INT, INT, types.CPointer(element), INT, INT, types.CPointer(element), INT, INT), callback=True)
 def pack(rows, n, s, s_rs, s_cs, d, d_rs, width):
     """d[:rows, :n] = s[:rows, :n], rows contiguous in d, zeros in columns n to `width`, a whole number of vectors."""
     zero, size = _element(s), _itemsize(s)
