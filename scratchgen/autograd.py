@@ -52,7 +52,7 @@ from scratchgen.tensors import (
     wrap,
 )
 
-_ndarray = np.ndarray
+_ndarray, _float32 = np.ndarray, np.dtype(np.float32)
 _data_of = operator.attrgetter("_data")
 _edge_of = operator.attrgetter("edge")
 _time_of = operator.attrgetter("time")
@@ -117,6 +117,10 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Any, **params: Any) -> Any:
         """Run the op on tensors (anything else becomes a constant one) and record it if a gradient may be wanted."""
+        # Run `forward` on the arrays of the inputs. Record the node, if an input has one. Freeze the result, so that nobody
+        # changes it unnoticed. Stamp it: the result of a recorded op is sealed, and one that shares the memory of an input
+        # shares its stamp, which dates the last change of that memory. Integers have no gradient, so they get no edge.
+        # Every op of every step comes through here: each line costs nanoseconds, and stands here for that reason.
         node = cls()
         try:
             arrays = list(map(_data_of, inputs))
@@ -140,16 +144,20 @@ class Function:
                 if cls.keeps_inputs:
                     node._inputs = inputs
         if type(y) is _ndarray:
-            y.setflags(False)
+            y.setflags(False)  # (of `write`: naming the argument would cost twice the time)
         elif type(y) is tuple:
             return node._several(y, inputs, arrays, record)
         else:
             y = freeze(y)
+        for array in arrays:
+            if array is y:  # `forward` returned an input: a view of it has that input for its base
+                y = y.view()
         t = new(Tensor)
         t._data = y
         t.grad = None
-        if record:
-            t.edge = (node, 0, y.shape, y.dtype)
+        dtype = y.dtype
+        if record and (dtype is _float32 or dtype.kind in "fc"):
+            t.edge = (node, 0, y.shape, dtype)
             t._stamp = SEALED if y.base is None else stamp_of_base(y, inputs, SEALED)
             if cls.keeps_outputs:
                 node._outputs = [y]
@@ -164,9 +172,12 @@ class Function:
         """The tensors of an op with several results; those that are not floating have no gradient."""
         tensors = []
         for i, y in enumerate(ys):
-            t = wrap(freeze(y), (self, i, y.shape, y.dtype) if record and y.dtype.kind in "fc" else None)
-            if t._data.base is not None:
-                t._stamp = stamp_of_base(t._data, inputs, t._stamp)
+            y = freeze(y)
+            if any(y is other for other in (*arrays, *ys[:i])):  # as in `apply`
+                y = y.view()
+            t = wrap(y, (self, i, y.shape, y.dtype) if record and y.dtype.kind in "fc" else None)
+            if y.base is not None:
+                t._stamp = stamp_of_base(y, (*inputs, *tensors), t._stamp)
             tensors.append(t)
         if record:
             self.count = len(tensors)
@@ -180,15 +191,16 @@ class Function:
     @property
     def inputs(self) -> tuple[Any, ...]:
         """The inputs as they were in the forward pass."""
-        if last_write[0] > self.time:
-            self._refuse_changed()
         try:
-            return self._inputs
+            inputs = self._inputs
         except AttributeError:
             raise self._not_kept("inputs") from None
+        if last_write[0] > self.time:
+            self._refuse_changed(inputs)
+        return inputs
 
-    def _refuse_changed(self) -> None:
-        for x in self._inputs:
+    def _refuse_changed(self, inputs: tuple[Tensor, ...]) -> None:
+        for x in inputs:
             if x._stamp[0] > self.time:
                 raise RuntimeError(
                     f"{type(self).__name__}: an input of shape {x.shape} was changed in place after the forward pass "

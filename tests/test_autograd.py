@@ -340,7 +340,21 @@ def test_what_a_function_did_not_keep_is_named():
     x = sg.tensor([1.0], requires_grad=True)
     for by in ("outputs", "inputs"):
         with pytest.raises(RuntimeError, match=f"the {by} were not kept; say keeps_{by} = True in the class Exp"):
-            sg.grad(Exp.apply(x), x)
+            y = Exp.apply(x)
+            sg.tensor([1.0]).zero_()  # a change elsewhere, for which the inputs would be looked at
+            sg.grad(y, x)
+
+
+def test_whole_numbers_that_an_op_makes_have_no_gradient():
+    class Positive(Function):
+        def forward(self, x):
+            return (x > 0).astype(np.int64)
+
+    x = leaf(-1.0, 2.0)
+    y = Positive.apply(x)
+    assert y.tolist() == [0, 1] and y.is_leaf and not y.requires_grad
+    (x * y).sum().backward()
+    assert x.grad.tolist() == [0, 1]
 
 
 def test_a_forward_gives_arrays():

@@ -56,6 +56,49 @@ def test_a_recorded_view_sees_that_the_leaf_it_views_was_changed(view):
         y.backward()
 
 
+class Same(Function):
+    """y = x, whose `forward` returns the array of its input itself: alone, or in a tuple"""
+
+    def forward(self, x, several=False):
+        return (x, x) if several else np.ascontiguousarray(x)
+
+    def backward(self, *dys):
+        return sum(dys)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_input_that_forward_returns_is_still_the_input(several):
+    x = leaf(1.0, 2.0)
+    y = Same.apply(x, several=True)[1] if several else Same.apply(x)
+    z, again = (y * y).sum(), (y * y).sum()
+    assert sg.grad(again, x)[0].tolist() == [2, 4]
+    with sg.no_grad():
+        x.fill_(7.0)
+    with pytest.raises(RuntimeError, match="was changed in place after the forward pass"):
+        z.backward()
+    c, w = sg.tensor(np.array([1.0])), leaf(3.0)
+    y = Same.apply(c, several=True)[0] if several else Same.apply(c)
+    z = y * w
+    c.fill_(7.0)
+    with pytest.raises(RuntimeError, match="was changed in place after the forward pass"):
+        z.backward()
+
+
+def test_results_that_share_memory_change_together():
+    class Twice(Function):
+        def forward(self, x):
+            y = x + 1
+            return y, y, y[:1]
+
+    with sg.no_grad():
+        a, b, c = Twice.apply(sg.tensor(np.array([1.0, 2.0])))
+    for changed, other in ((a, b), (b, c), (c, a)):
+        z = (other * leaf(3.0)).sum()
+        changed.fill_(7.0)
+        with pytest.raises(RuntimeError, match="was changed in place after the forward pass"):
+            z.backward()
+
+
 def test_a_detached_twin_changed_is_refused():
     c = sg.tensor(np.array([2.0]))
     twin = c.detach()
