@@ -7,7 +7,7 @@ enough to be measured; the figure is the median over the rounds, a ratio the med
 the machine drifts between rounds. A turn in which somebody else used the cores is taken again, three times at most.
 
 A benchmark is a module with a function `build(who, case)`: the call that is to be timed, after its result has been
-compared with the reference. What it returns, if a number, is compared between the rivals here.
+compared with the reference. If the call returns a number, the numbers of all rivals are compared here.
 """
 
 from __future__ import annotations

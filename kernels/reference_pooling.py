@@ -16,10 +16,10 @@ Sizes = tuple[int, ...]
 
 
 def _windows(counts: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """For each tap its number, and where in a padded image the windows have it."""
-    for number, tap in enumerate(itertools.product(*map(range, kernel))):
+    """For each tap its index, and the pixels of a padded image that the windows have there."""
+    for index_of_tap, tap in enumerate(itertools.product(*map(range, kernel))):
         spans = zip(tap, counts, stride, dilation, strict=True)
-        yield number, (..., *[slice(d * t, d * t + (n - 1) * s + 1, s) for t, n, s, d in spans])
+        yield index_of_tap, (..., *[slice(d * t, d * t + (n - 1) * s + 1, s) for t, n, s, d in spans])
 
 
 def _padded(x: Array, lengths: Sizes, padding: Sizes, value: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -40,11 +40,11 @@ def max_pool(x: Array, counts: Sizes, kernel: Sizes, *, stride: Sizes, padding: 
     whole, inner = _padded(x, lengths, padding, least)
     whole[inner] = x
     y = np.full_like(x, least, shape=x.shape[:2] + counts)
-    chosen = np.full_like(x, -1, dtype=np.int64, shape=y.shape)  # the number of a tap
-    for number, window in _windows(counts, kernel, stride, dilation):
+    chosen = np.full_like(x, -1, dtype=np.int64, shape=y.shape)  # the index of a tap
+    for index_of_tap, window in _windows(counts, kernel, stride, dilation):
         v = whole[window]
         larger = ~(v <= y) & (y == y)
-        y, chosen = np.where(larger, v, y), np.where(larger, number, chosen)
+        y, chosen = np.where(larger, v, y), np.where(larger, index_of_tap, chosen)
     index, taps = np.zeros_like(chosen), np.zeros_like(chosen)
     for dim, (m, k, s, p, d) in enumerate(zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)):
         start = s * (np.cumsum(np.ones_like(chosen), dim + 2) - 1) - p

@@ -7,7 +7,7 @@ barriers. The threads of a block run in a chosen order ("forward", "reverse", "s
 order lacks a barrier.
 
 The emulator does not see bank conflicts, alignment beyond what the stand-ins assert, float64 where float32 was meant
-(tests/test_cuda_compile.py looks for that), and two threads that write the same number to one element.
+(tests/test_cuda_compile.py looks for that), and two threads that write the same value to one element.
 """
 
 import contextvars

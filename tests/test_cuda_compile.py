@@ -1,5 +1,5 @@
 """Each kernel compiled to machine code for GPUs that are not there, within the budget that stands beside it: no spilled
-register, no stack, no float64, and no more registers and shared memory than it was given.
+register, no stack, no float64, and no more registers and shared memory than the budget allows.
 """
 
 import json
@@ -67,7 +67,7 @@ def test_the_hot_loops_are_written_out(runs):
 
 
 def test_sums_stay_compensated(runs):
-    """The compiler has not taken `sums.add` for total + x, as fast-math would, and has not made numbers near 0 to 0."""
+    """The compiler has not taken `sums.add` for total + x, as fast-math would, and has not rounded values near 0 to 0."""
     why, *lines = map(json.loads, runs[80].result().stdout.splitlines())
     if why is not None:
         pytest.skip(why)

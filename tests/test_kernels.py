@@ -103,7 +103,11 @@ def test_addresses_are_taken_only_where_the_array_is_held():
             arguments = {x.arg for x in nodes if isinstance(x, ast.arg)}
             for name, value in (pair for x in nodes if isinstance(x, ast.Assign) for pair in named(x.targets[0], x.value)):
                 made_by = ast.unparse(value.func) if isinstance(value, ast.Call) else whole(value)
-                if made_by in {"view", "numba.carray", *arguments}:  # made of an address, or a part: held as these
+                if made_by in {
+                    "view",
+                    "numba.carray",
+                    *arguments,
+                }:  # a view of an address, or a part of an argument: the caller holds it
                     arguments.add(name)
             calls = [x for x in nodes if isinstance(x, ast.Call) and ast.unparse(x.func) == "address"]
             taken += len(calls)
@@ -241,7 +245,7 @@ def test_what_is_not_covered_goes_to_the_reference():
 
 
 def test_the_other_byte_order_goes_to_the_reference_and_leaves_no_trace():
-    """Numba, given such an array, would take the machine's own for one of them from then on."""
+    """Numba, once called with such an array, would take every later array for one in that byte order."""
     x = np.linspace(-2, 2, 60).reshape(1, 1, 10, 6).astype("f")
     options = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0}
 

@@ -197,10 +197,10 @@ def test_winograd_of_wide_low_images_keeps_to_each_threads_workspace(monkeypatch
     workspace, after = jobs.workspace, []
 
     def guarded(*sizes):
-        places = workspace(*sizes, 1 << 20)
-        after.append(np.frombuffer((ctypes.c_uint8 * (1 << 20)).from_address(places[-1].address), np.uint8))
+        blocks = workspace(*sizes, 1 << 20)
+        after.append(np.frombuffer((ctypes.c_uint8 * (1 << 20)).from_address(blocks[-1].address), np.uint8))
         after[-1][:] = 0xA5
-        return places[:-1]
+        return blocks[:-1]
 
     monkeypatch.setattr(jobs, "workspace", guarded)
     got = convolution.conv_input_grad(dy, w, size, **how)
@@ -317,7 +317,7 @@ GUARDED = """
         a[...] = 255
         return a.view(dtype)
 
-    def place(a, at_end):
+    def guarded_copy(a, at_end):
         b = guarded(a.size, a.dtype, at_end).reshape(a.shape)
         b[...] = a
         return b
@@ -335,11 +335,11 @@ GUARDED = """
     winograd.CHANNELS, winograd.TILES = 1.2, 1
     for at_end in (True, False):
         convolution._result = lambda shape, dtype: guarded(int(np.prod(shape)), dtype, at_end).reshape(shape)
-        for number, geometry in enumerate(t.GEOMETRIES + t.BY_CHANNEL + t.WINDOWS):
-            convolution.count_threads = lambda: 1 + number % 2
+        for i, geometry in enumerate(t.GEOMETRIES + t.BY_CHANNEL + t.WINDOWS):
+            convolution.count_threads = lambda: 1 + i % 2
             for dtype in (np.float32, np.float64):
                 x, w, dy, how = t.example(geometry, dtype)
-                got = t.three(convolution, *(place(a, at_end) for a in (x, w, dy)), how)
+                got = t.three(convolution, *(guarded_copy(a, at_end) for a in (x, w, dy)), how)
                 for a, b in zip(got, t.expected(geometry)[0]):
                     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
                 kept.clear()

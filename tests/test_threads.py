@@ -222,7 +222,7 @@ np.testing.assert_allclose(y, x.sum(0, dtype=np.float64), rtol=1e-4, atol=1e-4)
 
 
 def test_a_sum_that_threads_share_is_whole_however_often_it_is_taken():
-    """Numba shares out `parts.sum()` too where it may, and adds up by a number of the thread that our threads do not have."""
+    """Numba would share `parts.sum()` too, and add it up by an index of the thread that our threads do not have."""
     program = """
 x, t = (np.random.default_rng(i).random((16, 784), np.float32) for i in range(2))
 total = lambda: float(kernels.binary_cross_entropy(x, t, total=True))

@@ -111,8 +111,8 @@ class _Watch:
             for g, before in zip(found, grads, strict=True):
                 if g is not None and (not isinstance(g, Tensor) or before is None or g.shape != before.shape):
                     expected = "None" if before is None else f"None or a gradient of shape {before.shape}"
-                    given = f"a tensor of shape {g.shape}" if isinstance(g, Tensor) else type(g).__name__
-                    raise ValueError(f"register_full_backward_hook: expected {expected} from the hook, got {given}")
+                    got = f"a tensor of shape {g.shape}" if isinstance(g, Tensor) else type(g).__name__
+                    raise ValueError(f"register_full_backward_hook: expected {expected} from the hook, got {got}")
             grads = found
         return grads
 

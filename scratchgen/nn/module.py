@@ -122,8 +122,8 @@ class Module:
         if before is not None and value is not None:  # such an assignment would silently take weights out of the model
             for kind, what in ((Parameter, "a Parameter"), (Module, "a Module")):
                 if isinstance(before, kind) and not isinstance(value, kind):
-                    given = f"{type(value).__name__}; `del` it first"
-                    raise TypeError(f"{type(self).__name__}.{name}: expected {what} or None, got {given}")
+                    got = f"{type(value).__name__}; `del` it first"
+                    raise TypeError(f"{type(self).__name__}.{name}: expected {what} or None, got {got}")
             if name in self._buffer_names() and not isinstance(value, Tensor):
                 raise TypeError(
                     f"{type(self).__name__}.{name}: expected a tensor, as it is a buffer, got {type(value).__name__}"

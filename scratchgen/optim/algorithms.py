@@ -75,8 +75,8 @@ class SGD(Optimizer):
         if isinstance(group["dampening"], bool) or not math.isfinite(group["dampening"]):
             raise ValueError(f"SGD: expected dampening to be a finite number, got {group['dampening']!r}")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
-            given = f"{group['momentum']} and {group['dampening']}"
-            raise ValueError(f"SGD: nesterov expects momentum above 0 and dampening 0, got {given}")
+            got = f"{group['momentum']} and {group['dampening']}"
+            raise ValueError(f"SGD: nesterov expects momentum above 0 and dampening 0, got {got}")
 
     def update(self, p: Array, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         mu = group["momentum"]

@@ -129,8 +129,8 @@ class LambdaLR(LRScheduler):
         if callable(self.lr_lambdas):
             return base * self.lr_lambdas(t)
         if group >= len(self.lr_lambdas):
-            given = f"{len(self.lr_lambdas)} functions and a group {group}, which was added later"
-            raise ValueError(f"LambdaLR: expected a function of the step for each group, got {given}")
+            got = f"{len(self.lr_lambdas)} functions and a group {group}, which was added later"
+            raise ValueError(f"LambdaLR: expected a function of the step for each group, got {got}")
         return base * self.lr_lambdas[group](t)
 
 
@@ -263,8 +263,8 @@ class OneCycleLR(LRScheduler):
         if total_steps is None:
             total_steps = _steps("OneCycleLR", "epochs", epochs) * _steps("OneCycleLR", "steps_per_epoch", steps_per_epoch)
         if not 0 <= pct_start <= 1 or anneal_strategy not in ("cos", "linear"):
-            given = f"{pct_start} and {anneal_strategy!r}"
-            raise ValueError(f"OneCycleLR: expected pct_start from 0 to 1 and anneal_strategy 'cos' or 'linear', got {given}")
+            got = f"{pct_start} and {anneal_strategy!r}"
+            raise ValueError(f"OneCycleLR: expected pct_start from 0 to 1 and anneal_strategy 'cos' or 'linear', got {got}")
         self.total_steps, self.pct_start = _steps("OneCycleLR", "total_steps", total_steps), pct_start
         self.anneal_strategy, self.cycle_momentum, self.three_phase = anneal_strategy, cycle_momentum, three_phase
         self.use_beta1 = "betas" in optimizer.defaults
@@ -325,8 +325,8 @@ class SequentialLR(LRScheduler):
             if scheduler.optimizer is not optimizer:
                 raise ValueError(f"SequentialLR: expected schedules of this optimiser, got one of another: {scheduler!r:.80}")
         if len(self.milestones) != len(self.schedulers) - 1 or self.milestones != sorted(self.milestones):
-            given = f"{len(self.schedulers)} schedules and {self.milestones}"
-            raise ValueError(f"SequentialLR: expected a milestone between any two schedules, in their order, got {given}")
+            got = f"{len(self.schedulers)} schedules and {self.milestones}"
+            raise ValueError(f"SequentialLR: expected a milestone between any two schedules, in their order, got {got}")
         self.last_epoch = last_epoch + 1
         if last_epoch == -1:
             self.begin()
@@ -463,8 +463,8 @@ def warmup_cosine(step: int, *, warmup: int, steps: int, final: float = 0.1) -> 
     Raises ValueError unless 0 ≤ warmup ≤ steps and 0 ≤ final ≤ 1.
     """
     if not 0 <= warmup <= steps or not 0 <= final <= 1 or step < 0:
-        given = f"{warmup}, {steps}, {final}, {step}"
-        raise ValueError(f"warmup_cosine: expected 0 ≤ warmup ≤ steps, 0 ≤ final ≤ 1 and step ≥ 0, got {given}")
+        got = f"{warmup}, {steps}, {final}, {step}"
+        raise ValueError(f"warmup_cosine: expected 0 ≤ warmup ≤ steps, 0 ≤ final ≤ 1 and step ≥ 0, got {got}")
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if step >= steps:

@@ -103,8 +103,8 @@ class Optimizer:
             for p in params:
                 g = p.grad
                 if g.data.shape != p.data.shape or g.data.dtype != p.data.dtype:
-                    given = f"{g.shape} and {g.dtype}"
-                    raise ValueError(f"{type(self).__name__}: expected a gradient of {p.shape} and {p.dtype}, got {given}")
+                    got = f"{g.shape} and {g.dtype}"
+                    raise ValueError(f"{type(self).__name__}: expected a gradient of {p.shape} and {p.dtype}, got {got}")
             grads = [-p.grad.data if group.get("maximize") else p.grad.data for p in params]
             with Writing(params) as arrays:
                 self.update_group(arrays, grads, [self.state.setdefault(p, {}) for p in params], group)
@@ -115,20 +115,20 @@ class Optimizer:
 
         The state of a parameter is made of numbers and of tensors that are copies, on the parameter's device.
         """
-        numbers = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        index = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         state = {
-            numbers[id(p)]: {
+            index[id(p)]: {
                 key: constant(devices.owned(value)) if devices.is_array(value) else value for key, value in values.items()
             }
             for p, values in self.state.items()
         }
-        groups = [{**group, "params": [numbers[id(p)] for p in group["params"]]} for group in self.param_groups]
+        groups = [{**group, "params": [index[id(p)] for p in group["params"]]} for group in self.param_groups]
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken: options and state of every parameter, by its number.
+        """Continue where `state_dict` was taken: options and state of every parameter, by its index.
 
-        Tensors may be arrays or lists, the numbers strings, and tuples lists, as JSON leaves them. The state dict of PyTorch's
+        Tensors may be arrays or lists, the indices strings, and tuples lists, as JSON leaves them. The state dict of PyTorch's
         twin will do as well.
         All or nothing: raises ValueError where groups, parameters or shapes are others than here.
         """
@@ -140,13 +140,13 @@ class Optimizer:
         if sizes != found:
             raise ValueError(f"{name}: expected groups of {sizes} parameters, got {found}")
         params = [p for group in self.param_groups for p in group["params"]]
-        numbers = [str(i) for group in state_dict["param_groups"] for i in group["params"]]
-        by_number = dict(zip(numbers, params, strict=True))
+        indices = [str(i) for group in state_dict["param_groups"] for i in group["params"]]
+        by_index = dict(zip(indices, params, strict=True))
         state = {}
         for i, values in state_dict["state"].items():
-            if str(i) not in by_number:
-                raise ValueError(f"{name}: expected the state of parameters {', '.join(numbers)}, got one of {i!r}")
-            p = by_number[str(i)]
+            if str(i) not in by_index:
+                raise ValueError(f"{name}: expected the state of parameters {', '.join(indices)}, got one of {i!r}")
+            p = by_index[str(i)]
             state[p] = {key: self._loaded(name, str(i), key, x, p) for key, x in values.items() if x is not None}
         groups = []
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
@@ -168,15 +168,15 @@ class Optimizer:
         self.state = state
 
     @staticmethod
-    def _loaded(name: str, number: str, key: str, value: Any, p: Tensor) -> Any:
+    def _loaded(name: str, index: str, key: str, value: Any, p: Tensor) -> Any:
         """One value of a parameter's state: the count of steps, or a copy of an array like the parameter."""
         array = array_of(value)
         if key == "step":
             if array.shape or array < 0:
-                raise ValueError(f"{name}: expected step of parameter {number} to be a number of at least 0, got {array}")
+                raise ValueError(f"{name}: expected step of parameter {index} to be a number of at least 0, got {array}")
             return int(array)
         if array.shape != p.shape:
-            raise ValueError(f"{name}: expected {key} of parameter {number} to have shape {p.shape}, got {array.shape}")
+            raise ValueError(f"{name}: expected {key} of parameter {index} to have shape {p.shape}, got {array.shape}")
         return devices.moved(array.astype(p.dtype), p.device)
 
     def __repr__(self) -> str:

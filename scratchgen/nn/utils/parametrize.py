@@ -96,9 +96,9 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
 
 def _check(found: Any, tensor: Any, parametrization: Module) -> None:
     if not isinstance(found, Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
-        given = f"{found.shape} and {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        got = f"{found.shape} and {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         name = type(parametrization).__name__
-        raise ValueError(f"register_parametrization: expected {name} to give {tensor.shape} and {tensor.dtype}, got {given}")
+        raise ValueError(f"register_parametrization: expected {name} to give {tensor.shape} and {tensor.dtype}, got {got}")
 
 
 def is_parametrized(module: Module, tensor_name: str | None = None) -> bool:
