@@ -10,8 +10,9 @@ from scratchgen import startup  # first of all: it answers Ctrl-C while the rest
 # isort: split
 from scratchgen import _kernels, calculus, data, functional, metrics, models, nn, ops, optim, text
 from scratchgen.anomaly import detect_anomaly
-from scratchgen.autograd import Function, enable_grad, grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from scratchgen.autograd import Function, grad
 from scratchgen.calculus import checkpoint, gradcheck, hessian, hvp, jacobian, jvp, vjp
+from scratchgen.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from scratchgen.ops import *
 from scratchgen.random import get_rng_state, manual_seed, set_rng_state
 from scratchgen.serialization import load, save

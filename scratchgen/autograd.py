@@ -1,4 +1,4 @@
-r"""The chain rule: nodes, the backward sweep, `grad`, and the switches of recording.
+r"""The chain rule: nodes, the backward sweep, and `grad`.
 
 An op applied to tensors is a *node*: it knows the nodes its inputs came from and how to turn the gradient of a scalar
 loss with respect to its output into the gradients with respect to its inputs,
@@ -35,7 +35,6 @@ from scratchgen import device as devices
 from scratchgen.anomaly import check_backward, check_forward, detecting
 from scratchgen.gradients import add_grad, call_hooks, getrefcount, memory
 from scratchgen.hooks import Hooks
-from scratchgen.switch import Switch
 from scratchgen.tensors import (
     SEALED,
     UNWRITTEN,
@@ -86,27 +85,29 @@ class Function:
 
         y = Exp.apply(x)
 
-    Inputs and outputs that `backward` does not read are not kept alive; the two class attributes say which it reads.
+    `keeps_inputs` and `keeps_outputs` say which of them `backward` reads: the others are not kept alive.
     `needs_input_grad[i]` tells `backward` whether the i-th gradient is wanted. The gradient of an input that was
     broadcast is summed back to its shape by the engine, not here.
 
     `composed`, where a subclass has it, maps the input tensors to the same outputs by differentiable ops. Needed where
-    `backward` calls a kernel that has no derivative of its own: sweeps that keep the graph differentiate it instead.
+    `backward` calls a kernel that has no derivative of its own: sweeps with `create_graph` differentiate it instead.
     """
 
     # What every node has stands in slots; what a forward pass saves on `self` goes to the instance's dictionary.
-    __slots__ = ("time", "edges", "where", "_inputs", "_outputs", "__dict__", "__weakref__")
+    __slots__ = ("time", "edges", "where", "_inputs", "_outputs", "behind", "__dict__", "__weakref__")
 
     keeps_inputs = True
     keeps_outputs = False
     composed: Callable[..., Any] | None = None
     count = 1  # of outputs
     hooks: dict[int, Hooks] | None = None  # output -> what is called with its gradient
-    kept: dict[int, weakref.ref[Tensor]] | None = None  # output -> the tensor that keeps its gradient
+    retaining: dict[int, weakref.ref[Tensor]] | None = None  # output -> its tensor, on which `retain_grad` was called
 
     time: int  # time of creation; larger than that of every node it depends on
     edges: Sequence[Edge | None] | None  # where each input came from; None once released
     where: str  # the user's line that made this node, if detect_anomaly was on
+    metas: list[tuple[tuple[int, ...], np.dtype]]  # shape and dtype of each output, where they are several
+    behind: list[Function]  # of a released node: the leaves that its sweep reached; empty if they are not known
 
     def forward(self, *arrays: Any, **params: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward is missing")
@@ -222,7 +223,10 @@ class Function:
 
     @property
     def needs_input_grad(self) -> Sequence[Any]:
-        """For each input, does the sweep that is under way ask for its gradient?"""
+        """For each input, does the sweep that is under way ask for its gradient? A true value if so.
+
+        (A sweep to all leaves asks for that of every input with an edge, so the edges themselves are such values.)
+        """
         wanted = _sweeping.wanted
         if wanted is None:
             return self.edges
@@ -233,10 +237,11 @@ class Function:
         xs = [Alias.apply(x) for x in self.inputs]
         return vjp_through(listed(self.composed(*xs)), dys, xs, self.needs_input_grad)
 
-    def release(self) -> None:
+    def release(self, behind: list[Function]) -> None:
         """Forget what was saved, so that its memory is free while the sweep goes on."""
         self.__dict__.clear()
         self.edges = self._inputs = self._outputs = None
+        self.behind = behind
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -255,7 +260,7 @@ class Leaf(Function):
         if tensor is not None:
             add_grad(tensor, g)
 
-    def release(self) -> None:
+    def release(self, behind: list[Function]) -> None:
         pass
 
 
@@ -296,6 +301,8 @@ def _sweep(
     wanted = None if targets is None else _leading_to({node for node, _ in positions}, roots, boundary)
     found: dict[tuple[Function, int], Tensor] = {}
     watched = detecting.on and not _sweeping.now
+    leaves: list[Function] = []  # those reached so far
+    behind: list[Function] = []  # what released nodes tell of them: nothing before the sweep has come to its end
     start = Start(roots, cotangents)
     sums: dict[Function, list[Tensor | None]] = {start: []}  # node -> the gradients of its outputs so far
     queue: list[tuple[int, Function]] = [(-start.time, start)]  # the nodes in `sums`, the youngest first
@@ -306,12 +313,13 @@ def _sweep(
             # No consumer of the youngest node is left that could add to its gradients, so they are complete.
             node = heappop(queue)[1]
             dys = sums.pop(node)
-            if node.hooks is not None and node not in boundary:  # (at the boundary they are only a part of the whole)
+            # Hooks see whole gradients. A node of the boundary gets only a part of its own here, and the rest elsewhere.
+            if node.hooks is not None and node not in boundary:
                 call_hooks(node, dys, create_graph)
             if goals:
                 for i in range(len(dys)):
                     if dys[i] is not None and (node, i) in goals:
-                        found[node, i] = dys[i] if create_graph else memory.own(dys, i)
+                        found[node, i] = dys[i] if create_graph else memory.owned_or_copied(dys, i)
                 if node in boundary:
                     continue
             edges = node.edges
@@ -319,7 +327,8 @@ def _sweep(
                 if edges is None:
                     _refuse_released()
                 if targets is None:
-                    node.accumulate(dys[0] if create_graph else memory.own(dys, 0))
+                    node.accumulate(dys[0] if create_graph else memory.owned_or_copied(dys, 0))
+                    leaves.append(node)
                 continue
 
             # x̄_i = (∂f/∂x_i)ᵀ ȳ
@@ -338,7 +347,8 @@ def _sweep(
             if watched and dys:  # (for the cotangents that start a sweep nobody is to blame)
                 check_backward(node, dys, grads)
 
-            # Each gradient goes to the node that its input came from, and is added to those of other consumers.
+            # Each gradient goes to the node that its input came from, and is added to those of other consumers. A gradient
+            # that passed through the op unchanged is still in `dys`, and only what `sums` alone refers to is owned.
             dys = None
             for edge, g in zip(edges, grads):  # noqa: B905 (lengths were compared; this loop is hot)
                 if edge is None or g is None:
@@ -360,9 +370,10 @@ def _sweep(
                     held[i] = held[i] + g
                 else:
                     memory.add(held, i, g)
-            g = grads = held = None  # from here on `sums` alone refers to the gradients
+            g = grads = held = None
             if not retain and getrefcount(node) > alone:  # otherwise the whole node is about to go
-                node.release()
+                node.release(behind)
+    behind += leaves
     return [found.get(position) for position in positions]
 
 
@@ -410,26 +421,35 @@ def _refuse_released() -> None:
 
 
 def _leading_to(goals: set[Function], roots: list[Tensor], boundary: frozenset[Function]) -> set[Function]:
-    """The nodes between `roots` and `goals`, both included."""
+    """The nodes between `roots` and `goals`, both included. Released nodes end a path, or are refused if a goal may follow."""
     seen = {t.edge[0] for t in roots}
     stack = list(seen)
     while stack:
         node = stack.pop()
         if node not in boundary:
-            if node.edges is None:
+            if node.edges is None and _may_hide(node, goals):
                 _refuse_released()
-            for edge in node.edges:
+            for edge in node.edges or ():
                 if edge is not None and edge[0] not in seen:
                     seen.add(edge[0])
                     stack.append(edge[0])
     wanted = set(goals)
     for node in sorted(seen, key=_time_of):
         if node not in boundary:
-            for edge in node.edges:
+            for edge in node.edges or ():
                 if edge is not None and edge[0] in wanted:
                     wanted.add(node)
                     break
     return wanted
+
+
+def _may_hide(node: Function, goals: set[Function]) -> bool:
+    """May one of the goals be behind a released node, whose edges are gone?
+
+    The sweep that released it reached all that is behind it: leaves, which it lists, and nodes, which it released too. It
+    lists no leaf if it went to some targets only, or broke off.
+    """
+    return not node.behind or any(goal.edges is None for goal in goals) or any(leaf in goals for leaf in node.behind)
 
 
 def vjp_through(ys: list[Tensor], dys: list[Tensor], xs: list[Tensor], needs: Sequence[Any]) -> tuple[Tensor | None, ...]:
@@ -494,6 +514,7 @@ def grad(
 
 
 def listed(x: Tensor | Sequence[Tensor], name: str = "outputs") -> list[Tensor]:
+    """The tensors as a list, also where it is a single one. Raises TypeError, which calls them `name`, for all else."""
     xs = [x] if isinstance(x, Tensor) else list(x) if isinstance(x, list | tuple) else [x]
     for t in xs:
         if not isinstance(t, Tensor):
@@ -588,91 +609,3 @@ def backward(
     for x, g in zip(inputs, _sweep(roots, cotangents, inputs, retain=retain, create_graph=create_graph), strict=True):
         if g is not None:
             add_grad(x, g)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Switches
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class set_grad_enabled(Switch):
-    """From the call on ops are recorded, or not; with `with`, or as a decorator, only inside."""
-
-    def __init__(self, mode: bool):
-        if not isinstance(mode, bool | np.bool_):
-            raise TypeError(f"set_grad_enabled: expected True or False, got {mode!r}")
-        self.mode, self.before = bool(mode), recording.on
-        recording.on = self.mode
-
-    def __enter__(self) -> None:
-        recording.on = self.mode
-
-    def __exit__(self, *error: object) -> None:
-        recording.on = self.before
-
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        recording.on = self.before
-        return super().__call__(function)
-
-    def own(self) -> set_grad_enabled:
-        return set_grad_enabled(self.mode)
-
-
-class _Fixed(Switch):
-    """A switch that has one position, and decorates with parentheses and without."""
-
-    mode: bool
-
-    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
-        return super().__new__(cls) if function is None else cls()(function)
-
-    def __init__(self, function: None = None) -> None:
-        self.before: list[bool] = []  # one for each `with` that is open
-
-    def __enter__(self) -> None:
-        self.before.append(recording.on)
-        recording.on = self.mode
-
-    def __exit__(self, *error: object) -> None:
-        recording.on = self.before.pop()
-
-    def own(self) -> _Fixed:
-        return type(self)()
-
-
-class no_grad(_Fixed):
-    """Ops inside the `with` (or the decorated function) are not recorded."""
-
-    mode = False
-
-
-class enable_grad(_Fixed):
-    """Ops inside the `with` (or the decorated function) are recorded, also within `no_grad`."""
-
-    mode = True
-
-
-class inference_mode(Switch):
-    """Ops inside the `with` (or the decorated function) are not recorded; with `mode` False they are.
-
-    As `no_grad`: tensors made inside are ordinary ones here, there is nothing that they could be spared.
-    """
-
-    def __new__(cls, mode: Any = True) -> Any:
-        return cls()(mode) if callable(mode) else super().__new__(cls)
-
-    def __init__(self, mode: bool = True):
-        if not isinstance(mode, bool | np.bool_):
-            raise TypeError(f"inference_mode: expected True or False, got {mode!r}")
-        self.mode = not mode
-        self.before: list[bool] = []  # one for each `with` that is open
-
-    __enter__, __exit__ = _Fixed.__enter__, _Fixed.__exit__
-
-    def own(self) -> inference_mode:
-        return inference_mode(not self.mode)
-
-
-def is_grad_enabled() -> bool:
-    """Are ops being recorded?"""
-    return recording.on

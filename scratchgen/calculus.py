@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
-from scratchgen.autograd import Alias, Function, enable_grad, grad, is_grad_enabled, listed, vjp_through
+from scratchgen.autograd import Alias, Function, grad, listed, vjp_through
 from scratchgen.device import on_host
+from scratchgen.grad_mode import enable_grad, is_grad_enabled
 from scratchgen.replay import Note
 from scratchgen.tensors import Edge, Tensor, constant, ticks, wrap
 

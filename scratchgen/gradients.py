@@ -57,7 +57,7 @@ class GradientMemory:
         else:  # arrays on a device are never read-only
             array += g._data
 
-    def own(self, held: list[Tensor | None], i: int) -> Tensor:
+    def owned_or_copied(self, held: list[Tensor | None], i: int) -> Tensor:
         """held[i] where that is owned, else a copy: a gradient that leaves the sweep"""
         return held[i] if self.is_owned(held, i) else constant(held[i]._data.copy())
 
@@ -127,7 +127,7 @@ def retain_grad(self: Tensor) -> None:
     hooked(self, "retain_grad")
     if not self.is_leaf:
         node, i = self.edge[:2]
-        node.kept = {**(node.kept or {}), i: weakref.ref(self)}
+        node.retaining = {**(node.retaining or {}), i: weakref.ref(self)}
 
 
 def add_grad(tensor: Tensor, g: Tensor) -> None:
@@ -154,7 +154,7 @@ def call_hooks(node: Any, dys: list[Tensor | None], create_graph: bool) -> None:
                     f"got {given}"
                 )
             dys[i] = g if create_graph else constant(g._data)
-    for i, tensor in (node.kept or {}).items():
+    for i, tensor in (node.retaining or {}).items():
         t = tensor()
         if t is not None and dys[i] is not None:
             add_grad(t, dys[i] if create_graph else constant(dys[i]._data.copy()))

@@ -39,7 +39,7 @@ _ndarray = np.ndarray
 
 
 class _Recording(threading.local):
-    """Are ops recorded? Each thread of Python has its own answer; `no_grad` and its kin in autograd.py change it."""
+    """Are ops recorded? Each thread of Python has its own answer; `no_grad` and its kin in grad_mode.py change it."""
 
     on = True
 

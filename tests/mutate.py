@@ -52,10 +52,13 @@ ENGINE = (
     "Function.apply Function._several Function.inputs Function._refuse_changed Function.outputs Function.needs_input_grad "
     "Function.vjp_composed Function.release Leaf.accumulate Alias.forward Alias.backward _sweep _leading_to vjp_through "
     "_unbroadcast grad _seeds backward Tensor.detach Writing.__init__ Writing.__enter__ Writing._open wrap constant "
-    "freeze stamp_of_base own_stamp GradientMemory.add GradientMemory.own "
-    "GradientMemory.is_owned GradientMemory._references Start.backward _fill call_hooks register_hook hooked retain_grad"
+    "freeze stamp_of_base own_stamp GradientMemory.add GradientMemory.owned_or_copied "
+    "GradientMemory.is_owned GradientMemory._references Start.backward _fill _may_hide call_hooks register_hook "
+    "hooked retain_grad"
 ).split()
-SWEEP = "_sweep _leading_to _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed".split()
+SWEEP = (
+    "_sweep _leading_to _may_hide _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed"
+).split()
 STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
 NOT_HERE = {"Report.draw", "one_hot"}  # a picture; whole numbers
 

@@ -444,6 +444,38 @@ def test_a_graph_dropped_is_freed_without_the_garbage_collector():
         gc.enable()
 
 
+def test_a_part_of_the_graph_that_was_swept_is_no_hindrance_where_no_goal_can_be_behind_it():
+    x, w, other = leaf(2.0), leaf(3.0), leaf(5.0)
+    u = w.exp()
+    v = u * w
+    v.backward()
+    p = x.exp()
+    y = v * x * p
+    (g,) = sg.grad(y, p, retain_graph=True)
+    assert g.item() == (v.data * x.data).item()
+    y.backward(inputs=[x], retain_graph=True)
+    np.testing.assert_allclose(x.grad.data, v.data * p.data * 3, rtol=1e-15)
+    assert sg.grad(y, other, allow_unused=True, retain_graph=True) == (None,)
+    for goal, z in ((w, y), (w, y * w), (u, y), (v, y), ([x, w], y), ([w, x], y)):
+        with pytest.raises(RuntimeError, match="already swept"):
+            sg.grad(z, goal, allow_unused=True, retain_graph=True)
+
+
+def test_nothing_is_known_of_what_is_behind_a_sweep_to_targets_or_one_that_broke_off():
+    x, w, other = leaf(2.0), leaf(3.0), leaf(5.0)
+    targeted = w * other
+    sg.grad(targeted, other)
+    broken = w * other
+    other.register_hook(lambda g: {}["the sweep breaks off"])
+    with pytest.raises(KeyError):
+        broken.backward()
+    for v in (targeted, broken):
+        assert v.node.edges is None
+        for goal in (w, other, x):
+            with pytest.raises(RuntimeError, match="already swept"):
+                sg.grad(v * x * w, goal)
+
+
 def test_a_second_sweep_is_refused_unless_the_graph_is_kept():
     x = leaf(2.0)
     y = x * x

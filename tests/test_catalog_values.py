@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 import kernels
 from scratchgen import functional as F
 from scratchgen import nn, ops
-from scratchgen.autograd import grad, no_grad
+from scratchgen.autograd import grad
 from scratchgen.catalog import of, row
 from scratchgen.catalog.row import real
+from scratchgen.grad_mode import no_grad
 from scratchgen.ops import operands
 from scratchgen.tensors import Tensor, constant
 from tests.references import REFERENCES

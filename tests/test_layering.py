@@ -16,7 +16,7 @@ LAYERS = [
     {"scratchgen._kernels"},
     {"scratchgen.random", "scratchgen.device", "scratchgen.hooks", "scratchgen.switch"},
     {"scratchgen.tensors", "scratchgen.anomaly"},
-    {"scratchgen.gradients"},
+    {"scratchgen.gradients", "scratchgen.grad_mode"},
     {"scratchgen.autograd"},
     {"scratchgen.ops", "scratchgen.serialization"},
     {"scratchgen.losses"},

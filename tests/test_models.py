@@ -9,7 +9,7 @@ import pytest
 import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen import nn
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 from scratchgen.models.gan import discriminator_loss, generator_loss
 from scratchgen.text import sample

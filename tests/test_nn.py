@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from scratchgen import functional as F
 from scratchgen import nn
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.nn import init
 from scratchgen.nn.module import Module
 from scratchgen.tensors import tensor

@@ -9,7 +9,8 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import nn
-from scratchgen.autograd import Function, no_grad
+from scratchgen.autograd import Function
+from scratchgen.grad_mode import no_grad
 from scratchgen.tensors import Tensor
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchgen import nn
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.nn.module import Module, Parameter
 from scratchgen.tensors import Tensor, tensor
 

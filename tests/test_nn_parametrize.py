@@ -8,7 +8,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import nn, optim, random
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.nn import Parameter
 from scratchgen.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 from scratchgen.tensors import Tensor

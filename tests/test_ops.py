@@ -11,7 +11,8 @@ import pytest
 import scratchgen as sg
 from scratchgen import data, nn
 from scratchgen import functional as F
-from scratchgen.autograd import grad, no_grad
+from scratchgen.autograd import grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.tensors import Tensor, method
 
 nan, inf = math.nan, math.inf

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scratchgen import nn, optim
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.tensors import Tensor
 
 

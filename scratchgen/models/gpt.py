@@ -26,8 +26,8 @@ import numpy as np
 
 from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
-from scratchgen.autograd import no_grad
 from scratchgen.calculus import checkpoint
+from scratchgen.grad_mode import no_grad
 from scratchgen.models.family import Draw, Family, Line, Option, Page, Panel, Score, Texts
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor

@@ -27,7 +27,7 @@ import numpy as np
 
 from scratchgen import data, nn, optim, random
 from scratchgen import functional as F
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.models import pictures
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import randn_like, sigmoid

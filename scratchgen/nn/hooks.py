@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scratchgen.autograd import Function, is_grad_enabled
+from scratchgen.autograd import Function
+from scratchgen.grad_mode import is_grad_enabled
 from scratchgen.hooks import Hooks
 from scratchgen.tensors import Tensor
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.tensors import Tensor
 
 Generator = np.random.Generator

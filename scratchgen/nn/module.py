@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchgen import device as devices
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.hooks import RemovableHandle, checked
 from scratchgen.nn.hooks import ModuleHooks
 from scratchgen.ops.operands import array_of

@@ -1,7 +1,7 @@
 r"""Compositions that models spend their time in, as one node each: a single kernel forward, another backward.
 
-Each keeps, as `composed`, the same function written in primitives. The kernels are tested against it, and sweeps that
-keep the graph differentiate it, so that a gradient can be differentiated again.
+Each keeps, as `composed`, the same function written in primitives. The kernels are tested against it, and sweeps with
+`create_graph` differentiate it, so that a gradient can be differentiated again.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import random
-from scratchgen.autograd import is_grad_enabled, no_grad
+from scratchgen.grad_mode import is_grad_enabled, no_grad
 from scratchgen.ops.choice import abs, ceil, clamp, floor, masked_fill, nan_to_num, relu, round, sign
 from scratchgen.ops.elementwise import (
     add,

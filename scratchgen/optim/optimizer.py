@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scratchgen import device as devices
-from scratchgen.autograd import enable_grad
+from scratchgen.grad_mode import enable_grad
 from scratchgen.ops.operands import array_of
 from scratchgen.tensors import Tensor, Writing, constant
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.ops import cat
 from scratchgen.tensors import Tensor
 

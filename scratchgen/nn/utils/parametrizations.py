@@ -12,7 +12,7 @@ import numpy as np
 
 from scratchgen import functional as F
 from scratchgen import random
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.nn.layers import ConvTranspose1d, ConvTranspose2d
 from scratchgen.nn.module import Module, Parameter
 from scratchgen.nn.utils.parametrize import register_parametrization

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scratchgen.autograd import no_grad
+from scratchgen.grad_mode import no_grad
 from scratchgen.nn.module import Module, ModuleDict, ModuleList, Parameter
 from scratchgen.tensors import Tensor
 
