@@ -377,7 +377,7 @@ class View(Function):
     def backward(self, dy):
         return dy
 
-    def release(self):
+    def release(self, behind):
         pass
 
 
