@@ -3,18 +3,20 @@ r"""Attention, backward: Q̄, K̄, V̄ from Ō, without the queries × keys matr
 The forward pass leaves m and 1/ℓ of each row, no weight. P is made again here, block by block, as e^{S − m} / ℓ, from the very
 same S: the same products of the same factors, added in the same order, or large scores would give other weights than those
 that made O. Each score costs one more product of length D than if P had been kept; in return nothing is as large as
-queries × keys (Dao et al. 2022). With Δ_i = Σ_j P̄_ij P_ij = Ō_i · O_i, which needs no pass over the row,
+queries × keys (Dao et al. 2022). With W = Z ⊙ P, where Z is that of dropout, 0 or 1/(1 − p), or else 1,
 
-    each thread takes an equal share of the keys of all key heads:
+    O = W V      W̄ = Ō Vᵀ      P̄ = Z ⊙ W̄      S̄ = P ⊙ (P̄ − Δ)      Δ_i = Σ_j P̄_ij P_ij = Ō_i · O_i: no pass over the row
+
+    each thread takes some keys of all key heads, with an equal share of the pairs of a query and a key:
       for each key head, with its keys j0 to j1:   K into panels
         for each head of queries that reads them:
           for each block of QUERIES that sees any of them:
             Q, Ō, τ Qᵀ, Ōᵀ into panels;   Δ ← Σ Ō ⊙ O
             for each block of KEYS:
-              Sᵀ ← K (τ Qᵀ) + Mᵀ          P̄ᵀ ← V Ōᵀ                      keys × queries: see `attention_blocks`
-              P ← e^{S − m} / ℓ            S̄ ← P ⊙ (Z ⊙ P̄ − Δ)           Z: dropout, 0 or 1/(1 − p), or 1
+              Sᵀ ← K (τ Qᵀ) + Mᵀ          W̄ᵀ ← V Ōᵀ                      keys × queries: see `attention_blocks`
+              P ← e^{S − m} / ℓ            S̄ ← P ⊙ (Z ⊙ W̄ − Δ)           in the memory of S and W̄
               Q̄ ← Q̄ + τ S̄ K
-              V̄ ← V̄ + (Z ⊙ P)ᵀ Ō          K̄ ← K̄ + τ S̄ᵀ Q
+              V̄ ← V̄ + Wᵀ Ō                K̄ ← K̄ + τ S̄ᵀ Q
 
 Threads share the keys, so each writes its own rows of K̄ and V̄; heads of queries that read the same keys are taken one after the
 other by the same thread. Q̄ alone is a sum over all keys: a thread that begins amid the keys of a head adds its part up in its
@@ -101,7 +103,7 @@ class Head(NamedTuple):
     q: Matrix
     k: Matrix
     v: Matrix
-    mask: Matrix  # at 0: none
+    mask: Matrix  # without one its address is 0
     out: Matrix
     dout: Matrix
     statistics: Matrix
@@ -117,8 +119,8 @@ class Workspace(NamedTuple):
     """Addresses in the memory of one thread."""
 
     keys: int  # keys × depth        the panels of K, kept from one head of queries to the next
-    scores: int  # KEYS × PITCH      Sᵀ, then (Z ⊙ P)ᵀ
-    slopes: int  # KEYS × PITCH      Mᵀ, then P̄ᵀ, then τ S̄ᵀ
+    scores: int  # KEYS × PITCH      Sᵀ, then Wᵀ
+    slopes: int  # KEYS × PITCH      Mᵀ, then W̄ᵀ, then τ S̄ᵀ
     kept: int  # 4 × PITCH           Z of four keys
     q: int  # QUERIES × depth        the panels of Q
     dout: int  # QUERIES × width     the panels of Ō
@@ -134,18 +136,18 @@ class Workspace(NamedTuple):
 @helper
 def workspace(at, sizes, size):
     """Where all that lies in a thread's memory, which begins at an address; `end` tells how much memory that is."""
-    line, block = QUERIES * size, KEYS * PITCH * size
+    vector, block = QUERIES * size, KEYS * PITCH * size  # bytes of an element for each query, and of a block of scores
     panel_d, panel_e = (sizes.depth * size + LINE - 1) // LINE * LINE, (sizes.width * size + LINE - 1) // LINE * LINE
     scores = at + panel_d * sizes.keys
     kept = scores + 2 * block
     q = kept + 4 * PITCH * size
     dout = q + QUERIES * panel_d
     qt = dout + QUERIES * panel_e
-    doutt = qt + line * sizes.depth
-    peak = doutt + line * sizes.width
-    stairs = peak + 3 * line
-    end = stairs + UNSEEN * size + line
-    return Workspace(at, scores, scores + block, kept, q, dout, qt, doutt, peak, peak + line, peak + 2 * line, stairs, end)
+    doutt = qt + vector * sizes.depth
+    peak = doutt + vector * sizes.width
+    stairs = peak + 3 * vector
+    end = stairs + UNSEEN * size + vector
+    return Workspace(at, scores, scores + block, kept, q, dout, qt, doutt, peak, peak + vector, peak + 2 * vector, stairs, end)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,30 +156,30 @@ def workspace(at, sizes, size):
 
 
 @sums
-def _slope(s, dp, z, peak, inverse, delta, factor):
-    """P Z and factor · S̄ = factor · P (Z P̄ − Δ),  P = e^{S − m} / ℓ"""
+def _slope(s, dw, z, peak, inverse, delta, factor):
+    """W = Z P and factor · S̄ = factor · P (Z W̄ − Δ),  P = e^{S − m} / ℓ"""
     p = exp_nonpositive(s - peak) * inverse
-    return p * z, p * (z * dp - delta) * factor
+    return p * z, p * (z * dw - delta) * factor
 
 
 @sums
-def _slopes(s, dp, z, peak, inverse, delta, factor):
-    """S ← P Z,  P̄ ← factor · S̄;  z: Z, or of size 0 without dropout"""
+def _slopes(s, dw, z, peak, inverse, delta, factor):
+    """S ← W,  W̄ ← factor · S̄;  z: Z, or of size 0 without dropout"""
     one = s.dtype.type(1)
     if z.size:
         for i in range(np.uintp(peak.size)):
             m, r, d = peak[i], inverse[i], delta[i]
-            s[i], dp[i] = _slope(s[i], dp[i], z[i], m, r, d, factor)
-            s[i + SECOND], dp[i + SECOND] = _slope(s[i + SECOND], dp[i + SECOND], z[i + SECOND], m, r, d, factor)
-            s[i + THIRD], dp[i + THIRD] = _slope(s[i + THIRD], dp[i + THIRD], z[i + THIRD], m, r, d, factor)
-            s[i + FOURTH], dp[i + FOURTH] = _slope(s[i + FOURTH], dp[i + FOURTH], z[i + FOURTH], m, r, d, factor)
+            s[i], dw[i] = _slope(s[i], dw[i], z[i], m, r, d, factor)
+            s[i + SECOND], dw[i + SECOND] = _slope(s[i + SECOND], dw[i + SECOND], z[i + SECOND], m, r, d, factor)
+            s[i + THIRD], dw[i + THIRD] = _slope(s[i + THIRD], dw[i + THIRD], z[i + THIRD], m, r, d, factor)
+            s[i + FOURTH], dw[i + FOURTH] = _slope(s[i + FOURTH], dw[i + FOURTH], z[i + FOURTH], m, r, d, factor)
     else:
         for i in range(np.uintp(peak.size)):
             m, r, d = peak[i], inverse[i], delta[i]
-            s[i], dp[i] = _slope(s[i], dp[i], one, m, r, d, factor)
-            s[i + SECOND], dp[i + SECOND] = _slope(s[i + SECOND], dp[i + SECOND], one, m, r, d, factor)
-            s[i + THIRD], dp[i + THIRD] = _slope(s[i + THIRD], dp[i + THIRD], one, m, r, d, factor)
-            s[i + FOURTH], dp[i + FOURTH] = _slope(s[i + FOURTH], dp[i + FOURTH], one, m, r, d, factor)
+            s[i], dw[i] = _slope(s[i], dw[i], one, m, r, d, factor)
+            s[i + SECOND], dw[i + SECOND] = _slope(s[i + SECOND], dw[i + SECOND], one, m, r, d, factor)
+            s[i + THIRD], dw[i + THIRD] = _slope(s[i + THIRD], dw[i + THIRD], one, m, r, d, factor)
+            s[i + FOURTH], dw[i + FOURTH] = _slope(s[i + FOURTH], dw[i + FOURTH], one, m, r, d, factor)
 
 
 @helper
@@ -211,6 +213,7 @@ def backward_block(tools, head, j0, keys, fresh, sizes, options, at):
     work = workspace(at, sizes, size)
     scores, slopes = matrix(work.scores, PITCH * size, size), matrix(work.slopes, PITCH * size, size)
     make_stairs(work.stairs, like)
+    # Keys are fresh to the first head of queries that reads them, which also finds no panels of theirs from a head before.
     k_panels = panels(tools, head.k, keys, depth, work.keys, fresh, like)
     for i0 in range(0, queries, QUERIES):
         rows = min(QUERIES, queries - i0)
@@ -233,13 +236,13 @@ def backward_block(tools, head, j0, keys, fresh, sizes, options, at):
         for k0 in range(0, limit, KEYS):
             count = min(KEYS, limit - k0)
             diagonal = i0 - j0 - k0 if options.causal else FAR  # of this block, query i sees the keys j ≤ i + diagonal
-            # Sᵀ = K (τ Qᵀ) + Mᵀ and P̄ᵀ = V Ōᵀ
+            # Sᵀ = K (τ Qᵀ) + Mᵀ and W̄ᵀ = V Ōᵀ
             needed = columns_from(-diagonal)
             product(tools, from_row(head.k, k0), qt, scores, (count, columns, depth), 0, needed, like)
             if head.mask.address:
                 add_mask(tools, scores, part(head.mask, i0, k0), (count, rows), wide, work.slopes, like)
             product(tools, from_row(head.v, k0), doutt, slopes, (count, columns, width), 0, needed, like)
-            # P = e^{S − m} / ℓ and S̄ = P ⊙ (Z ⊙ P̄ − Δ), in their memory
+            # S ← W = Z ⊙ P and W̄ ← τ S̄ = τ P ⊙ (Z ⊙ W̄ − Δ), where P = e^{S − m} / ℓ
             for j in range(0, count, 4):
                 first = first_query(j, diagonal, like)
                 some_scores, some_slopes = four(scores, j, first, wide, like), four(slopes, j, first, wide, like)
@@ -252,7 +255,8 @@ def backward_block(tools, head, j0, keys, fresh, sizes, options, at):
             # Q̄ ← Q̄ + τ S̄ K
             some_keys, shape, accumulate = panels_from_row(k_panels, k0), (rows, depth, count), 1 if k0 else 0
             product(tools, transposed(slopes), some_keys, dq, shape, accumulate, terms_to(diagonal), like)
-            # V̄ ← V̄ + (Z ⊙ P)ᵀ Ō and K̄ ← K̄ + τ S̄ᵀ Q: first for the `old` keys that earlier queries saw, then for the new ones
+            # V̄ ← V̄ + Wᵀ Ō and K̄ ← K̄ + τ S̄ᵀ Q. Earlier queries have seen the `old` keys, so the products are added to what
+            # these did; K̄ and V̄ of the other keys hold nothing yet if they are fresh, so the products are written there.
             old = min(count, max(0, diagonal)) if options.causal else count if i0 else 0
             for j, n, accumulate in ((0, old, 1), (old, count - old, 0 if fresh else 1)):
                 to_v, to_k, needed = from_row(head.dv, k0 + j), from_row(head.dk, k0 + j), terms_from(j - diagonal)
@@ -306,6 +310,7 @@ def _add_apart(operands, heads, starts, start, stop, options, at):
     (queries, depth), first, like = operands.q.shape, start.row, options.scale
     size = itemsize(like)
     unseen = first // QUERIES * QUERIES if options.causal else 0  # the blocks of queries that see none of these keys
+    # Nothing was kept apart if the share begins with a whole head, if no query sees its keys, or if it has none of this head.
     if first == 0 or (options.causal and first >= queries) or (start.head == stop.head and first >= stop.row):
         return
     for h in range(starts[start.head], starts[start.head + 1]):

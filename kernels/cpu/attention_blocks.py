@@ -25,7 +25,7 @@ All matrix products run on the register tile of `simd` (`product`): its left fac
 in panels as wide as the tile (`panels`).
 
 The numbers. QUERIES and KEYS: a block of float32 scores takes 512 · 144 · 4 bytes = 288 kB, so that the two blocks that the
-backward pass holds (S and P̄) share an L2 cache of 1 MB with the panels that they are multiplied by, while 128 queries are
+backward pass holds (S and S̄) share an L2 cache of 1 MB with the panels that they are multiplied by, while 128 queries are
 nine tiles of 14, enough to pay for what is done once a block. PITCH: rows whose distance were a power of two would all fall on
 the same few lines of the L1 cache; 16 elements more spread them.
 """

@@ -2,18 +2,18 @@ r"""Attention, forward: O = softmax(τ Q Kᵀ + M) V and, of each row, the maxim
 
 One block of keys after the other, with the softmax of what has been seen so far (Milakov & Gimelshein 2018; Dao et al. 2022):
 
-    each thread takes an equal share of the queries of all heads, in blocks of QUERIES:
+    each thread takes some queries of all heads, with an equal share of the pairs of a query and a key, in blocks of QUERIES:
       V into panels, once a head;  τ Qᵀ of the block into panels;  m ← −∞, ℓ ← 0, O ← 0
       for each block of KEYS that its queries see:
         Sᵀ ← K (τ Qᵀ) + Mᵀ                             keys × queries: see `attention_blocks`
-        m′ ← max(m, max_j S_j)                         four keys at a time, as are the weights
+        m′ ← max(m, max_j S_j)                         both this and P are computed for four keys at a time
         ℓ ← e^{m − m′} ℓ,   O ← e^{m − m′} O,   m ← m′
         P ← e^{S − m},   ℓ ← ℓ + Σ_j P_j
         O ← O + (Z ⊙ P) V                              Z: dropout, 0 or 1/(1 − p), or 1
       O ← O / ℓ
 
 A row that may attend to nothing gives zeros: its m is taken as 0, which makes its exponentials 0, and its ℓ as 1.
-m and 1/ℓ are kept apart, since m + log ℓ, which would be enough, rounds log ℓ away beside a large m.
+One number, m + log ℓ, would do in exact arithmetic; beside a large m it loses log ℓ, so m and 1/ℓ are kept apart.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Operands(NamedTuple):
 
 
 class Head(NamedTuple):
-    """One head, as a block function meets it; the mask lies at 0 where there is none"""
+    """One head, as a block function meets it; without a mask the address of `mask` is 0"""
 
     index: int
     q: Matrix
@@ -119,15 +119,15 @@ class Workspace(NamedTuple):
 @helper
 def workspace(at, sizes, masked, size):
     """Where all that lies in a thread's memory, which begins at an address; `end` tells how much memory that is."""
-    line, block = QUERIES * size, KEYS * PITCH * size
+    vector, block = QUERIES * size, KEYS * PITCH * size  # bytes of an element for each query, and of a block of scores
     scores = at + (sizes.width * size + LINE - 1) // LINE * LINE * sizes.keys
     kept = scores + block
     queries = kept + 4 * PITCH * size
     peak = queries + QUERIES * sizes.depth * size
-    stairs = peak + 5 * line
-    mask = stairs + (UNSEEN * size + line + LINE - 1) // LINE * LINE
-    lines = (peak, peak + line, peak + 2 * line, peak + 3 * line, peak + 4 * line)
-    return Workspace(at, scores, kept, queries, *lines, stairs, mask, mask + block * masked)
+    stairs = peak + 5 * vector
+    mask = stairs + (UNSEEN * size + vector + LINE - 1) // LINE * LINE
+    vectors = (peak, peak + vector, peak + 2 * vector, peak + 3 * vector, peak + 4 * vector)
+    return Workspace(at, scores, kept, queries, *vectors, stairs, mask, mask + block * masked)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,6 +186,7 @@ def forward_block(tools, head, i0, rows, fresh, sizes, options, at):
     """`rows` queries of a head, from i0 on: their rows of O, and m and 1/ℓ.  `fresh`: V is not that of the block before"""
     like = options.scale
     zero, one, low, size = constant(0, like), constant(1, like), constant(-np.inf, like), itemsize(like)
+    # Products compute whole vectors of queries. All else runs over `wide`, which dropout needs: its random words come by fours.
     columns, wide = whole_vectors(rows, like), whole_queries(rows, like)
     work = workspace(at, sizes, 1 if head.mask.address else 0, size)
     scores, out = matrix(work.scores, PITCH * size, size), from_row(head.out, i0)
@@ -231,7 +232,7 @@ def forward_block(tools, head, i0, rows, fresh, sizes, options, at):
         some_values, shape, accumulate = panels_from_row(values, j0), (rows, sizes.width, keys), 1 if j0 else 0
         product(tools, transposed(scores), some_values, out, shape, accumulate, terms_to(diagonal), like)
     # O ← O / ℓ
-    inverse = again
+    inverse = again  # whose memory is free after the last block of keys
     _inverses(total, inverse)
     for i in range(rows):
         multiply_by(view(out.address + i * out.row, sizes.width, like), inverse[i])
@@ -249,7 +250,7 @@ def _share(tools, block, operands, heads, start, stop, options, at):
     """The queries of all heads, end to end, from (head, row) `start` to `stop`, in the memory at an address"""
     (queries, depth), (keys, width) = operands.q.shape, operands.v.shape
     sizes, size = Sizes(queries, keys, depth, width), operands.out.itemsize
-    last_v = -1
+    last_v = -1  # where V of the last block lies, whose panels are in the memory: none as yet
     for h in range(start.head, stop.head + 1):
         first, end = start.row if h == start.head else 0, stop.row if h == stop.head else queries
         if first < end:

@@ -29,8 +29,8 @@ The memory:
 The way of `x @ w.T`, where B is w transposed: `kernels.matmul` calls `matmul` below. A product of small matrices goes to
 `small`, any other gets a `Plan` for its shapes and strides, and `serial` or `parallel` calls `_share` → `_rectangle` for each
 thread. The rows of w.T are not contiguous, so `pack` turns them into panels of B. Then `multiply` runs over blocks of k,
-`_tiles` over panels and tiles, and `inline_tile` (in `simd`) is the loop over k whose fused multiply-adds are all the
-arithmetic there is.
+`_tiles` over panels and tiles, and `inline_tile` (in `simd`) is the loop over k of fused multiply-adds, which are all the
+arithmetic there is. One or two rows of x take another way, `by_rows`, without panels and tiles.
 
 A is read where it lies, whatever its strides, since the tile takes its elements one by one. A is copied only where its rows
 lie at a distance that maps them all to the same few cache lines (a power of two), or where k is so long that a block of A
@@ -159,8 +159,8 @@ def panels(packer, b, k, n, out, size):
 
 
 @helper
-def _tiles(a, next_tile, b, c, size, add, like):
-    """C (+)= A B, tile by tile. `next_tile`: bytes from a tile of A to the next one, if A is a copy, else 0."""
+def _tiles(a, tile_bytes, b, c, size, add, like):
+    """C (+)= A B, tile by tile. `tile_bytes`: bytes from a tile of A to the next one, if A is a copy, else 0."""
     width = VECTORS * (BITS // 8) // view(a.address, 1, like).itemsize
     count = max((size.m + HEIGHT - 1) // HEIGHT, 1)
     least, taller = size.m // count, size.m % count  # the tiles are of equal height, but the first `taller` have a row more
@@ -171,7 +171,7 @@ def _tiles(a, next_tile, b, c, size, add, like):
             height = least + (p < taller)
             from_a, from_b, to_c = Matrix(at_a, a.row, a.column), Panels(panel, b.panel, b.row), Matrix(at_c, c.row, c.column)
             inline_tile(from_a, from_b, to_c, height, min(width, size.n - j), size.k, add, like)
-            at_a, at_c = at_a + (next_tile if next_tile else height * a.row), at_c + height * c.row
+            at_a, at_c = at_a + (tile_bytes if tile_bytes else height * a.row), at_c + height * c.row
         panel += b.panel
 
 
@@ -184,7 +184,7 @@ def multiply(packer, a, b, c, c_row, size, workspace):
     """C = A B for m ≤ ROWS, in blocks of k; `workspace`: where A's blocks are to be copied to, or 0"""
     first = numba.carray(c, 1)
     zero, item = first.dtype.type(0), first.itemsize
-    tiles, next_tile = (size.m + HEIGHT - 1) // HEIGHT, COPIED_HEIGHT * DEPTH * item
+    tiles, tile_bytes = (size.m + HEIGHT - 1) // HEIGHT, COPIED_HEIGHT * DEPTH * item
     least, taller = size.m // tiles, size.m % tiles  # as in `_tiles`
     into = Matrix(address(first), c_row, item)
     for k0 in range(0, max(size.k, 1), DEPTH):
@@ -194,11 +194,11 @@ def multiply(packer, a, b, c, c_row, size, workspace):
         if workspace:
             rows = from_a.address
             for p in range(tiles):
-                height, to = least + (p < taller), workspace + p * next_tile
+                height, to = least + (p < taller), workspace + p * tile_bytes
                 call(packer, (block.k, height, rows, a.column, a.row, to, COPIED_HEIGHT * item, COPIED_HEIGHT))
                 rows += height * a.row
             from_a = Matrix(workspace, item, COPIED_HEIGHT * item)
-        _tiles(from_a, next_tile if workspace else 0, from_b, into, block, add, zero)
+        _tiles(from_a, tile_bytes if workspace else 0, from_b, into, block, add, zero)
 
 
 @kernel(_product_signature, callback=True, **SUMS)

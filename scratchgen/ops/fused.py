@@ -196,7 +196,7 @@ class Reparameterized(Function):
 
 
 class LayerNorm(Function):
-    r"""y = x̂ ⊙ w + b,   x̂ = (x − μ) / σ,   μ, σ² = mean, variance of the row + ε      x: (…, n), w, b: (n)
+    r"""y = x̂ ⊙ w + b,   x̂ = (x − μ) / σ,   σ² = variance of the row + ε,   μ its mean      x: (…, n), w, b: (n)
 
     With g = ȳ ⊙ w:      x̄ = (g − mean(g) − x̂ mean(g ⊙ x̂)) / σ,    w̄ = Σ_rows ȳ ⊙ x̂,    b̄ = Σ_rows ȳ
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
@@ -204,13 +204,13 @@ class LayerNorm(Function):
 
     def forward(self, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
         self.eps = eps
-        self.rows = math.prod(x.shape[:-1]), x.shape[-1]
-        y, self.mean, self.rstd = kernels.layer_norm(x.reshape(self.rows), weight, bias, eps=eps)
+        self.matrix = math.prod(x.shape[:-1]), x.shape[-1]  # the shape of x as rows
+        y, self.mean, self.rstd = kernels.layer_norm(x.reshape(self.matrix), weight, bias, eps=eps)
         return y.reshape(x.shape)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         x, weight, _ = self.inputs
-        dy, rows = dy.data.reshape(self.rows), x.data.reshape(self.rows)
+        dy, rows = dy.data.reshape(self.matrix), x.data.reshape(self.matrix)
         dx, dw, db = kernels.layer_norm_backward(dy, rows, weight.data, self.mean, self.rstd)
         return constant(dx.reshape(x.shape)), constant(dw), constant(db)
 
@@ -228,13 +228,13 @@ class RMSNorm(Function):
 
     def forward(self, x: Any, weight: Any, *, eps: float) -> Any:
         self.eps = eps
-        self.rows = math.prod(x.shape[:-1]), x.shape[-1]
-        y, self.rstd = kernels.rms_norm(x.reshape(self.rows), weight, eps=eps)
+        self.matrix = math.prod(x.shape[:-1]), x.shape[-1]  # the shape of x as rows
+        y, self.rstd = kernels.rms_norm(x.reshape(self.matrix), weight, eps=eps)
         return y.reshape(x.shape)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         x, weight = self.inputs
-        dx, dw = kernels.rms_norm_backward(dy.data.reshape(self.rows), x.data.reshape(self.rows), weight.data, self.rstd)
+        dx, dw = kernels.rms_norm_backward(dy.data.reshape(self.matrix), x.data.reshape(self.matrix), weight.data, self.rstd)
         return constant(dx.reshape(x.shape)), constant(dw)
 
     def composed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -309,9 +309,9 @@ class Dropout(Function):
 
 
 class Attention(Function):
-    r"""O = (Z ⊙ P) V,   P = softmax(S),   S = τ Q Kᵀ + M          Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
+    r"""O = W V,   W = Z ⊙ P,   P = softmax(S),   S = τ Q Kᵀ + M    Q: (…, T, D), K: (…, S, D), V: (…, S, E), M: (…, T, S)
 
-    V̄ = (Z ⊙ P)ᵀ Ō,  P̄ = Z ⊙ Ō Vᵀ,  S̄ = P ⊙ (P̄ − Σ_j P̄_j P_j) = P ⊙ (P̄ − Ō · O),  Q̄ = τ S̄ K,  K̄ = τ S̄ᵀ Q,  M̄ = S̄
+    V̄ = Wᵀ Ō,   W̄ = Ō Vᵀ,   P̄ = Z ⊙ W̄,   S̄ = P ⊙ (P̄ − Σ_j P̄_j P_j) = P ⊙ (P̄ − Ō · O),   Q̄ = τ S̄ K,   K̄ = τ S̄ᵀ Q,   M̄ = S̄
     Z is 1, or that of dropout, 0 or 1/(1 − p), which `noise` (p, seed) makes again whenever it is wanted.
     A row of S that is −∞ throughout attends to nothing: O and all gradients are 0 there.
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; the form of S̄ is Dao et al. 2022, arXiv:2205.14135, §3.
