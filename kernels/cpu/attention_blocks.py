@@ -48,9 +48,9 @@ QUERIES, KEYS = 128, 512
 PITCH = QUERIES + 16
 LINE = VECTORS * (BITS // 8)  # bytes of a row of a panel: what the register tile reads of its right factor at once
 FAR = 1 << 40  # the diagonal of attention that is not causal lies so far away
-# A tile computes scores of queries that come before its keys. Counted from the first query that is computed, at most so many
-# queries do not see the last of four keys: HEIGHT since a tile is computed whole, 3 for the other keys of the four, and as
-# many as a vector of float32 has lanes since queries are computed in whole vectors.
+# Causal: the scores of four keys are computed from some query on, and the first of these queries may be too early to see the
+# last key. UNSEEN bounds their count. HEIGHT of them are there since a tile is computed whole, 3 since the last key comes 3
+# after the first, and as many as a vector of float32 has lanes since queries are computed in whole vectors.
 UNSEEN = HEIGHT + 3 + BITS // 32
 # Unsigned, so that adding them to an index leaves the compiler sure that the sum is not negative.
 ONE, TWO, THREE, FOUR = (np.uintp(n) for n in (1, 2, 3, 4))
@@ -358,7 +358,7 @@ def four(scores, j, first, wide, like):
 
 @helper
 def make_stairs(at, like):
-    """UNSEEN zeros, then QUERIES ones, which `cover` reads from the element on that makes the next n queries blind"""
+    """UNSEEN zeros, then QUERIES ones. `cover` reads from element UNSEEN − n on: zeros for its first n queries, then ones."""
     fill(view(at, UNSEEN, like), constant(0, like))
     fill(view(at + UNSEEN * itemsize(like), QUERIES, like), constant(1, like))
 

@@ -155,7 +155,7 @@ def _weights(s, shift, total):
 
 @sums
 def _new_peaks(peak, before, again, shift, total):
-    """What was added up under the maxima `before` is worth e^{before − m} = `again` of itself:  ℓ ← again ℓ,  before ← m"""
+    """Sums under the maxima `before` become sums under m, by the factor `again` = e^{before − m}:  ℓ ← again ℓ,  before ← m"""
     zero, low = peak.dtype.type(0), peak.dtype.type(-np.inf)
     for i in range(np.uintp(peak.size)):
         shift[i] = zero if peak[i] == low else peak[i]

@@ -20,8 +20,9 @@ Generator = np.random.Generator
 
 
 class KeyValueCache:
-    r"""Keys and values of the positions so far. What looks back only never changes, so new positions are computed alone.
+    r"""Keys and values of the positions so far, kept so that each position is computed once.
 
+    With a causal mask a position depends on no later one, so its key and value stay the same when the text grows.
     One cache serves one layer and one batch; `length` is the number S of positions that it holds.
     """
 
