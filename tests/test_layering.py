@@ -155,3 +155,40 @@ def test_an_import_against_the_stream_is_found(module, source, word):
 )
 def test_an_import_with_the_stream_is_not(module, source):
     assert not list(violations(module, source))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a reader can take in
+# ---------------------------------------------------------------------------------------------------------------------
+
+LINES = {"kernels": 650, "scratchgen": 700, "tests": 1000}
+PARAMETERS = 12
+AS_PYTORCH_HAS_THEM = {"OneCycleLR.__init__", "_ConvTranspose.__init__"}
+
+
+def crowded(tree):
+    """The functions, methods by their class, that take more than twelve parameters, `self` aside."""
+    owner = {item: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for item in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            a = node.args
+            names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if arg]
+            if len([name for name in names if name != "self"]) > PARAMETERS:
+                yield f"{owner[node]}.{node.name}" if node in owner else node.name
+
+
+@pytest.mark.parametrize("folder", LINES)
+def test_files_and_signatures_are_short(folder):
+    """A file has one subject: 650 lines of kernels, 700 of the library, 1,000 of tests; a function at most 12 parameters."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") <= LINES[folder], f"{path.relative_to(ROOT)} is longer than {LINES[folder]} lines"
+        if folder != "tests":
+            many = set(crowded(ast.parse(source))) - AS_PYTORCH_HAS_THEM
+            assert not many, f"{path.relative_to(ROOT)}: more than {PARAMETERS} parameters: {', '.join(many)}"
+
+
+def test_a_crowded_signature_is_found():
+    many = ", ".join(f"p{i}" for i in range(11))
+    assert list(crowded(ast.parse(f"class A:\n def f(self, {many}, *a, k): pass"))) == ["A.f"]
+    assert not list(crowded(ast.parse(f"class A:\n def f(self, {many}, *a): pass")))
