@@ -25,12 +25,12 @@ class GradientMemory:
     """Who may write into the memory of a gradient: the sweep, where nobody else can ever read that memory.
 
     A sweep adds up the gradients that arrive at a node, and leaves the sum in `.grad`. Both could use the memory of the
-    first arrival and save a copy, but this memory may be somebody else's too: the caller's cotangent, an array that an op
-    saved or returned twice, the base of a view. CPython counts the references to each object, so the sweep asks: a gradient
-    is *owned* by the list that holds it if its tensor, its array, and the array that this views, are referred to exactly as
-    often as those of a gradient that was just made and put into a list, which are counted once, in `__init__`. Every other
-    gradient is *borrowed*: its memory is only read, sums go to new memory, and what leaves the sweep is a copy. Where
-    counts mean nothing (other interpreters, threads without the global lock) all gradients are borrowed: the same bits.
+    first arrival and save a copy. But this memory may be somebody else's too: the caller's cotangent, an array that an op
+    saved or returned twice, the base of a view. CPython counts the references to each object, so the sweep compares counts.
+    `__init__` makes a gradient, puts it into a list, and counts the references to its tensor, to its array, and to the
+    array that this views. A gradient whose counts are the same is *owned* by the list that holds it. Every other gradient is
+    *borrowed*: its memory is only read, sums go to new memory, and what leaves the sweep is a copy. Where counts mean
+    nothing (other interpreters, threads without the global lock) all gradients are borrowed: the same bits.
     """
 
     def __init__(self, counted: bool) -> None:
@@ -58,7 +58,7 @@ class GradientMemory:
             array += g._data
 
     def owned_or_copied(self, held: list[Tensor | None], i: int) -> Tensor:
-        """held[i] where that is owned, else a copy: a gradient that leaves the sweep"""
+        """held[i] if it is owned, else a copy of it: what leaves the sweep, for `.grad` or as a result of `grad`"""
         return held[i] if self.is_owned(held, i) else constant(held[i]._data.copy())
 
     def is_owned(self, held: list[Tensor | None], i: int) -> bool:

@@ -1,4 +1,9 @@
-"""Text, from the bytes of a file to the batches that a model learns from: its split, its tokens, windows of them."""
+"""Text, from the bytes of a file to the batches that a model learns from: its split, its tokens, windows of them.
+
+The way there: training/tasks.load calls `data.load` for both splits, which calls `read_text` and `cut`, and then the family's
+`prepare` (for a GPT, `tokenize`), which makes `Tokens`. training/loop._loop draws from `Task.batches`, which calls
+`Tokens.batches`, and hands each batch to `State.advance`, which calls the model's `training_step`.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +90,7 @@ class Tokens(Dataset):
         return f"{len(self):,} tokens, {self.tokenizer.vocab_size} different"
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of windows that begin anywhere, as by `data.windows`."""
+        """Batches of windows that begin anywhere, those that `windows` makes for steps start, start + 1, …"""
         return (windows(self.ids, self.block_size, batch_size, seed=seed, step=step) for step in itertools.count(start))
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

@@ -7,6 +7,8 @@ the names of its attributes, and none of this knows files, progress bars or the 
     optimizers()                            name -> optimiser
     training_step(batch, optimizers)        one step on a batch; name -> loss
     evaluate(batches)                       name -> score of held-out batches
+
+A recipe in training/recipes.py names the FAMILY of its model, and this is all that training knows of the model's file.
 """
 
 from __future__ import annotations
@@ -139,8 +141,8 @@ def _no_more(task: Task, found: dict[str, float], draw: Draw, rng: np.random.Gen
 class Family:
     """One file of `scratchgen.models`. Raises ValueError where the declaration names what there is not.
 
-    Settings are those of a recipe's model: all fields of `config` but those that the data decide. The metadata are what
-    `read_metadata` makes of those of the data.
+    Settings are those of a recipe's model: all fields of `config` but those that the data decide. Metadata are what a
+    sample needs of the data: `read_metadata` makes them of `Dataset.metadata()`, or of the copy in a checkpoint.
     """
 
     name: str
@@ -154,7 +156,7 @@ class Family:
     prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Dataset, Dataset]] = _as_they_are  # (train, test, settings)
     read_metadata: Callable[[Mapping[str, Any]], Any] = dict
     rates: tuple[str, ...] = ("lr",)  # the settings that are learning rates: after a divergence, smaller ones are advised
-    averaged: str = ""  # the submodule that samples come from, whose weights are averaged; "": the whole model
+    averaged: str = ""  # the path of the submodule whose weights are averaged, as in `get_submodule`; "" is the whole model
     options: tuple[Option, ...] = ()  # that `sample` takes
     many: int = 64  # how many samples are drawn where nobody says
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] | None = None  # samples to keep on the way; None: `many`

@@ -210,8 +210,10 @@ class GPT(nn.Module):
 
 
 def tokenize(train: data.Text, test: data.Text, settings: Mapping[str, Any]) -> tuple[data.Tokens, data.Tokens]:
-    """Both parts of a text as tokens. Raises DataError where one character is held out, which nothing is foretold from."""
-    # both parts count: a character that only the held-out part has is still one of the language
+    """Both parts of a text as tokens. Raises DataError where fewer than two characters are held out, one to foretell another.
+
+    The vocabulary holds the characters of both: one that only the held-out part has is a character of the language too.
+    """
     tokenizer = CharTokenizer.train(train.text + test.text)
     if len(test) < 2:
         raise data.DataError(

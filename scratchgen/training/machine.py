@@ -7,7 +7,10 @@ The bits of a run are decided by
     the device                cpu or cuda
     the kernels               reference or cpu; of the latter, how many threads share the work and how wide its vectors are;
                               on a GPU, whether products round their factors to TF32
-    the machine               the processor and the versions of Python's libraries, which are not recorded
+    scratchgen                its version
+    the machine               the processor and the versions of Python's libraries
+
+config.json keeps all of these but the last; of the data it keeps the name or path, and the checkpoint the checksums.
 
 All that is random comes from the one seed of the recipe:
 
