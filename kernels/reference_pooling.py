@@ -80,7 +80,7 @@ def avg_pool_backward(dy: Array, share: Array, size: Sizes, kernel: Sizes, *, st
     part = dy * share
     for _, window in _windows(share.shape, kernel, stride, one):
         whole[window] += part
-    return np.ascontiguousarray(whole[inner]).astype(dy.dtype)
+    return whole[inner].astype(dy.dtype, order="C")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -364,7 +364,48 @@ def attention_dropout_cases():
 
 
 GELUS = {"approximate": "none"}, {"approximate": "tanh"}
+
+
+def row_constant_cases():
+    return [((normal(n, m), normal(n)), {}) for n, m in ((3, 5), (1, 300), (7, 1), (0, 4))]
+
+
+def squared_error_cases():
+    return [((normal(*shape), normal(*shape), divisor), {}) for shape, divisor in (((3, 5), 1), ((300,), 300.0))]
+
+
+WINDOWS = ((3, 2), {"stride": (2, 1), "padding": (1, 0)})  # of 5 × 6 pixels: 3 × 5 results
+
+
+def max_pool_cases():
+    kernel, how = WINDOWS
+    return [((normal(2, 3, 5, 6), (3, 5), kernel), {**how, "dilation": (1, 1)})]
+
+
+def max_pool_backward_cases():
+    (x, counts, kernel), how = max_pool_cases()[0]
+    return [((normal(2, 3, 3, 5), reference.max_pool(x, counts, kernel, **how)[1], (5, 6)), {})]
+
+
+def avg_pool_cases():
+    kernel, how = WINDOWS
+    return [((normal(2, 3, 5, 6), np.abs(normal(3, 5)), kernel), how)]
+
+
+def avg_pool_backward_cases():
+    kernel, how = WINDOWS
+    return [((normal(2, 3, 3, 5), np.abs(normal(3, 5)), (5, 6), kernel), how)]
+
+
 CASES = {
+    "add_to_rows": row_constant_cases,
+    "scale_rows": row_constant_cases,
+    "squared_error": squared_error_cases,
+    "sign": map_cases(),
+    "max_pool": max_pool_cases,
+    "max_pool_backward": max_pool_backward_cases,
+    "avg_pool": avg_pool_cases,
+    "avg_pool_backward": avg_pool_backward_cases,
     "matmul": matmul_cases,
     "einsum": einsum_cases,
     "sum_over": sum_over_cases,
