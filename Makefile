@@ -13,7 +13,7 @@ demo: .venv/ready
 	$(BIN)/scratchgen demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-deep: .venv/ready
 	SCRATCHGEN_DEEP=1 $(BIN)/python -m pytest -q
