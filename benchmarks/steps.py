@@ -21,8 +21,19 @@ from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
 
 GPTS = {"GPT 4/4/128, block 64, batch 12": (64, 4, 4, 128, 12), "GPT 6/6/384, block 256, batch 16": (256, 6, 6, 384, 16)}
 SMALL, LARGE = GPTS
-VAE_STEP, DCGAN_STEP = "VAE 784-400-20, batch 128", "DCGAN 28 × 28, width 64, batch 64"
-CASES = {SMALL: ("torch", "fused", "compile"), LARGE: ("torch",), VAE_STEP: ("torch", "jax"), DCGAN_STEP: ("torch",)}
+VAE_STEP = "VAE 784-400-20, batch 128"
+DCGAN_STEP, WGAN_STEP, R3GAN_STEP = (f"{name} 28 × 28, width 64, batch 64" for name in ("DCGAN", "WGAN-GP", "R3GAN"))
+GAMES = {
+    DCGAN_STEP: {},
+    WGAN_STEP: {"loss": "wasserstein", "gradient_penalty": 10.0},
+    R3GAN_STEP: {"loss": "relativistic", "r1": 1.0, "r2": 1.0},
+}
+CASES = {
+    SMALL: ("torch", "fused", "compile"),
+    LARGE: ("torch",),
+    VAE_STEP: ("torch", "jax"),
+    **dict.fromkeys(GAMES, ("torch",)),
+}
 
 
 def run(quick: bool, only: str) -> list[dict]:
@@ -56,7 +67,9 @@ def goals(rows: list[dict]) -> list[Goal]:
         (LARGE, "torch", "PyTorch eager", 1.12, 1.3),
         (VAE_STEP, "torch", "PyTorch eager, fused Adam", 1.7, 2.2),
         (VAE_STEP, "jax", "JAX jit", 1.05, 1.3),
-        (DCGAN_STEP, "torch", "PyTorch eager", 0.95, 1.2),
+        (DCGAN_STEP, "torch", "PyTorch eager", 1.1, 1.3),
+        (WGAN_STEP, "torch", "PyTorch eager", 1.4, 1.8),
+        (R3GAN_STEP, "torch", "PyTorch eager", 1.2, 1.5),
     ]
     table = []
     for case, who, rival, least, aim in aims:
@@ -85,7 +98,7 @@ def build(who: str, case: str) -> Callable[[], float]:
         if case.startswith("VAE"):
             model, data, twin = VAE(VAEConfig((1, 28, 28))), (pictures, None), jax_vae_twin if who == "jax" else vae_twin
         else:
-            model, data, twin = GAN(GANConfig((1, 28, 28), "dcgan", hidden=64)), (pictures[:64], None), gan_twin
+            model, data, twin = GAN(GANConfig((1, 28, 28), "dcgan", hidden=64, **GAMES[case])), (pictures[:64], None), gan_twin
     sg.manual_seed(1)  # from here on, the noise
     if who != "ours":
         return twin(model, data, who)
@@ -247,55 +260,97 @@ def jax_vae_twin(model: VAE, data: Any, who: str) -> Callable[[], float]:
 
 
 def gan_twin(model: GAN, data: Any, who: str) -> Callable[[], float]:
-    """The same pair in PyTorch: one round of the game, and the discriminator's loss."""
+    """The same pair in PyTorch: one round of the game, and what D lowers, the penalty apart."""
     torch = clock.torch()
     nn, TF, c = torch.nn, torch.nn.functional, model.config
     channels, h, w = c.shape
     width = c.hidden
+    norm = nn.Identity if model.penalised else nn.BatchNorm2d
+
+    class Norm(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(n)
+
+        def forward(self, x: Any) -> Any:
+            return self.norm(x)
 
     class Generator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(c.latent, width * (h // 4) * (w // 4), bias=False)
-            self.norm0, self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width // 2), nn.BatchNorm2d(width // 4)
-            self.conv1 = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
-            self.conv2 = nn.Conv2d(width // 2, width // 4, 3, padding=1, bias=False)
+            self.norm0, self.norm1, self.norm2 = Norm(width), Norm(width // 2), Norm(width // 4)
+            self.conv1 = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width // 2, 3, padding=1, bias=False))
+            self.conv2 = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width // 2, width // 4, 3, padding=1, bias=False))
             self.out = nn.Conv2d(width // 4, channels, 3, padding=1)
 
         def forward(self, z: Any) -> Any:
             y = TF.relu(self.norm0(self.fc(z).view(-1, width, h // 4, w // 4)))
-            y = TF.relu(self.norm1(self.conv1(TF.interpolate(y, scale_factor=2))))
-            y = TF.relu(self.norm2(self.conv2(TF.interpolate(y, scale_factor=2))))
+            y = TF.relu(self.norm1(self.conv1(y)))
+            y = TF.relu(self.norm2(self.conv2(y)))
             return torch.tanh(self.out(y))
 
     class Discriminator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(channels, width // 2, 4, 2, 1)
-            self.conv2 = nn.Conv2d(width // 2, width, 4, 2, 1, bias=False)
-            self.norm2 = nn.BatchNorm2d(width)
-            self.fc = nn.Linear(width * (h // 4) * (w // 4), 1)
+            self.conv2 = nn.Conv2d(width // 2, width, 4, 2, 1, bias=model.penalised)
+            self.conv3 = nn.Conv2d(width, width, 3, 1, 1, bias=model.penalised)
+            self.norm2, self.norm3 = norm(width), norm(width)
+            self.judge = nn.ModuleDict({"fc": nn.Linear(width * (h // 4) * (w // 4), 1)})
 
         def forward(self, x: Any) -> Any:
             y = TF.leaky_relu(self.norm2(self.conv2(TF.leaky_relu(self.conv1(x), 0.2))), 0.2)
-            return self.fc(y.flatten(1)).squeeze(1)
+            y = TF.leaky_relu(self.norm3(self.conv3(y)), 0.2)
+            return self.judge["fc"](y.flatten(1)).squeeze(1)
 
     twin = nn.ModuleDict({"generator": Generator(), "discriminator": Discriminator()})
     _load(torch, twin, model)
     G, D = twin["generator"], twin["discriminator"]
-    betas = (c.beta1, 0.999)
+    betas = (c.beta1, c.beta2)
     opt_d, opt_g = torch.optim.Adam(D.parameters(), c.lr, betas), torch.optim.Adam(G.parameters(), c.lr, betas)
     weights = list(G.parameters())
     x = _tensor(torch, data[0]) * 2 - 1
-    noise = _noise(torch, len(x), c.latent)
+    n = len(x)
+    ours = random.generator()  # its first numbers, for the two steps that are compared
+    first = []
+    for _ in range(2):
+        z = _tensor(torch, ours.standard_normal((n, c.latent), np.float32))
+        first.append((z, _tensor(torch, ours.random((n, 1, 1, 1)).astype(np.float32)) if c.gradient_penalty else None))
+
+    def draws() -> tuple[Any, Any]:
+        return first.pop(0) if first else (torch.randn(n, c.latent), torch.rand(n, 1, 1, 1))
+
+    def slope(d: Any, at: Any) -> Any:
+        return torch.autograd.grad(d.sum(), at, create_graph=True)[0].flatten(1)
+
+    softplus = TF.softplus
+    losses = {
+        "non-saturating": (lambda r, f: softplus(-r).mean() + softplus(f).mean(), lambda r, f: softplus(-f).mean()),
+        "wasserstein": (lambda r, f: f.mean() - r.mean(), lambda r, f: -f.mean()),
+        "relativistic": (lambda r, f: softplus(f - r).mean(), lambda r, f: softplus(r - f).mean()),
+    }
+    of_d, of_g = losses[c.loss]
 
     def step() -> float:
-        fake = G(noise())
-        loss_d = TF.softplus(-D(x)).mean() + TF.softplus(D(fake.detach())).mean()
+        z, share = draws()
+        fake = G(z)
+        real, made = (x, fake.detach()) if not model.penalised else (t.detach().requires_grad_() for t in (x, fake))
+        d_real, d_fake = D(real), D(made)
+        loss_d = of_d(d_real, d_fake)
+        lowered = loss_d
+        for gamma, d, at in ((c.r1, d_real, real), (c.r2, d_fake, made)):
+            if gamma:
+                lowered = lowered + gamma / 2 * slope(d, at).square().sum(1).mean()
+        if c.gradient_penalty:
+            middle = (share * x + (1 - share) * fake.detach()).requires_grad_()
+            lowered = lowered + c.gradient_penalty * (slope(D(middle), middle).norm(dim=1) - 1).square().mean()
         opt_d.zero_grad()
-        loss_d.backward()
+        lowered.backward()
         opt_d.step()
-        loss_g = TF.softplus(-D(fake)).mean()
+        with torch.no_grad():
+            beside = D(x) if model.objective.pairs else None
+        loss_g = of_g(beside, D(fake))
         opt_g.zero_grad()
         loss_g.backward(inputs=weights)
         opt_g.step()

@@ -59,7 +59,8 @@ ENGINE = (
 SWEEP = (
     "_sweep _leading_to _may_hide _unbroadcast vjp_through Leaf.accumulate Function.needs_input_grad Function.vjp_composed"
 ).split()
-STEP = {"forward", "elbo", "training_step"}  # of a model, beside its losses
+# Of a model, beside its losses:
+STEP = {"forward", "elbo", "training_step", "penalty", "condition", "slopes", "zero_centred", "one_centred", "between"}
 NOT_HERE = {"Report.draw", "one_hot"}  # a picture; whole numbers
 
 

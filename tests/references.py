@@ -343,42 +343,85 @@ def _relu(x, slope=0.0):
 
 
 def _softplus(x):
-    return np.log(1 + np.exp(x))
+    return np.logaddexp(0, x)
 
 
 @reference("models.GAN")
 def _gan(game, x, z):
-    """Both losses: −E[log D(x)] − E[log(1 − D(G(z)))], and what the generator lowers."""
+    """What the players lower, written down apart: the networks, and each objective's two losses."""
     config, net = game.model.config, Net(game, "model.")
-    c, h, w = config.shape
-    mlp = config.network == "mlp"
+    classes = np.eye(config.classes)[np.arange(len(x))] if config.classes else None
+    sides = tuple(side // 4 for side in config.shape[1:])
+
+    def norm(name, x):
+        if not config.classes:
+            return net.batch_norm(f"{name}.norm", x)
+        gamma, beta = np.split((classes @ net.at(f"{name}.affine.weight").T)[:, :, None, None], 2, 1)
+        return standardized(x, (0, 2, 3), 1e-5) * (1 + gamma) + beta
+
+    def double(name, x):
+        if config.upsample == "nearest":
+            return net.conv(f"{name}.1", x.repeat(2, 2).repeat(2, 3), padding=1)
+        return conv_transpose(x, net.at(f"{name}.weight"), None, 2, 1)
+
+    def block(name, x):
+        h = _relu(net.conv(f"{name}.conv1", x), 0.2)
+        h = _relu(net.conv(f"{name}.conv2", h, padding=1, groups=max(1, h.shape[1] // 16)), 0.2)
+        return x + net.conv(f"{name}.conv3", h)
 
     def generator(z):
-        if mlp:
+        if config.network == "mlp":
             for i in (0, 3):
-                z = _relu(net.batch_norm(f"generator.net.{i + 1}", net.linear(f"generator.net.{i}", z)))
-            return np.tanh(net.linear("generator.net.6", z)).reshape(-1, c, h, w)
-        y = net.linear("generator.fc", z).reshape(-1, config.hidden, h // 4, w // 4)
-        y = _relu(net.batch_norm("generator.norm0", y))
+                z = net.linear(f"generator.net.{i}", z)
+                z = _relu(net.batch_norm(f"generator.net.{i + 1}", z) if len(config.shape) == 3 else z)
+            y = net.linear("generator.net.6", z).reshape(-1, *config.shape)
+            return np.tanh(y) if len(config.shape) == 3 else y
+        y = net.linear("generator.fc", z if classes is None else np.concatenate([z, classes], 1))
+        y = y.reshape(-1, config.hidden, *sides)
+        if config.network == "residual":
+            for i in range(3):
+                if i:
+                    y = REFERENCES["interpolate"](net.conv(f"generator.change.{i - 1}", y), scale_factor=2, mode="bilinear")
+                y = block(f"generator.stages.{i}.0", y)
+            return np.tanh(net.conv("generator.out", y))
+        y = _relu(norm("generator.norm0", y))
         for i in (1, 2):
-            y = net.conv(f"generator.conv{i}", y.repeat(2, 2).repeat(2, 3), padding=1)
-            y = _relu(net.batch_norm(f"generator.norm{i}", y))
+            y = _relu(norm(f"generator.norm{i}", double(f"generator.conv{i}", y)))
         return np.tanh(net.conv("generator.out", y, padding=1))
 
     def discriminator(x):
-        if mlp:
+        if config.network == "mlp":
             x = x.reshape(len(x), -1)
             for i in (0, 3):
                 x = net.dropout(_relu(net.linear(f"discriminator.net.{i}", x), 0.2), config.dropout)
             return net.linear("discriminator.net.6", x)[:, 0]
-        x = _relu(net.conv("discriminator.conv1", x, stride=2, padding=1), 0.2)
-        x = net.batch_norm("discriminator.norm2", net.conv("discriminator.conv2", x, stride=2, padding=1))
-        return net.linear("discriminator.fc", _relu(x, 0.2).reshape(len(x), -1))[:, 0]
+        if config.network == "residual":
+            x = net.conv("discriminator.first", x)
+            for i in range(3):
+                if i:
+                    x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+                    x = net.conv(f"discriminator.change.{i - 1}", x)
+                x = block(f"discriminator.stages.{i}.0", x)
+            return net.linear("discriminator.fc", x.reshape(len(x), -1))[:, 0]
+        for i, stride in enumerate((2, 2, 1), 1):
+            x = net.conv(f"discriminator.conv{i}", x, stride=stride, padding=1)
+            x = _relu(net.batch_norm(f"discriminator.norm{i}", x) if i > 1 else x, 0.2)
+        d = net.linear("discriminator.judge.fc", x.reshape(len(x), -1))[:, 0]
+        if classes is not None:
+            v = net.linear("discriminator.judge.project", classes)
+            d = d + (v * x.sum((2, 3))).sum(1) / np.sqrt(x.shape[1])
+        return d
 
     real = discriminator(x)
     fake = discriminator(generator(z))
-    lowered = -_softplus(fake) if config.loss == "saturating" else _softplus(-fake)
-    return [_softplus(-real).mean() + _softplus(fake).mean(), lowered.mean()]
+    cross_entropy = _softplus(-real).mean() + _softplus(fake).mean()
+    return {
+        "minimax": [cross_entropy, -_softplus(fake).mean()],
+        "non-saturating": [cross_entropy, _softplus(-fake).mean()],
+        "least-squares": [((real - 1) ** 2 + fake**2).mean() / 2, ((fake - 1) ** 2).mean() / 2],
+        "wasserstein": [fake.mean() - real.mean(), -fake.mean()],
+        "relativistic": [_softplus(fake - real).mean(), _softplus(real - fake).mean()],
+    }[config.loss]
 
 
 @reference("models.VAE")

@@ -48,10 +48,10 @@ MODELS = {
     "vae": (lambda: VAE(VAEConfig(hidden=16, latent=3)), pictures(5)),
     "vae with convolutions": (lambda: VAE(VAEConfig(network="conv", hidden=4, latent=3)), pictures(5)),
     "gan": (lambda: GAN(GANConfig(hidden=16, latent=4)), pictures(5)),
-    "gan, saturating": (lambda: GAN(GANConfig(hidden=16, latent=4, loss="saturating")), pictures(5)),
+    "gan, minimax": (lambda: GAN(GANConfig(hidden=16, latent=4, loss="minimax")), pictures(5)),
     "dcgan": (lambda: GAN(GANConfig(network="dcgan", hidden=8, latent=4)), pictures(5)),
 }
-READS = {"gpt": 2, "vae": 3, "gan": 4}  # the figures a step returns, and GPT's norm of all gradients
+READS = {"gpt": 2, "vae": 3, "gan": 6}  # the figures a step returns; for GPT and the players of a game norms of gradients
 
 
 def trained(make, batch, where, steps=3):

@@ -56,11 +56,11 @@ class Toy(nn.Module):
         return {"nll": float(np.mean([self.nll(x, y).item() for x, y in batches]))}
 
 
-def draw_digits(model, metadata, n, rng, *, label=None):
+def draw_digits(model, metadata, n, rng, *, digit=None):
     names = metadata["classes"]
-    if label is not None and label not in names:
-        raise OptionError(f"--label: expected one of {', '.join(names)}, got {label!r}.")
-    y = rng.integers(len(names), size=n) if label is None else np.full(n, names.index(label))
+    if digit is not None and digit not in names:
+        raise OptionError(f"--digit: expected one of {', '.join(names)}, got {digit!r}.")
+    y = rng.integers(len(names), size=n) if digit is None else np.full(n, names.index(digit))
     p = F.sigmoid(model.logits(Tensor(y))).data
     return (rng.random(p.shape) < p).astype(np.float32).reshape(n, *model.config.shape)
 
@@ -74,11 +74,11 @@ TOY = Family(
     decided={"shape": lambda images: images.shape, "classes": lambda images: len(images.classes)},
     makes="pictures",
     sample=draw_digits,
-    options=(Option("label", str, "the class to draw", "K"),),
+    options=(Option("digit", str, "the class to draw", "K"),),
     meanings=(Score("nll", "−log *p*", -1, "nats per held-out picture"),),
     curves=(Panel("−log p, nats", (Line("loss", "training"), Line("test_nll", "held out", held_out=True))),),
     page=lambda model, metadata, task, draw: Page(
-        "Each class has *one* picture.", ("p ( x )",), [Pictures(draw(8, np.random.default_rng(0), label="3"), 8, "Threes.")]
+        "Each class has *one* picture.", ("p ( x )",), [Pictures(draw(8, np.random.default_rng(0), digit="3"), 8, "Threes.")]
     ),
 )
 TABLE = {
@@ -122,8 +122,8 @@ def test_a_family_of_ones_own_trains_and_resumes_bit_for_bit(tmp_path, monkeypat
     trained = open_run(tmp_path / "whole", table=TABLE)
     assert trained.step == 12 and trained.model.config.classes == 10 and trained.metadata["classes"] == list("0123456789")
     assert scores(trained)["nll"] < 64 * math.log(2), "better than a coin for each pixel"
-    threes = samples(trained, 500, 0, label="3").mean(0)
-    assert np.abs(threes - samples(trained, 500, 1, label="0").mean(0)).max() > 0.2, "the label is obeyed"
+    threes = samples(trained, 500, 0, digit="3").mean(0)
+    assert np.abs(threes - samples(trained, 500, 1, digit="0").mean(0)).max() > 0.2, "the digit asked for is drawn"
     report.page(tmp_path / "index.html", [(trained, scores(trained))])
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     for words in ("One picture for each class", "Each class has <i>one</i> picture.", "−log <i>p</i> ↓", "Threes.", "step 6"):
@@ -136,19 +136,19 @@ def test_the_command_line_takes_its_recipe_and_its_options(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert main(["train", "toy", "--quiet"], TABLE) == 0
     assert (
-        main(["sample", "runs/toy", "--label", "7", "-n", "4", "--out", "seven.png"], TABLE) == 0 and Path("seven.png").exists()
+        main(["sample", "runs/toy", "--digit", "7", "-n", "4", "--out", "seven.png"], TABLE) == 0 and Path("seven.png").exists()
     )
     assert main(["eval", "runs/toy"], TABLE) == 0 and json.loads(Path("runs/toy/eval.json").read_text())["scores"]["nll"] > 0
     assert main(["recipes", "toy"], TABLE) == 0
     capsys.readouterr()
     for words, said in (
-        (["sample", "runs/toy", "--label", "x"], "--label: expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, got 'x'."),
-        (["sample", "runs/toy", "--prompt", "x"], "--prompt: the recipe 'toy' does not take it; it takes --label."),
+        (["sample", "runs/toy", "--digit", "x"], "--digit: expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, got 'x'."),
+        (["sample", "runs/toy", "--prompt", "x"], "--prompt: the recipe 'toy' does not take it; it takes --digit."),
     ):
         assert main(words, TABLE) == 2
         assert capsys.readouterr().err == f"scratchgen: {said}\n"
-    assert main(["sample", "runs/toy", "--label", "7"]) == 2, "without its table nobody knows the label"
-    assert "unrecognized arguments: --label" in capsys.readouterr().err
+    assert main(["sample", "runs/toy", "--digit", "7"]) == 2, "without its table nobody knows the digit"
+    assert "unrecognized arguments: --digit" in capsys.readouterr().err
 
 
 def test_settings_that_the_data_decide_are_not_set():
@@ -192,11 +192,11 @@ def test_an_option_that_two_families_take_is_read_in_one_way(capsys):
         other = dataclasses.replace(TOY, name="other", options=(option,))
         return {**TABLE, "other": dataclasses.replace(TABLE["toy"], name="other", family=other)}
 
-    assert main(["recipes"], two(Option("label", int, "the class to draw", "K"))) == 2
-    assert "--label: the families of the recipes read its value in different ways" in capsys.readouterr().err
+    assert main(["recipes"], two(Option("digit", int, "the class to draw", "K"))) == 2
+    assert "--digit: the families of the recipes read its value in different ways" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["sample", "--help"], two(Option("label", str, "the class of the picture", "NAME")))
-    assert "--label K the class to draw; the class of the picture" in " ".join(capsys.readouterr().out.split())
+        main(["sample", "--help"], two(Option("digit", str, "the class of the picture", "NAME")))
+    assert "--digit K the class to draw; the class of the picture" in " ".join(capsys.readouterr().out.split())
     twice = {
         **TABLE,
         "gpt2": dataclasses.replace(RECIPES["gpt"], name="gpt2", family=dataclasses.replace(gpt.FAMILY, name="2")),

@@ -8,7 +8,7 @@ import pytest
 import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen import nn, optim
-from scratchgen.models.gan import discriminator_loss, generator_loss
+from scratchgen.models.adversarial import OBJECTIVES, between, objective, one_centred, slopes, zero_centred
 
 P = np.array([0.5, 0.2, 0.2, 0.1])  # the data, on four outcomes
 Q = np.array([0.1, 0.2, 0.3, 0.4])  # the generator
@@ -17,6 +17,11 @@ Q = np.array([0.1, 0.2, 0.3, 0.4])  # the generator
 def value(logits, p=P, q=Q):
     r"""V = Σ p log σ(d) + Σ q log(1 − σ(d))"""
     return (sg.tensor(p) * F.logsigmoid(logits) + sg.tensor(q) * F.logsigmoid(-logits)).sum()
+
+
+def lowered(fake, name):
+    """What G lowers, of its logits; none of those asked for here reads the real ones."""
+    return objective(name).generator(sg.zeros_like(fake), fake)
 
 
 def jsd(p, q):
@@ -74,8 +79,8 @@ def test_the_saturating_gradient_vanishes_where_the_other_does_not():
     r"""d → −∞ (D is sure that G(z) is false):  ∂/∂d log(1 − σ(d)) = −σ(d) → 0,  ∂/∂d (−log σ(d)) = −σ(−d) → −1"""
     for d in (-2.0, -8.0, -40.0):
         x = sg.tensor(np.array([d]), requires_grad=True)
-        (saturating,) = sg.grad(generator_loss(x, "saturating"), x)
-        (other,) = sg.grad(generator_loss(x, "non-saturating"), x)
+        (saturating,) = sg.grad(lowered(x, "minimax"), x)
+        (other,) = sg.grad(lowered(x, "non-saturating"), x)
         assert math.isclose(saturating.item(), -1 / (1 + math.exp(-d)), rel_tol=1e-9)
         assert math.isclose(other.item(), -1 / (1 + math.exp(d)), rel_tol=1e-9)
     assert abs(saturating.item()) < 1e-16 and other.item() == pytest.approx(-1)
@@ -84,7 +89,7 @@ def test_the_saturating_gradient_vanishes_where_the_other_does_not():
 def test_both_generator_losses_have_the_same_fixed_point():
     r"""where D = ½ everywhere both pull equally hard: −σ(0) = −½ and −σ(−0) = −½"""
     x = sg.tensor(np.zeros(3), requires_grad=True)
-    pulls = [sg.grad(generator_loss(x, kind), x)[0].data for kind in ("saturating", "non-saturating")]
+    pulls = [sg.grad(lowered(x, kind), x)[0].data for kind in ("minimax", "non-saturating")]
     np.testing.assert_array_equal(pulls[0], pulls[1])
 
 
@@ -94,7 +99,7 @@ def test_the_discriminator_loss_is_binary_cross_entropy():
     real, fake = (sg.tensor(rng.normal(size=7)) for _ in range(2))
     bce = F.binary_cross_entropy_with_logits
     expected = bce(real, sg.ones_like(real)) + bce(fake, sg.zeros_like(fake))
-    assert math.isclose(discriminator_loss(real, fake).item(), expected.item(), rel_tol=1e-12)
+    assert math.isclose(objective("minimax").discriminator(real, fake).item(), expected.item(), rel_tol=1e-12)
 
 
 def test_batch_norm_forgets_the_scale_before_it():
@@ -144,3 +149,148 @@ def test_the_gradient_penalty_reaches_every_weight_of_a_convolutional_critic():
         with p.writing() as array:
             array[at] = centre
         assert g.data[at] != 0 and math.isclose((sides[0] - sides[1]) / (2 * h), g.data[at], rel_tol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The other objectives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, of_d, of_g",
+    [  # at d_r = (2, 0), d_f = (1, −1), worked by hand;  ς(t) = log(1 + eᵗ)
+        ("minimax", (0.126928 + 0.693147 + 1.313262 + 0.313262) / 2, -(1.313262 + 0.313262) / 2),
+        ("non-saturating", (0.126928 + 0.693147 + 1.313262 + 0.313262) / 2, (0.313262 + 1.313262) / 2),
+        ("least-squares", (1 + 1) / 4 + (1 + 1) / 4, (0 + 4) / 4),
+        ("hinge", (0 + 1) / 2 + (2 + 0) / 2, 0.0),
+        ("wasserstein", 0.0 - 1.0, 0.0),
+        ("relativistic", (0.313262 + 0.313262) / 2, (1.313262 + 1.313262) / 2),
+    ],
+)
+def test_objectives_at_known_logits(name, of_d, of_g):
+    real, fake = sg.tensor([2.0, 0.0], dtype=np.float64), sg.tensor([1.0, -1.0], dtype=np.float64)
+    assert objective(name).discriminator(real, fake).item() == pytest.approx(of_d, abs=1e-6)
+    assert objective(name).generator(real, fake).item() == pytest.approx(of_g, abs=1e-6)
+    assert len(OBJECTIVES) == 6
+
+
+def best_logits(name, steps=4000, lr=0.5):
+    """The logits on four outcomes that minimise the discriminator's loss; pairs of outcomes stand for the pairs of a batch."""
+    pairs = np.stack(np.meshgrid(range(4), range(4), indexing="ij"), -1).reshape(-1, 2)
+    weight = sg.tensor(P[pairs[:, 0]] * Q[pairs[:, 1]])
+    d = sg.tensor(np.zeros(4), requires_grad=True)
+    optimizer = optim.SGD([d], lr=lr)
+    for step in range(steps):
+        real, fake = d[pairs[:, 0]], d[pairs[:, 1]]
+        each = [objective(name).discriminator(real[i : i + 1], fake[i : i + 1]) for i in range(len(pairs))]
+        loss = (sg.stack(each) * weight).sum()
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return d.data
+
+
+def test_the_best_least_squares_discriminator_is_p_over_p_plus_q():
+    r"""½ p (d − 1)² + ½ q d² is lowest at d = p / (p + q)"""
+    np.testing.assert_allclose(best_logits("least-squares", 200, 1.0), P / (P + Q), atol=1e-6)
+
+
+def test_the_best_hinge_discriminator_is_a_sign():
+    r"""p max(0, 1 − d) + q max(0, 1 + d) is lowest at 1 where p > q, at −1 where p < q; where p = q all between are best"""
+    d = best_logits("hinge", 400, 0.5)
+    np.testing.assert_allclose(d[[0, 2, 3]], [1, -1, -1], atol=0.05)
+    assert -1.05 < d[1] < 1.05
+
+
+def test_the_best_relativistic_discriminator_is_the_log_ratio_up_to_a_constant():
+    r"""Σ_x Σ_y p(x) q(y) log σ(d(x) − d(y)) is highest at d = log p/q + const"""
+    d = best_logits("relativistic", 1200, 8.0)
+    ratio = np.log(P / Q)
+    np.testing.assert_allclose(d - d.mean(), ratio - ratio.mean(), atol=1e-3)
+
+
+def test_a_wasserstein_critic_finds_the_distance_from_below():
+    r"""sup over slopes ≤ 1 of E f(x) − E f(y) = W₁ (Kantorovich–Rubinstein), so (E d_r − E d_f) / max |d′| ≤ W₁ always;
+    trained with the gradient penalty it comes near, with |d′| near 1 between the samples"""
+    from scipy.stats import wasserstein_distance
+
+    sg.manual_seed(0)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(-1, 0.3, (256, 1)), rng.normal(1.5, 0.5, (256, 1))
+    real, fake, truth = sg.tensor(x), sg.tensor(y), wasserstein_distance(x[:, 0], y[:, 0])
+    critic = nn.Sequential(nn.Linear(1, 32), nn.Softplus(), nn.Linear(32, 32), nn.Softplus(), nn.Linear(32, 1)).double()
+    optimizer = optim.Adam(critic.parameters(), lr=3e-3, betas=(0.5, 0.9))
+    line = sg.tensor(np.linspace(-3, 4, 400)[:, None], requires_grad=True)
+    found = []
+    for step in range(400):
+        middle = between(real, fake, generator=rng).requires_grad_()
+        loss = objective("wasserstein").discriminator(critic(real), critic(fake))
+        loss = loss + 10 * one_centred(slopes(critic(middle), middle))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 49:
+            steepest = np.abs(sg.grad(critic(line).sum(), line)[0].data).max()
+            with sg.no_grad():
+                found.append((critic(real).mean() - critic(fake).mean()).item() / steepest)
+    assert max(found) <= truth + 1e-9 and found[-1] > 0.93 * truth
+    (slope,) = sg.grad(critic(line).sum(), line)
+    inside = (line.data[:, 0] > x.mean()) & (line.data[:, 0] < y.mean())
+    assert 0.9 < np.abs(slope.data[inside]).mean() < 1.2  # the objective pulls it beyond 1, against a penalty of finite weight
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The smallest game: Mescheder et al. 2018, arXiv:1801.04406, §2.  Data at 0, G makes θ, D(x) = ψ x
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dirac_field(state, *, name="minimax", r1=0.0, gradient_penalty=0.0):
+    r"""(−∂L_G/∂θ, −∂L_D/∂ψ): the direction in which both players move at (θ, ψ); part of the graph."""
+    theta, psi = state[0:1], state[1:2]
+    x = sg.zeros(1, 1, dtype=np.float64).requires_grad_()  # one sample, in a space of one dimension
+    real, fake = psi * x[:, 0], psi * theta
+    loss_d, loss_g = objective(name).discriminator(real, fake), objective(name).generator(real, fake)
+    loss_d = loss_d + r1 * zero_centred(slopes(real, x))
+    if gradient_penalty:
+        loss_d = loss_d + gradient_penalty * one_centred(slopes(real, x))
+    (by_theta,) = sg.grad(loss_g, theta, create_graph=True)
+    (by_psi,) = sg.grad(loss_d, psi, create_graph=True)
+    return -sg.cat([by_theta, by_psi])
+
+
+def test_eigenvalues_of_the_smallest_game():
+    r"""at (0, 0), f′(0) = ½:  minimax ±i f′(0), which circles;  with R1  −γ/2 ± √(γ²/4 − f′(0)²), which converges"""
+    zero = sg.tensor(np.zeros(2), requires_grad=True)
+    for name in ("minimax", "non-saturating"):
+        found = np.linalg.eigvals(sg.jacobian(lambda s, n=name: dirac_field(s, name=n), zero).data)
+        np.testing.assert_allclose(sorted(found, key=lambda e: e.imag), [-0.5j, 0.5j], atol=1e-12)
+    for gamma in (0.1, 0.5, 2.0):
+        found = np.linalg.eigvals(sg.jacobian(lambda s, g=gamma: dirac_field(s, r1=g), zero).data)
+        root = np.sqrt(complex(gamma**2 / 4 - 0.25))
+        np.testing.assert_allclose(np.sort_complex(found), np.sort_complex([-gamma / 2 - root, -gamma / 2 + root]), atol=1e-9)
+        assert found.real.max() < 0
+
+
+def dirac_path(steps, h, *, alternating, **penalties):
+    """The distances from (0, 0) on the way from (1, 0.5)."""
+    state, radius = np.array([1.0, 0.5]), []
+    for _ in range(steps):
+        for player in ([1], [0]) if alternating else ([0, 1],):
+            v = dirac_field(sg.tensor(state, requires_grad=True), **penalties).data
+            state[player] += h * v[player]
+        radius.append(np.hypot(*state))
+    return np.array(radius)
+
+
+def test_paths_of_the_smallest_game():
+    """Simultaneous steps spiral out, alternating ones keep their distance, R1 leads to the solution, WGAN-GP does not."""
+    start = np.hypot(1.0, 0.5)
+    together = dirac_path(400, 0.2, alternating=False, name="wasserstein")
+    assert together[-1] > 2 * start and (np.diff(together) > 0).all()  # each step multiplies the distance by √(1 + h²)
+    assert together[-1] == pytest.approx(start * 1.04**200, rel=1e-9)
+    turns = dirac_path(400, 0.2, alternating=True, name="wasserstein")
+    assert 0.8 * start < turns.min() and turns.max() < 1.25 * start
+    assert dirac_path(400, 0.2, alternating=True, r1=1.0)[-1] < 1e-6
+    wgan_gp = dirac_path(400, 0.2, alternating=True, name="wasserstein", gradient_penalty=1.0)
+    assert wgan_gp[-100:].min() > 0.2  # ψ is drawn to ±1, where θ = 0 is no rest

@@ -14,6 +14,7 @@ from scratchgen.metrics import (
     diversity,
     frechet_distance,
     frechet_gaussians,
+    kernel_distance,
     mode_coverage,
     perplexity,
     precision_recall,
@@ -252,3 +253,34 @@ def test_mode_coverage_counts_the_modes_that_were_hit():
             mode_coverage(x, centres, radius=radius)
     with pytest.raises(ValueError, match="points: expected features"):
         mode_coverage(x[:0], centres, radius=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernel distance
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_kernel_distance_by_hand():
+    r"""a = (0, 1), b = (1, 2):  k(0, 1) = 1, k(1, 2) = 27;  across: k(0, 1) + k(0, 2) + k(1, 1) + k(1, 2) = 1 + 1 + 8 + 27"""
+    found = kernel_distance(np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]]))
+    assert found.value == pytest.approx(1 + 27 - 2 * 37 / 4) and np.isnan(found.error)
+
+
+def test_kernel_distance_of_equal_distributions_is_zero_within_its_error_and_of_others_its_closed_form():
+    r"""a ~ N(0, 1), b ~ N(s, 1) in one dimension: MMD² of the cubic kernel is Σ_p C(3, p) (E aᵖ − E bᵖ)²"""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(20_000, 1)), rng.normal(size=(20_000, 1))
+    same = kernel_distance(a, b)
+    assert abs(same.value) < 4 * same.error and same.error < 0.05
+    s = 0.5
+    moments = np.array([(1.0, 1.0), (0.0, s), (1.0, 1 + s * s), (0.0, s**3 + 3 * s)])
+    truth = sum(c * (x - y) ** 2 for c, (x, y) in zip((1, 3, 3, 1), moments, strict=True))
+    moved = kernel_distance(a, b + s)
+    assert abs(moved.value - truth) < 4 * moved.error
+
+
+def test_kernel_distance_is_unbiased_where_the_frechet_distance_is_not():
+    rng = np.random.default_rng(0)
+    few = [kernel_distance(*rng.normal(size=(2, 20, 4))).value for _ in range(400)]
+    assert abs(np.mean(few)) < 4 * np.std(few) / 20
+    assert np.mean([frechet_distance(*rng.normal(size=(2, 20, 4))) for _ in range(50)]) > 0.3

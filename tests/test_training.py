@@ -40,6 +40,9 @@ TINY = {
     "gan": {**FAST, "data": "digits", "hidden": 16, "latent": 4, "ema": 0.9},
     "dcgan": {**FAST, "data": "digits", "hidden": 8, "latent": 4},
     "vae": {**FAST, "data": "digits", "hidden": 16, "latent": 3, "final": 0.1, "warmup": 3},
+    **dict.fromkeys(
+        ("lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan"), {**FAST, "data": "digits", "hidden": 8, "latent": 4}
+    ),
     "vae-conv": {**FAST, "data": "digits", "hidden": 4, "latent": 3},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
 }
@@ -117,7 +120,9 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     assert run.step == 10 and not run.model.training and recipes.to_json(run.recipe)["model"] == run.recipe.model
     found = scores(run)
     assert all(np.isfinite(value) for value in found.values())
-    assert {"gan": "frechet_distance", "vae": "elbo", "gpt": "bits_per_byte"}[run.recipe.family.name] in found
+    assert {"gan": "frechet_distance", "cgan": "frechet_distance", "vae": "elbo", "gpt": "bits_per_byte"}[
+        run.recipe.family.name
+    ] in found
     assert scores(run) == found
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from scratchgen import models, nn
 from scratchgen.catalog.compositions import REDUCTION
 from scratchgen.catalog.row import apart, away, case, fixed, of, positive, real, row, simplex, unit, whole
-from scratchgen.models.gan import discriminator_loss, generator_loss
 from scratchgen.tensors import Tensor
 
 _WEIGHT = np.array([0.5, 2.0, 1.25])
@@ -265,15 +264,16 @@ SEQUENCES = [
 
 
 class Game(nn.Module):
-    """Both losses of a GAN as functions of pictures, noise and all parameters."""
+    """Both losses of a GAN as functions of pictures, noise and all parameters; with classes, picture i is of class i."""
 
     def __init__(self, config: models.GANConfig):
         super().__init__()
         self.model = models.GAN(config)
 
     def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        real, fake = self.model.discriminator(x), self.model.discriminator(self.model.generator(z))
-        return discriminator_loss(real, fake), generator_loss(fake, self.model.config.loss)
+        c = self.model.condition(np.arange(len(x)))
+        real, fake = self.model.discriminator(x, c), self.model.discriminator(self.model.generator(z, c), c)
+        return self.model.objective.discriminator(real, fake), self.model.objective.generator(real, fake)
 
 
 _PICTURE = (1, 4, 4)
@@ -283,9 +283,16 @@ MODELS = [
     row(
         "models.GAN",
         of(models.GANConfig(shape=_PICTURE, hidden=3, latent=2))(unit(3, *_PICTURE), real(3, 2)),
-        of(models.GANConfig(shape=_PICTURE, network="dcgan", hidden=4, latent=1, loss="saturating"))(
+        of(models.GANConfig(shape=_PICTURE, network="dcgan", hidden=4, latent=1, loss="minimax"))(
             unit(3, *_PICTURE), real(3, 1)
         ),
+        of(models.GANConfig(_PICTURE, "dcgan", 4, 1, upsample="transposed", loss="wasserstein", classes=3))(
+            unit(3, *_PICTURE), real(3, 1)
+        ),
+        of(models.GANConfig(_PICTURE, "residual", 24, 1, loss="relativistic", r1=1.0, dropout=0.0))(
+            unit(2, *_PICTURE), real(2, 1)
+        ),
+        of(models.GANConfig(shape=(2,), hidden=3, latent=2, loss="least-squares"))(unit(3, 2), real(3, 2)),
         target=Game,
         seeded=True,
         elements=2,

@@ -1,158 +1,67 @@
 r"""Generative adversarial networks.  Goodfellow et al. 2014, arXiv:1406.2661.
 
-A generator G turns noise z into pictures; a discriminator D judges pictures. They play the minimax game
+A generator G turns noise z into pictures; a discriminator D judges pictures by a logit. In the first of these games
 
     min_G max_D  V(D, G) = E_{x ~ data}[log D(x)] + E_{z ~ N(0, I)}[log(1 − D(G(z)))]                             (1)
 
-D(x) = σ(d(x)) with logit d, and log σ(d) = −softplus(−d), log(1 − σ(d)) = −softplus(d): the value is finite for every
-logit. For fixed G the best discriminator is D* = p_data / (p_data + p_G), where V = −log 4 + 2 JSD(p_data ‖ p_G).
+For fixed G the best discriminator is D* = p_data / (p_data + p_G), where V = −log 4 + 2 JSD(p_data ‖ p_G). This and five later
+objectives, each under its equation, and the penalties that some of them need, stand in `adversarial.py`; the networks of both
+players in `adversaries.py`. Here they play: one step of D, then one of G against the D just improved. Pictures are in [−1, 1]
+inside, in [0, 1] outside.
 
-The generator may lower (1) itself ("saturating"): its gradient dies when D is sure that G(z) is false. Or it raises
-E[log D(G(z))] ("non-saturating", §3 of the paper): the same fixed point, with a gradient that is strongest there.
-
-Two pairs of networks: perceptrons, and convolutions after Radford, Metz & Chintala 2015 (DCGAN, arXiv:1511.06434),
-here with upsampling followed by convolution instead of transposed convolution, which leaves no checkerboard
-(Odena, Dumoulin & Olah 2016). Pictures are in [−1, 1] inside, in [0, 1] outside.
+With `classes`, G and D are told the class of each picture, the generated ones' classes being those of the real batch: were they
+drawn from elsewhere, D could tell the two apart by the class alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+import kernels
 from scratchgen import data, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import pictures
-from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
-from scratchgen.ops import randn, sigmoid, tanh
+from scratchgen.models import adversarial, pictures
+from scratchgen.models.adversaries import (
+    DCDiscriminator,
+    DCGenerator,
+    MLPDiscriminator,
+    MLPGenerator,
+    ResidualDiscriminator,
+    ResidualGenerator,
+    init_dcgan,
+)
+from scratchgen.models.family import Draw, Family, Line, Option, OptionError, Page, Panel, Pictures, Score
+from scratchgen.ops import rand, randn
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
 
 
 @dataclass(frozen=True)
 class GANConfig:
-    shape: tuple[int, int, int] = (1, 8, 8)  # of a picture: channels, height, width
-    network: str = "mlp"  # or "dcgan"
+    shape: tuple[int, ...] = (1, 8, 8)  # of a picture: channels, height, width; of a point in the plane: (2,)
+    network: str = "mlp"  # or "dcgan", "residual"
     hidden: int = 256  # width of the hidden layers; channels of the widest convolution
     latent: int = 32  # length of z
-    loss: str = "non-saturating"  # or "saturating": what G lowers
+    noise: str = "gaussian"  # or "uniform": z ~ N(0, I) or U(−1, 1)
+    upsample: str = "nearest"  # or "transposed": how the generator "dcgan" doubles its sides
+    loss: str = "non-saturating"  # a key of `adversarial.OBJECTIVES`
+    spectral_norm: bool = False  # of every layer of D
+    gradient_penalty: float = 0.0  # λ of WGAN-GP
+    r1: float = 0.0  # γ of the penalty on D's slope at real pictures
+    r2: float = 0.0  # γ of the same at generated ones
     dropout: float = 0.3  # in the discriminator of the perceptron pair
-    lr: float = 2e-4
+    lr: float = 2e-4  # of both players
+    lr_d: float = 0.0  # of the discriminator, where it has one of its own; 0: as of both
     beta1: float = 0.5  # of Adam: less memory, for a target that moves
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The value (1), written as two losses
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """−V(D, G) = E[softplus(−d(x))] + E[softplus(d(G(z)))], from logits."""
-    return F.softplus(-real, threshold=math.inf).mean() + F.softplus(fake, threshold=math.inf).mean()
-
-
-def generator_loss(fake: Tensor, kind: str) -> Tensor:
-    """ "saturating": E[log(1 − D(G(z)))] = −E[softplus(d)].  "non-saturating": −E[log D(G(z))] = E[softplus(−d)]."""
-    if kind == "saturating":
-        return -F.softplus(fake, threshold=math.inf).mean()
-    return F.softplus(-fake, threshold=math.inf).mean()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Networks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class MLPGenerator(nn.Module):
-    """z → picture through two hidden layers."""
-
-    def __init__(self, shape: tuple[int, int, int], hidden: int, latent: int):
-        super().__init__()
-        self.shape = shape
-        self.net = nn.Sequential(
-            nn.Linear(latent, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, math.prod(shape)),
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        return tanh(self.net(z)).reshape(-1, *self.shape)  # (B, C, H, W)
-
-
-class MLPDiscriminator(nn.Module):
-    """picture → logit through two hidden layers."""
-
-    def __init__(self, shape: tuple[int, int, int], hidden: int, dropout: float):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(math.prod(shape), hidden),
-            nn.LeakyReLU(0.2),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, hidden),
-            nn.LeakyReLU(0.2),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.flatten(1)).squeeze(1)  # (B)
-
-
-class DCGenerator(nn.Module):
-    """z → a small picture of many channels, then twice: upsample, convolve, normalise."""
-
-    def __init__(self, shape: tuple[int, int, int], width: int, latent: int):
-        super().__init__()
-        c, h, w = shape
-        self.start = (width, h // 4, w // 4)
-        self.fc = nn.Linear(latent, math.prod(self.start), bias=False)
-        self.norm0 = nn.BatchNorm2d(width)
-        self.conv1 = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width // 2)
-        self.conv2 = nn.Conv2d(width // 2, width // 4, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width // 4)
-        self.out = nn.Conv2d(width // 4, c, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.fc(z).reshape(-1, *self.start)  # (B, width, H/4, W/4)
-        h = F.relu(self.norm0(h))
-        h = F.relu(self.norm1(self.conv1(F.interpolate(h, scale_factor=2))))  # (B, width/2, H/2, W/2)
-        h = F.relu(self.norm2(self.conv2(F.interpolate(h, scale_factor=2))))  # (B, width/4, H, W)
-        return tanh(self.out(h))  # (B, C, H, W)
-
-
-class DCDiscriminator(nn.Module):
-    """picture → logit: two convolutions that halve it each, then one number."""
-
-    def __init__(self, shape: tuple[int, int, int], width: int):
-        super().__init__()
-        c, h, w = shape
-        self.conv1 = nn.Conv2d(c, width // 2, 4, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(width // 2, width, 4, stride=2, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.fc = nn.Linear(width * (h // 4) * (w // 4), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.conv1(x), 0.2)  # (B, width/2, H/2, W/2)
-        h = F.leaky_relu(self.norm2(self.conv2(h)), 0.2)  # (B, width, H/4, W/4)
-        return self.fc(h.flatten(1)).squeeze(1)  # (B)
-
-
-def _init_dcgan(module: nn.Module) -> None:
-    """Weights from N(0, 0.02²), scales of norms from N(1, 0.02²): §3 of the DCGAN paper."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
+    beta2: float = 0.999
+    classes: int = 0  # of the data, which both players are told; 0: none
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,77 +75,155 @@ class GAN(nn.Module):
     def __init__(self, config: GANConfig):
         super().__init__()
         self.config = config
-        if config.loss not in ("saturating", "non-saturating"):
-            raise ValueError(f"GAN: expected loss 'non-saturating' or 'saturating', got {config.loss!r}")
+        adversarial.objective(config.loss)  # is there one of that name?
+        if config.noise not in ("gaussian", "uniform"):
+            raise ValueError(f"GAN: expected noise 'gaussian' or 'uniform', got {config.noise!r}")
+        if config.upsample not in ("nearest", "transposed"):
+            raise ValueError(f"GAN: expected upsample 'nearest' or 'transposed', got {config.upsample!r}")
+        self.penalised = bool(config.gradient_penalty or config.r1 or config.r2)
+        # batch norm would make D's judgement of a picture depend on the others, so that its slope is not a sample's own
+        self._build(config, norm=not (config.spectral_norm or self.penalised))
+        if config.spectral_norm:
+            for module in self.discriminator.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+                    nn.utils.parametrizations.spectral_norm(module)
+
+    def _build(self, config: GANConfig, norm: bool) -> None:
+        shape, width, latent, classes = config.shape, config.hidden, config.latent, config.classes
         if config.network == "mlp":
-            self.generator = MLPGenerator(config.shape, config.hidden, config.latent)
-            self.discriminator = MLPDiscriminator(config.shape, config.hidden, config.dropout)
-        elif config.network == "dcgan":
-            if config.shape[1] % 4 or config.shape[2] % 4 or config.hidden % 4:
+            if classes:
+                raise ValueError("GAN: the perceptron pair takes no classes; expected network 'dcgan'")
+            if config.dropout and self.penalised:
+                raise ValueError("GAN: the slope of a discriminator with dropout is random; expected dropout=0 with a penalty")
+            self.generator = MLPGenerator(shape, width, latent)
+            self.discriminator = MLPDiscriminator(shape, width, config.dropout)
+            return
+        if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
+            raise ValueError(f"GAN: network {config.network!r} expects pictures with sides divisible by 4, got {shape}")
+        if config.network == "dcgan":
+            if width % 4:
+                raise ValueError(f"GAN: network 'dcgan' expects hidden divisible by 4, got {width}")
+            self.generator = DCGenerator(shape, width, latent, upsample=config.upsample, features=classes)
+            self.discriminator = DCDiscriminator(shape, width, norm=norm, features=classes)
+            self.apply(init_dcgan)
+        elif config.network == "residual":
+            if width % 24 or classes:
                 raise ValueError(
-                    f"GAN: the convolutional pair expects sides and hidden divisible by 4, got {config.shape}, {config.hidden}"
+                    f"GAN: network 'residual' expects hidden divisible by 24 and no classes, got {width}, {classes}"
                 )
-            self.generator = DCGenerator(config.shape, config.hidden, config.latent)
-            self.discriminator = DCDiscriminator(config.shape, config.hidden)
-            self.apply(_init_dcgan)
+            self.generator = ResidualGenerator(shape, width, latent)
+            self.discriminator = ResidualDiscriminator(shape, width)
         else:
-            raise ValueError(f"GAN: expected network 'mlp' or 'dcgan', got {config.network!r}")
+            raise ValueError(f"GAN: expected network 'mlp', 'dcgan' or 'residual', got {config.network!r}")
+
+    @property
+    def objective(self) -> adversarial.Objective:
+        """What the players lower."""
+        return adversarial.objective(self.config.loss)
 
     def noise(self, n: int, *, generator: np.random.Generator | None = None) -> Tensor:
-        """z ~ N(0, I).     → (n, latent)"""
-        dtype = next(self.parameters()).dtype
-        return randn(n, self.config.latent, dtype=dtype, device=self.device, generator=generator)
+        """z ~ N(0, I), or U(−1, 1).     → (n, latent)"""
+        draw = randn if self.config.noise == "gaussian" else rand
+        z = draw(n, self.config.latent, dtype=next(self.parameters()).dtype, device=self.device, generator=generator)
+        return z if self.config.noise == "gaussian" else 2 * z - 1
+
+    def condition(self, y: Any) -> Tensor | None:
+        """The classes as vectors, one-hot, that both players read.     (B) → (B, classes), None where there are none"""
+        if not self.config.classes:
+            return None
+        return F.one_hot(as_tensor(y).to(self.device), self.config.classes).to(next(self.parameters()).dtype)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
-        betas = (self.config.beta1, 0.999)
+        c = self.config
+        betas, lr_d = (c.beta1, c.beta2), c.lr_d or c.lr
         return {
-            "discriminator": optim.Adam(self.discriminator.parameters(), lr=self.config.lr, betas=betas),
-            "generator": optim.Adam(self.generator.parameters(), lr=self.config.lr, betas=betas),
+            "discriminator": optim.Adam(self.discriminator.parameters(), lr=lr_d, betas=betas),
+            "generator": optim.Adam(self.generator.parameters(), lr=c.lr, betas=betas),
         }
 
-    def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
-        """One step of D upwards on V, then one of G against it; batch (x, _), pictures in [0, 1].
+    def penalty(self, x: Tensor, fake: Tensor, d_real: Tensor, d_fake: Tensor, c: Tensor | None) -> Tensor:
+        """λ E (‖∇D(x̂)‖ − 1)² + γ₁/2 E ‖∇D(x)‖² + γ₂/2 E ‖∇D(G(z))‖², of those that are asked for; x and fake are leaves."""
+        config, terms = self.config, []
+        if config.r1:
+            terms.append(config.r1 * adversarial.zero_centred(adversarial.slopes(d_real, x)))
+        if config.r2:
+            terms.append(config.r2 * adversarial.zero_centred(adversarial.slopes(d_fake, fake)))
+        if config.gradient_penalty:
+            middle = adversarial.between(x, fake).requires_grad_()
+            slope = adversarial.slopes(self.discriminator(middle, c), middle)
+            terms.append(config.gradient_penalty * adversarial.one_centred(slope))
+        return sum(terms[1:], terms[0])
 
-        Returns both losses and the mean judgements D(x), D(G(z)) from before the steps.
+    def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
+        """One step of D, then one of G against it; batch (x, y), pictures in [0, 1] and, where D is told them, their classes.
+
+        Returns both losses, the penalty apart, the mean judgements of real and generated pictures, all from before the steps,
+        and the lengths of both gradients.
         """
         x = as_tensor(batch[0]).to(self.device) * 2 - 1
+        c = self.condition(batch[1])
+        fake = self.generator(self.noise(len(x)), c)
         # D: the generated pictures are constants here, so that only D moves
-        fake = self.generator(self.noise(len(x)))
-        d_real, d_fake = self.discriminator(x), self.discriminator(fake.detach())
-        loss_d = discriminator_loss(d_real, d_fake)
-        optimizers["discriminator"].zero_grad()
-        loss_d.backward()
-        optimizers["discriminator"].step()
-        # G: judged by the D just improved; gradients pass through D, whose own parameters get none
-        loss_g = generator_loss(self.discriminator(fake), self.config.loss)
-        optimizers["generator"].zero_grad()
-        loss_g.backward(inputs=list(self.generator.parameters()))
-        optimizers["generator"].step()
+        constant = fake.detach()
+        if self.penalised:
+            x, constant = x.detach().requires_grad_(), constant.requires_grad_()
+        d_real, d_fake = self.discriminator(x, c), self.discriminator(constant, c)
+        loss_d = self.objective.discriminator(d_real, d_fake)
+        penalty = self.penalty(x, constant, d_real, d_fake, c) if self.penalised else None
+        grad_d = self._step(optimizers["discriminator"], self.discriminator, loss_d if penalty is None else loss_d + penalty)
+        # G: judged by the D just improved; gradients pass through D, and D's own are not asked for
+        beside = d_real.detach()
+        if self.objective.pairs:
+            with no_grad():
+                beside = self.discriminator(x, c)
+        loss_g = self.objective.generator(beside, self.discriminator(fake, c))
+        grad_g = self._step(optimizers["generator"], self.generator, loss_g)
         return {
             "loss_d": loss_d.item(),
             "loss_g": loss_g.item(),
-            "d_real": sigmoid(d_real.detach()).mean().item(),
-            "d_fake": sigmoid(d_fake.detach()).mean().item(),
+            "penalty": 0.0 if penalty is None else penalty.item(),
+            **self._judgements(d_real.detach(), d_fake.detach()),
+            "grad_d": grad_d,
+            "grad_g": grad_g,
         }
+
+    @staticmethod
+    def _step(optimizer: optim.Optimizer, player: nn.Module, loss: Tensor) -> float:
+        """Move one player down its loss; returns the length of the gradient."""
+        parameters = list(player.parameters())
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        optimizer.step()
+        return math.sqrt(kernels.sum_of_squares([p.grad.data for p in parameters]))
+
+    def _judgements(self, d_real: Tensor, d_fake: Tensor) -> dict[str, float]:
+        judge = self.objective.judgement
+        return {"d_real": judge(d_real).mean().item(), "d_fake": judge(d_fake).mean().item()}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
-        """V(D, G) and the mean judgements on held-out pictures; −log 4 = −1.386 when D can tell nothing."""
+        """The value of the game, −(what D lowers), and the mean judgements on held-out pictures.
+
+        Of (1) the value is −log 4 = −1.386 when D can tell nothing.
+        """
         real, fake = [], []
-        for x, _ in batches:
-            real.append(self.discriminator(Tensor(x, device=self.device) * 2 - 1).data)
-            fake.append(self.discriminator(self.generator(self.noise(len(x)))).data)
+        for x, y in batches:
+            c = self.condition(y)
+            real.append(self.discriminator(Tensor(x, device=self.device) * 2 - 1, c).data)
+            fake.append(self.discriminator(self.generator(self.noise(len(x)), c), c).data)
         d_real, d_fake = Tensor(np.concatenate(real)), Tensor(np.concatenate(fake))
-        value = -discriminator_loss(d_real, d_fake)
-        return {"value": value.item(), "d_real": sigmoid(d_real).mean().item(), "d_fake": sigmoid(d_fake).mean().item()}
+        value = -self.objective.discriminator(d_real, d_fake)
+        return {"value": value.item(), **self._judgements(d_real, d_fake)}
 
     @no_grad()
-    def _pictures(self, z: Tensor) -> np.ndarray:
-        return ((self.generator(z) + 1) * 0.5).cpu().data
+    def _pictures(self, z: Tensor, y: Any = None) -> np.ndarray:
+        return ((self.generator(z, self.condition(y)) + 1) * 0.5).cpu().data
 
-    def generate(self, n: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
-        """n pictures.     → (n, C, H, W) in [0, 1]"""
-        return self._pictures(self.noise(n, generator=generator))
+    def generate(self, n: int, *, y: Any = None, generator: np.random.Generator | None = None) -> np.ndarray:
+        """n pictures in [0, 1], of the classes y (n) where G is told them, without y of each in turn.     → (n, C, H, W)"""
+        if self.config.classes and y is None:
+            y = np.arange(n) % self.config.classes
+        return self._pictures(self.noise(n, generator=generator), y)
 
     def walk(self, rows: int, steps: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
         """Great circles between pairs of codes, which stay as long as codes of N(0, I) are.     → (rows · steps, C, H, W)
@@ -250,7 +237,8 @@ class GAN(nn.Module):
         t = np.linspace(0, 1, steps)[:, None]  # (steps, 1)
         z = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)  # (rows, steps, latent)
         dtype = next(self.parameters()).dtype
-        return self._pictures(Tensor(z.reshape(rows * steps, -1), dtype, self.device))
+        y = np.arange(rows).repeat(steps) % self.config.classes if self.config.classes else None  # a class a row
+        return self._pictures(Tensor(z.reshape(rows * steps, -1), dtype, self.device), y)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,24 +284,94 @@ FAMILY = Family(
     config=GANConfig,
     learns_from=data.Images,
     prepare=pictures.prepare,
-    decided=pictures.SHAPE,
+    decided={**pictures.SHAPE, "classes": lambda images: 0},
+    rates=("lr", "lr_d"),
     makes="pictures",
     sample=pictures.sample,
     averaged="generator",
     scores=pictures.scores,
     meanings=(
         Score("value", "*V*(*D*, *G*)", 0, "−log 4 = −1.386 where *D* can tell nothing"),
-        Score("d_real", "*D* of real pictures", 0, "mean probability of being real, on held-out pictures"),
+        Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out pictures"),
         Score("d_fake", "*D* of generated ones", 0, "the same of what *G* draws"),
         *pictures.MEANINGS,
     ),
     curves=(
-        Panel("losses, nats", (Line("loss_d", "discriminator"), Line("loss_g", "generator"))),
+        Panel("losses", (Line("loss_d", "discriminator"), Line("loss_g", "generator"), Line("penalty", "penalty"))),
         Panel(
-            "mean judgement: probability of being real",
-            (Line("d_real", "of real pictures"), Line("d_fake", "of generated ones")),
-            (0.5, "D can tell nothing"),
+            "mean judgement",
+            (
+                Line("d_real", "of real pictures"),
+                Line("test_d_real", "of held-out ones", held_out=True),
+                Line("d_fake", "of generated ones"),
+            ),
         ),
+        Panel("length of the gradient", (Line("grad_d", "discriminator"), Line("grad_g", "generator"))),
     ),
     page=page,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same, told classes.  Mirza & Osindero 2014, arXiv:1411.1784; Miyato & Koyama 2018, arXiv:1802.05637
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def prepare_classes(train: data.Images, test: data.Images, settings: Mapping[str, Any]) -> tuple[data.Images, data.Images]:
+    """The pictures as they are. Raises DataError where they have no classes, or another shape or classes held out."""
+    for images in (train, test):
+        if images.y is None:
+            raise data.DataError(f"{images.name}: expected pictures with classes to be told, got none.")
+    if train.classes != test.classes:
+        raise data.DataError(f"{train.name}: expected the same classes held out, got {train.classes} and {test.classes}.")
+    return pictures.prepare(train, test, settings)
+
+
+def sample_classes(
+    model: GAN, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, label: str | None = None
+) -> np.ndarray:
+    """n pictures of the class of that name or number, or else of each class in turn.     → (n, C, H, W) in [0, 1]"""
+    names = list(metadata["classes"])
+    y = np.arange(n) % len(names)
+    if label is not None:
+        if label not in names and not (label.isdecimal() and int(label) < len(names)):
+            raise OptionError(f"--label: expected one of {', '.join(names)}, or its number, got {label!r}.")
+        y = np.full(n, names.index(label) if label in names else int(label))
+    made = [model.generate(len(y[i : i + 256]), y=y[i : i + 256], generator=rng) for i in range(0, n, 256)]
+    return np.concatenate(made)
+
+
+def page_of_classes(model: GAN, metadata: Mapping[str, Any], task: data.Task, draw: Draw) -> Page:
+    """What the page of a run shows: rows of each class beside real ones, and walks through the noise, a class a row."""
+    names = list(metadata["classes"])
+    test, rng = task.test, np.random.default_rng(7)
+    made = np.concatenate([draw(10, np.random.default_rng(7), label=name) for name in names])
+    real = np.concatenate([test.x[rng.choice(np.flatnonzero(test.y == k), 10)] for k in range(len(names))])
+    return Page(
+        "A generator *G* makes pictures of a class that it is told; a discriminator *D* is told the class too, and judges "
+        "whether a picture is real and of this class.",
+        ("D ( x , y ) = ψ ( h ( x ) ) + ⟨ v_y , Σ h ( x ) ⟩",),
+        (
+            (
+                Pictures(made, 10, f"Drawn by *G*, a row for each class: {', '.join(names)}."),
+                Pictures(real, 10, "Real, and never seen in training."),
+            ),
+            Pictures(
+                model.walk(min(len(names), 5), 16, generator=np.random.default_rng(1)),
+                16,
+                "Walks through the space of noise within a class: each row goes from one code to another in equal steps.",
+            ),
+        ),
+    )
+
+
+CONDITIONAL = dataclasses.replace(
+    FAMILY,
+    name="cgan",
+    title="Conditional generative adversarial network",
+    prepare=prepare_classes,
+    decided={**pictures.SHAPE, "classes": lambda images: len(images.classes)},
+    sample=sample_classes,
+    options=(Option("label", str, "the class to draw", "K"),),
+    page=page_of_classes,
 )

@@ -54,8 +54,11 @@ def scores(
     more: dict[str, float] = {}
     for name, x in (("", fake), ("_real", real)):
         near = metrics.precision_recall(held_out, x, k=NEIGHBOURS)
+        kernel = metrics.kernel_distance(held_out, x, subset=max(2, n // 10))
         more |= {
             f"frechet_distance{name}": metrics.frechet_distance(held_out, x),
+            f"kernel_distance{name}": kernel.value,
+            f"kernel_distance_error{name}": kernel.error,
             f"precision{name}": near.precision,
             f"recall{name}": near.recall,
             f"density{name}": near.density,
@@ -67,6 +70,8 @@ def scores(
 
 MEANINGS = (
     Score("frechet_distance", "Fréchet distance", -1, "between samples and held-out pictures, as Gaussians"),
+    Score("kernel_distance", "kernel distance", -1, "the same by a cubic kernel, without bias"),
+    Score("kernel_distance_error", "its standard error"),
     Score("precision", "precision", 1, "share of samples that lie among the data"),
     Score("recall", "recall", 1, "share of the data that lie among samples"),
     Score("density", "density", 1, "precision, less moved by outliers"),

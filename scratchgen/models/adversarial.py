@@ -1,0 +1,130 @@
+r"""What two players of an adversarial game lower: six objectives, as functions of logits, and two penalties on D's slope.
+
+The discriminator (or critic) D gives each picture x a logit d = D(x), the generator G makes pictures G(z) of noise. Below,
+E is the mean over a batch, d_r = D(x) over real pictures, d_f = D(G(z)) over generated ones, and ς(t) = log(1 + eᵗ) is
+softplus, so that log σ(d) = −ς(−d) and log(1 − σ(d)) = −ς(d) are finite for every logit.
+
+    objective         D lowers                               G lowers              at its best for a fixed G, D is
+    minimax           E ς(−d_r) + E ς(d_f)                   −E ς(d_f)             d* = log p/q            (1)
+    non-saturating    the same                               E ς(−d_f)             the same                (1)
+    least-squares     ½ E (d_r − 1)² + ½ E d_f²              ½ E (d_f − 1)²        d* = p / (p + q)        (2)
+    hinge             E max(0, 1 − d_r) + E max(0, 1 + d_f)  −E d_f                d* = sign(p − q)        (3)
+    wasserstein       E d_f − E d_r                          −E d_f                steepest of slope ≤ 1   (4)
+    relativistic      E ς(−(d_r − d_f))                      E ς(−(d_f − d_r))     d* = log p/q + const    (5)
+
+    objective         needs                                  why
+    minimax           luck: G's slope σ(d_f) → 0 where D is sure    kept since the theory is about it
+    non-saturating    nothing, but a D that is not too good  D's logits, and G's slope with them, grow without bound
+    least-squares     nothing                                far-off pictures are pulled, however sure D is
+    hinge             spectral normalisation of D            bounds the slope of D, which sets the size of G's gradient
+    wasserstein       the gradient penalty                   without a bound on D's slope the objective has no minimum
+    relativistic      R1 and R2                              without them the game circles (Dirac-GAN, test_laws_gan.py)
+
+(1) Goodfellow et al. 2014, arXiv:1406.2661.  (2) Mao et al. 2017, arXiv:1611.04076, eq. 9.  (3) Lim & Ye 2017,
+arXiv:1705.02894; Miyato et al. 2018, arXiv:1802.05957.  (4) Arjovsky et al. 2017, arXiv:1701.07875; Gulrajani et al. 2017,
+arXiv:1704.00028.  (5) Jolicoeur-Martineau 2019, arXiv:1807.00734; with both penalties Huang et al. 2024 (R3GAN),
+arXiv:2501.05441, whose pairs are the i-th real with the i-th generated picture of a batch: G's loss reads real pictures too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchgen import functional as F
+from scratchgen import random
+from scratchgen.autograd import grad
+from scratchgen.ops import sigmoid
+from scratchgen.tensors import Tensor
+
+
+def softplus(t: Tensor) -> Tensor:
+    """ς(t) = log(1 + eᵗ), for every t: PyTorch's threshold, beyond which ς(t) is taken to be t, would cut the tail off."""
+    return F.softplus(t, threshold=np.inf)
+
+
+class Objective(NamedTuple):
+    """What the players lower: functions of the logits of real and of generated pictures, (B) each, to a number."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+    pairs: bool = False  # does G's loss read D's logits of real pictures?
+    judgement: Callable[[Tensor], Tensor] = sigmoid  # what D's logits mean: the probability of being real, or nothing more
+
+
+def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
+    """−V(D, G) = −E log σ(d_r) − E log(1 − σ(d_f))"""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def _as_it_is(d: Tensor) -> Tensor:
+    return d
+
+
+OBJECTIVES = {
+    "minimax": Objective(_cross_entropy, lambda real, fake: -softplus(fake).mean()),
+    "non-saturating": Objective(_cross_entropy, lambda real, fake: softplus(-fake).mean()),
+    "least-squares": Objective(
+        lambda real, fake: 0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
+        lambda real, fake: 0.5 * (fake - 1).square().mean(),
+        judgement=_as_it_is,
+    ),
+    "hinge": Objective(
+        lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+        lambda real, fake: -fake.mean(),
+        judgement=_as_it_is,
+    ),
+    "wasserstein": Objective(
+        lambda real, fake: fake.mean() - real.mean(), lambda real, fake: -fake.mean(), judgement=_as_it_is
+    ),
+    "relativistic": Objective(
+        lambda real, fake: softplus(fake - real).mean(), lambda real, fake: softplus(real - fake).mean(), pairs=True
+    ),
+}
+
+
+def objective(name: str) -> Objective:
+    """The objective of that name. Raises ValueError where there is none."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"GAN: expected an objective of {', '.join(OBJECTIVES)}, got {name!r}")
+    return OBJECTIVES[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Penalties: functions of D's slope, which D's own sweep then differentiates once more
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def slopes(logits: Tensor, x: Tensor) -> Tensor:
+    """∇ₓ D(x), one for each sample, as part of the graph.     logits: (B), of x: (B, …) → (B, …)
+
+    The sum over the batch is differentiated: D judges each sample alone (no batch normalisation in D), so that
+    ∂ Σ_i D(x_i) / ∂x_j = ∇D(x_j).
+    """
+    (slope,) = grad(logits.sum(), x, create_graph=True)
+    return slope
+
+
+def zero_centred(slope: Tensor) -> Tensor:
+    r"""½ E ‖∇D‖²: R1 at real pictures, R2 at generated ones; sums over all axes of a sample, mean over the batch.
+
+    Source: Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10 (there with γ in front).
+    """
+    return 0.5 * slope.flatten(1).square().sum(1).mean()
+
+
+def one_centred(slope: Tensor) -> Tensor:
+    r"""E (‖∇D‖ − 1)²: the gradient penalty of WGAN-GP, the norm over all axes of a sample.
+
+    Source: Gulrajani et al. 2017, arXiv:1704.00028, eq. 3 (there with λ in front).
+    """
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def between(real: Tensor, fake: Tensor, *, generator: np.random.Generator | None = None) -> Tensor:
+    r"""x̂ = ε x + (1 − ε) x̃,  ε ~ U(0, 1), one for each pair: where WGAN-GP looks at D's slope.     (B, …) → (B, …)"""
+    shape = (len(real), *(1,) * (real.ndim - 1))
+    share = Tensor(random.generator(generator).random(shape), real.dtype, real.device)
+    return share * real.detach() + (1 - share) * fake.detach()
