@@ -43,8 +43,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
-    "accuracy anomaly autograd catalog checkpoint edges gradcheck gradients laws models nn ops optim reference tensors".split()
-)  # tests/test_….py whose names begin so
+    "accuracy anomaly autograd catalog checkpoint edges gradcheck gradients laws models nn ops optim reference resampling "
+    "tensors"
+).split()  # tests/test_….py whose names begin so
 FIRST = 1.5  # seconds of processor time for a mutant in the first round; what survives gets ten times that in the second
 
 # What computes gradients, by file. Functions of these names only; None: all of them.

@@ -139,6 +139,18 @@ def test_rounding_to_decimals():
 # ------------------------------------------------------------------------------------------------------------- reductions
 
 
+def test_only_a_power_of_zero_hides_an_infinite_slope():
+    """∂aᵇ/∂a = b aᵇ⁻¹: infinite for ∞², and 0 for 2⁰ and ∞⁰."""
+    a = leaf([np.inf, 2.0, np.inf])
+    (g,) = grad((a ** leaf([2.0, 0.0, 0.0])).sum(), a)
+    assert g.tolist() == [np.inf, 0, 0]
+
+
+def test_halves_of_nothing():
+    """Half of 0 columns are 0, and half of 4 columns of no rows are 2."""
+    assert F.glu(sg.zeros(2, 0)).shape == (2, 0) and F.glu(sg.zeros(0, 4)).shape == (0, 2)
+
+
 def test_running_products_with_zeros_to_third_order():
     """y = x₁ x₂ x₃ (the last): ∂³y/∂x₁∂x₂∂x₃ = 1, whatever is 0."""
     x = leaf([0.0, 0.0, 2.0])
@@ -423,6 +435,7 @@ BAD = [
     (lambda: F.gaussian_nll_loss(x3, x3, x3[:2]), ValueError, r"a var that broadcasts to it, got \(3,\), \(2,\)"),
     (lambda: F.gaussian_nll_loss(x3, x3[:2], x3), ValueError, r"expected a target of shape \(3,\)"),
     (lambda: F.interpolate(x23[None], 4, recompute_scale_factor=True), ValueError, "recompute_scale_factor goes with scale"),
+    (lambda: F.max_pool1d(sg.ones(1, 1, 1), 2, padding=1, dilation=2), ValueError, "one whose cells all lie in the padding"),
     (lambda: nn.GRU(2, 3, proj_size=1), ValueError, "GRU: expected proj_size 0, as only LSTM has projections, got 1"),
     (lambda: nn.LSTM(2, 3, proj_size=3), ValueError, "LSTM: expected proj_size from 0 to hidden_size − 1, 2, got 3"),
     (lambda: sg.bernoulli(x3), ValueError, "bernoulli: expected probabilities from 0 to 1"),

@@ -5,6 +5,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen import functional as F
+from scratchgen.ops.resampling import _nearest
 
 
 def line(*values):
@@ -37,6 +38,16 @@ def test_nearest_exact_takes_the_middle_of_each_cell():
     assert F.interpolate(x, 2, mode="nearest-exact").tolist() == [[[10, 30]]]
 
 
+def test_a_whole_factor_repeats_each_pixel_as_often():
+    """Exactly, although 49 · (1/49) is below 1 in float64."""
+    np.testing.assert_array_equal(F.interpolate(line(10, 20), scale_factor=49.0).numpy()[0, 0], [10.0] * 49 + [20.0] * 49)
+
+
+def test_the_last_of_many_pixels_is_inside_although_its_position_is_rounded():
+    """(m − 1 + ½)/m is 1 in float32 for m = 2²³ + 2: the second of one pixel."""
+    assert _nearest(1, 2**23 + 2, None, 0.5, np.dtype(np.float32))[-1] == 0
+
+
 def test_area_is_the_mean_of_cells_that_may_overlap():
     assert F.interpolate(line(1, 2, 6), 2, mode="area").tolist() == [[[1.5, 4]]]
     x = np.arange(24.0).reshape(1, 1, 2, 3, 4)
@@ -48,11 +59,12 @@ def test_area_is_the_mean_of_cells_that_may_overlap():
 def test_volumes_are_resized_along_each_dimension(mode):
     """A product of functions of one coordinate each, resized, is the product of the resized functions."""
     rng = np.random.default_rng(0)
-    sides = [rng.standard_normal(n) for n in (3, 4, 2)]
+    sides, channels = [rng.standard_normal(n) for n in (3, 4, 2)], np.array([1.0, -2.0])
     one = {"trilinear": "linear"}.get(mode, mode)
     y = [F.interpolate(line(*side), m, mode=one).numpy()[0, 0] for side, m in zip(sides, (5, 3, 4), strict=True)]
-    x = sg.tensor(np.einsum("i,j,k->ijk", *sides)[None, None])
-    np.testing.assert_allclose(F.interpolate(x, (5, 3, 4), mode=mode).numpy()[0, 0], np.einsum("i,j,k->ijk", *y), rtol=1e-13)
+    x = sg.tensor(np.einsum("c,i,j,k->cijk", channels, *sides)[None])
+    expected = np.einsum("c,i,j,k->cijk", channels, *y)
+    np.testing.assert_allclose(F.interpolate(x, (5, 3, 4), mode=mode).numpy()[0], expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def interpolate(
 def _nearest(n: int, m: int, scale: float | None, shift: float, dtype: np.dtype) -> np.ndarray:
     """⌊(i + shift)/s⌋ for i < m, indices in a length n.     (m)"""
     if scale is not None and scale == int(scale) and not shift:
-        return (np.arange(m) // int(scale)).clip(0, n - 1)
+        return np.arange(m) // int(scale)
     step = np.asarray(n / m if scale is None else 1 / scale, np.float64 if dtype == np.float64 else np.float32)
     at = np.floor((np.arange(m, dtype=step.dtype) + step.dtype.type(shift)) * step)  # rounded as in PyTorch, which may decide
     return at.astype(np.int64).clip(0, n - 1)
@@ -102,7 +102,7 @@ def _linear(n: int, m: int, scale: float | None, align_corners: bool) -> tuple[n
     at = np.arange(m) if m == n else _coordinates(n, m, scale, align_corners).clip(0, n - 1)
     low = np.floor(at).astype(np.int64)
     t = at - low
-    return np.stack([low, (low + 1).clip(0, n - 1)]), np.stack([1 - t, t])
+    return np.stack([low, np.minimum(low + 1, n - 1)]), np.stack([1 - t, t])
 
 
 def _cubic(n: int, m: int, scale: float | None, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
