@@ -18,7 +18,20 @@ from scratchgen.__main__ import main
 from scratchgen.models import gpt
 from scratchgen.models.family import Family, Line, Option, OptionError, Page, Panel, Pictures, Score
 from scratchgen.tensors import Tensor
-from scratchgen.training import RECIPES, Recipe, TrainingError, adjust, loop, open_run, recipe, report, samples, scores, train
+from scratchgen.training import (
+    RECIPES,
+    Recipe,
+    TrainingError,
+    adjust,
+    divergence,
+    loop,
+    open_run,
+    recipe,
+    report,
+    samples,
+    scores,
+    train,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The family: each class has one picture of logits l,  log p(x | y) = Σ_i x_i log σ(l_yi) + (1 − x_i) log(1 − σ(l_yi))
@@ -232,3 +245,11 @@ def test_a_run_remembers_what_computed_it_and_remarks_on_a_change(tmp_path, monk
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(TrainingError, match="config.json: not the configuration of a run"):
             go(8, kernels="cpu", threads=4)
+
+
+def test_a_rate_that_follows_another_is_not_advised():
+    """A discriminator's rate of 0 is the generator's: after a divergence only a rate that is set can be lowered."""
+    raised = adjust(recipe("dcgan"), {"lr": 10})
+    assert divergence.advice(raised) == "try --set lr=0.0002 instead of 10, in another folder (--out)"
+    both = adjust(recipe("dcgan"), {"lr_d": 10})
+    assert divergence.advice(both).startswith("try --set lr=2e-05 instead of 0.0002 and --set lr_d=0 instead of 10")

@@ -73,7 +73,7 @@ def advice(recipe: Recipe) -> str:
     """
     advised, model, rates = recipe.advised, recipe.model, recipe.family.rates
     tried = {k: advised[k] for k in model if isinstance(advised[k], float) and k not in rates and model[k] != advised[k]}
-    lower = rates if not tried else [rate for rate in rates if model[rate] > advised[rate]]
+    lower = [rate for rate in rates if model[rate] > (advised[rate] if tried else 0)]  # a rate of 0 follows another
     tried |= {rate: min(advised[rate], model[rate] / 10) for rate in lower}
     settings = " and ".join(f"--set {k}={v:g} instead of {model[k]:g}" for k, v in tried.items())
     return f"try {settings}, in another folder (--out)"
