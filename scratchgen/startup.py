@@ -24,7 +24,7 @@ def is_command() -> bool:
 
 
 def _begin() -> None:
-    """From now on Ctrl-C ends the command with a line; where it is ignored, as under `nohup`, it stays so."""
+    """From now on Ctrl-C ends the command with a line; where it is ignored, as in the background of a script, it stays so."""
     if threading.current_thread() is not threading.main_thread():  # Python lets no other set what a signal does
         return
     if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -3,15 +3,20 @@
 Warnings are errors (setup.cfg). Beyond that, around each test: NumPy's floating-point errors raise (but for underflow,
 which is the right answer of e^{−1000}), the library's generator is seeded, and global switches must be as they were.
 The tests run on the reference kernels, which the compiled ones are held to in `test_kernels*.py`, in processes of their own.
+Ctrl-C is a KeyboardInterrupt, as in a terminal, also where a shell has started the session in the background and SIGINT is
+ignored: what is ignored would be so in each child process too.
 `SCRATCHGEN_DEEP=1` (make test-deep) draws a hundred times the examples, new ones each time.
 """
 
 import os
+import signal
 import sys
 from collections import Counter
 from importlib import import_module
 
 os.environ["SCRATCHGEN_KERNELS"] = "reference"  # before `kernels` is imported; child processes inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import numpy as np

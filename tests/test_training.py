@@ -233,6 +233,19 @@ def test_a_signal_lets_the_step_finish_and_saves(number, name, tmp_path, small_t
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, small_text, monkeypatch):
+    """As SIGINT is in the background of a script: Ctrl-C is then meant for another program."""
+    real = loop.State.advance
+    monkeypatch.setattr(loop.State, "advance", lambda self, batch: (signal.raise_signal(signal.SIGINT), real(self, batch))[1])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        outcome = begin("vae", tmp_path / "run", small_text)
+        assert outcome.signal is None and outcome.step == outcome.steps
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_kill_9_at_random_moments(tmp_path, small_text):
     changes = {**TINY["vae"], "steps": 200, "save_every": 7, "sample_every": 50}
     begin("vae", tmp_path / "whole", small_text, **changes)

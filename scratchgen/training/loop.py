@@ -366,7 +366,11 @@ def _save(state: State, folder: Path, log: MetricsLog) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are added when they come; after the first, they act as they did before."""
+    """A list to which SIGINT and SIGTERM are added when they come; after the first, they act as they did before.
+
+    A signal that is ignored stays so: SIGINT is, where a script has started the run in the background, and a Ctrl-C is then
+    meant for what runs in the foreground.
+    """
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -380,7 +384,8 @@ def _signals() -> Iterator[list[int]]:
 
     if threading.current_thread() is threading.main_thread():  # the only thread to which Python hands signals
         for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum] = signal.signal(signum, note)
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                before[signum] = signal.signal(signum, note)
     try:
         yield received
     finally:
