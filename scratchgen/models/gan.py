@@ -36,7 +36,7 @@ from scratchgen.models.adversaries import (
     ResidualGenerator,
     init_dcgan,
 )
-from scratchgen.models.family import Draw, Family, Line, Option, OptionError, Page, Panel, Pictures, Score
+from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import rand, randn
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
@@ -317,30 +317,6 @@ FAMILY = Family(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def prepare_classes(train: data.Images, test: data.Images, settings: Mapping[str, Any]) -> tuple[data.Images, data.Images]:
-    """The pictures as they are. Raises DataError where they have no classes, or another shape or classes held out."""
-    for images in (train, test):
-        if images.y is None:
-            raise data.DataError(f"{images.name}: expected pictures with classes to be told, got none.")
-    if train.classes != test.classes:
-        raise data.DataError(f"{train.name}: expected the same classes held out, got {train.classes} and {test.classes}.")
-    return pictures.prepare(train, test, settings)
-
-
-def sample_classes(
-    model: GAN, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, label: str | None = None
-) -> np.ndarray:
-    """n pictures of the class of that name or number, or else of each class in turn.     → (n, C, H, W) in [0, 1]"""
-    names = list(metadata["classes"])
-    y = np.arange(n) % len(names)
-    if label is not None:
-        if label not in names and not (label.isdecimal() and int(label) < len(names)):
-            raise OptionError(f"--label: expected one of {', '.join(names)}, or its number, got {label!r}.")
-        y = np.full(n, names.index(label) if label in names else int(label))
-    made = [model.generate(len(y[i : i + 256]), y=y[i : i + 256], generator=rng) for i in range(0, n, 256)]
-    return np.concatenate(made)
-
-
 def page_of_classes(model: GAN, metadata: Mapping[str, Any], task: data.Task, draw: Draw) -> Page:
     """What the page of a run shows: rows of each class beside real ones, and walks through the noise, a class a row."""
     names = list(metadata["classes"])
@@ -369,9 +345,9 @@ CONDITIONAL = dataclasses.replace(
     FAMILY,
     name="cgan",
     title="Conditional generative adversarial network",
-    prepare=prepare_classes,
-    decided={**pictures.SHAPE, "classes": lambda images: len(images.classes)},
-    sample=sample_classes,
-    options=(Option("label", str, "the class to draw", "K"),),
+    prepare=pictures.prepare_classes,
+    decided=pictures.SHAPE_AND_CLASSES,
+    sample=pictures.sample_classes,
+    options=(pictures.LABEL,),
     page=page_of_classes,
 )

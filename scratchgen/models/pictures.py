@@ -9,11 +9,13 @@ import numpy as np
 
 from scratchgen import metrics
 from scratchgen.data import DataError, Images, Task
-from scratchgen.models.family import Draw, Score
+from scratchgen.models.family import Draw, Option, OptionError, Score
 
 NEIGHBOURS = 3  # the k of `metrics.precision_recall`, which needs more than k pictures of each kind
 
 SHAPE = {"shape": lambda images: images.shape}  # what the data decide of a model of pictures
+SHAPE_AND_CLASSES = {**SHAPE, "classes": lambda images: len(images.classes)}  # and of one that is told their classes
+LABEL = Option("label", str, "the class to draw", "K")  # of `sample_classes`
 
 
 def prepare(train: Images, test: Images, settings: Mapping[str, Any]) -> tuple[Images, Images]:
@@ -28,6 +30,30 @@ def prepare(train: Images, test: Images, settings: Mapping[str, Any]) -> tuple[I
 def sample(model: Any, metadata: Any, n: int, rng: np.random.Generator) -> np.ndarray:
     """n pictures, 256 at a time, as many as memory holds.     → (n, C, H, W) in [0, 1]"""
     return np.concatenate([model.generate(min(256, n - i), generator=rng) for i in range(0, n, 256)])
+
+
+def prepare_classes(train: Images, test: Images, settings: Mapping[str, Any]) -> tuple[Images, Images]:
+    """The pictures as they are. Raises DataError where they have no classes, or another shape or classes held out."""
+    for images in (train, test):
+        if images.y is None:
+            raise DataError(f"{images.name}: expected pictures with classes to be told, got none.")
+    if train.classes != test.classes:
+        raise DataError(f"{train.name}: expected the same classes held out, got {train.classes} and {test.classes}.")
+    return prepare(train, test, settings)
+
+
+def sample_classes(
+    model: Any, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, label: str | None = None
+) -> np.ndarray:
+    """n pictures of the class of that name or number, or else of each class in turn.     → (n, C, H, W) in [0, 1]"""
+    names = list(metadata["classes"])
+    y = np.arange(n) % len(names)
+    if label is not None:
+        if label not in names and not (label.isdecimal() and int(label) < len(names)):
+            raise OptionError(f"--label: expected one of {', '.join(names)}, or its number, got {label!r}.")
+        y = np.full(n, names.index(label) if label in names else int(label))
+    made = [model.generate(len(y[i : i + 256]), y=y[i : i + 256], generator=rng) for i in range(0, n, 256)]
+    return np.concatenate(made)
 
 
 def scores(
