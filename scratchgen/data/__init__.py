@@ -8,10 +8,11 @@
 A batch is a pure function of (seed, step), so a run resumed at step k sees what the uninterrupted run saw, and
 skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetched where a local copy exists.
 
-`dataset` what a model can learn from · `images`, `texts` the kinds there are · `named` data sets that have a name · `files`
-the user's own · `loading` both of these by one function · `mixtures` toy distributions.
+`dataset` what a model can learn from · `images`, `captions`, `texts` the kinds there are · `named` data sets that have a name ·
+`files` the user's own · `loading` both of these by one function · `mixtures`, `shapes` what is made by code.
 """
 
+from scratchgen.data.captions import Captioned
 from scratchgen.data.checks import DataError
 from scratchgen.data.dataset import Batch, Dataset, Task
 from scratchgen.data.images import Images, batches
@@ -22,6 +23,7 @@ from scratchgen.data.texts import Text, Tokens, windows
 
 __all__ = [
     "Batch",
+    "Captioned",
     "DataError",
     "Dataset",
     "Images",

@@ -1,4 +1,4 @@
-"""Data of the user's own: a text, an archive of arrays, a folder of texts or of pictures, whole or in parts."""
+"""Data of the user's own: a text, an archive of arrays, a folder of texts or of pictures, whole or in parts, with captions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen.data.captions import Captioned, read_captions
 from scratchgen.data.checks import DataError, kind, require_natural, unreadable
 from scratchgen.data.images import Images, deal, pixels, require_pixels
 from scratchgen.data.texts import Text, cut, read_text
@@ -107,6 +108,9 @@ def load_folder(folder: Path, split: str, seed: int, size: int | tuple[int, int]
         text = "\n\n".join(read_text(folder / f) for f in (chosen if parts else texts))
         return Text(text if parts else cut(text, split, folder), name), False
 
+    if any(f.name == CAPTIONS for f in files):
+        return _captioned(folder, Path(parts[split]) if parts else Path(), split, seed, size, images), True
+
     # All parts count: a class that the test happens to lack is still a class of the model.
     def inside(file: Path) -> tuple[str, ...]:
         return file.parts[1:] if parts else file.parts
@@ -118,6 +122,28 @@ def load_folder(folder: Path, split: str, seed: int, size: int | tuple[int, int]
         chosen = [images[row] for row in deal(len(images), split, seed, folder)]
     y = np.array([classes.index(inside(f)[0]) for f in chosen], dtype=np.int64) if classes else None
     return Images(_read_images([folder / f for f in chosen], size), y, classes, name), True
+
+
+CAPTIONS = "captions.tsv"  # in a folder of pictures: lines of FILE, a tab, caption
+
+
+def _captioned(
+    folder: Path, part: Path, split: str, seed: int, size: int | tuple[int, int] | None, images: list[Path]
+) -> Captioned:
+    """The pictures in a part of a folder, all of whose captions are listed; where the folder is the part, a split of them."""
+    top = folder / part
+    captions = read_captions(read_text(top / CAPTIONS), top / CAPTIONS)
+    chosen = [f for f in images if f.is_relative_to(part)]
+    listed = {part / Path(file): caption for file, caption in captions.items()}
+    absent, silent = sorted(set(listed) - set(chosen)), sorted(set(chosen) - set(listed))
+    if absent:
+        raise DataError(f"{top / CAPTIONS}: expected captions of pictures in that folder, got {absent[0].relative_to(part)}.")
+    if silent:
+        raise DataError(f"{top / CAPTIONS}: expected a caption for each picture, got none for {silent[0].relative_to(part)}.")
+    if part == Path():
+        chosen = [chosen[row] for row in deal(len(chosen), split, seed, folder)]
+    x = _read_images([folder / f for f in chosen], size)
+    return Captioned(x, None, (), folder.resolve().name, tuple(listed[f] for f in chosen))
 
 
 def _parts(folder: Path, folders: list[Path], files: list[Path]) -> dict[str, str] | None:

@@ -21,7 +21,8 @@ def load(
     A name of `catalogue()`, or a path to
 
         a .txt file, or a folder of them      UTF-8; files in the order of their paths, a blank line between two
-        a folder of images                    labels from sub-folders if there are any; `size` resizes to (H, W)
+        a folder of images                    labels from sub-folders if there are any, or captions from a file
+                                              captions.tsv of lines FILE, a tab, caption; `size` resizes to (H, W)
         a .npz file                           x: uint8 in 0..255 or floats in [0, 1], (N, C, H, W) or (N, H, W);
                                               optionally y: integers (N,)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from scratchgen.data.checks import DataError
 from scratchgen.data.images import Images, deal, pixels
+from scratchgen.data.shapes import shapes
 from scratchgen.data.texts import Text, cut
 
 
@@ -227,5 +228,11 @@ NAMED = {
         "PSF licence, pydoc_data.topics, inside CPython",
         _python_docs,
         lambda: "pydoc_data.topics" if importlib.util.find_spec("pydoc_data") else None,
+    ),
+    "shapes": Named(
+        "22 000 pictures of shapes, 32×32, RGB, with captions, attributes and outlines",
+        "made by code",
+        shapes,
+        lambda: "scratchgen.data.shapes",
     ),
 }
