@@ -113,7 +113,8 @@ def test_pixels_in_the_middle_have_the_asked_colour():
 
 
 def test_later_objects_lie_over_earlier_ones_and_hide_their_outlines():
-    two = S.scenes(np.array([[[1, 0, 1, 4], [1, 3, 0, 4]]]), np.random.default_rng(0))  # a green circle over a red square
+    both = np.array([[[1, 0, 1, 3], [1, 3, 0, 4]]])  # a green circle in the middle over a red square on the left
+    two = S.scenes(both, np.random.default_rng(0))
     first, second = S.distances(two, 0)[0], S.distances(two, 1)[0]
     x, line = S.draw(two)[0], S.outline(two)[0, 0]
     on_top, below = second < -0.5, (first < -0.5) & (second > 0.5)

@@ -167,7 +167,7 @@ class Scenes(NamedTuple):
         return Scenes(*(array[rows] for array in self))
 
 
-_RADII = np.array([[3.3, 4.1], [5.8, 7.0]])  # of small and of large objects, from and to
+_RADII = np.array([[3.3, 4.1], [5.8, 6.8]])  # of small and of large objects, from and to
 _APART = 6.0  # between the middles of two neighbouring positions
 _RGB = np.array(
     [[0.87, 0.12, 0.12], [0.98, 0.55, 0.10], [0.97, 0.90, 0.20], [0.13, 0.64, 0.24], [0.13, 0.32, 0.88], [0.58, 0.20, 0.72]]
