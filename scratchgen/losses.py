@@ -17,9 +17,10 @@ import numpy as np
 
 from scratchgen import device as devices
 from scratchgen.ops.choice import Huber, where
-from scratchgen.ops.elementwise import exp, log, sigmoid, softplus
+from scratchgen.ops.elementwise import exp, expm1, log, sigmoid, softplus
 from scratchgen.ops.fused import (
     BinaryCrossEntropy,
+    ContinuousBernoulli,
     Reparameterized,
     SquaredError,
     StandardGaussianKL,
@@ -32,7 +33,9 @@ from scratchgen.tensors import Tensor, constant
 __all__ = [
     "bernoulli_log_prob",
     "binary_cross_entropy_with_logits",
+    "continuous_bernoulli_log_prob",
     "cross_entropy",
+    "discretized_logistic_log_prob",
     "gaussian_log_prob",
     "gaussian_nll_loss",
     "huber_loss",
@@ -277,6 +280,40 @@ def gaussian_log_prob(x: Any, mean: Any, log_var: Any) -> Tensor:
 def bernoulli_log_prob(x: Any, logits: Any) -> Tensor:
     """log B(x; σ(l)) = x l − softplus(l), x in [0, 1]"""
     return -binary_cross_entropy_with_logits(logits, x, reduction="none")
+
+
+def continuous_bernoulli_log_prob(x: Any, logits: Any) -> Tensor:
+    """log CB(x; σ(l)) = x l − log ∫₀¹ e^{ul} du,  x in [0, 1]: a density, of mean 1/(1 − e^{−l}) − 1/l.
+
+    It is the Bernoulli's with the constant that makes it one, C(λ) = 2 artanh(1 − 2λ)/(1 − 2λ) at λ = σ(l).
+    Source: Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845, eq. 4-8.
+    """
+    x, logits = _pair("continuous_bernoulli_log_prob", x, logits)
+    return ContinuousBernoulli.apply(x, logits)
+
+
+def discretized_logistic_log_prob(x: Any, mean: Any, log_scale: Any, levels: int = 256) -> Tensor:
+    """log P(x) of a grey level x = i/(L − 1): what a logistic distribution puts into the bin of width 1/(L − 1) around x.
+
+        P(x) = σ(a) − σ(b) = σ(a) σ(−b) (1 − e^{b−a}),   a, b = (x ± ½/(L − 1) − μ) / s
+
+    The outermost bins reach to ±∞: there σ(b) = 0 for x = 0 and σ(a) = 1 for x = 1, so that all L add up to 1. Since
+    a − b = 1/((L − 1) s) whatever x and μ, no two numbers that are almost equal are subtracted.
+
+    x, μ, log s: shapes that broadcast; L ≥ 2.   Raises ValueError for fewer levels.
+    Source: Kingma et al. 2016, arXiv:1606.04934, §5.2; Salimans et al. 2017, arXiv:1701.05517, eq. 2.
+    """
+    name = "discretized_logistic_log_prob"
+    x, mu, s = (floating(name, t) for t in operands(name, as_tensor(x), mean, log_scale))
+    if levels < 2:
+        raise ValueError(f"{name}: expected at least 2 levels, got {levels}")
+    half = 0.5 / (levels - 1)
+    sharpness = exp(-s)
+    lowest, highest = constant(x.data < half), constant(x.data > 1 - half)
+    log_a = where(highest, 0.0, -softplus((mu - x - half) * sharpness, threshold=math.inf))  # log σ(a)
+    log_b = where(lowest, 0.0, -softplus((x - half - mu) * sharpness, threshold=math.inf))  # log σ(−b)
+    inner = where(constant(lowest.data | highest.data), 0.0, log(-expm1(-2 * half * sharpness)))
+    return log_a + log_b + inner
 
 
 def reparameterize(mean: Any, log_var: Any, noise: Any) -> Tensor:

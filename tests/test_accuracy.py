@@ -391,6 +391,22 @@ CASES = {
         lambda dim, t, x: np.maximum(np.maximum(x, 0) + np.abs(x * t) + softplus(-np.abs(x)), FAINT),
         terms=lambda dim, t, x: (0, 1),
     ),
+    "continuous_bernoulli_log_prob": Case(
+        lambda dim, t, x: F.continuous_bernoulli_log_prob(t, x),
+        lambda d: (d.targets(), d.numbers(1e4)),
+        4,
+        4,
+        lambda dim, t, x: np.abs(x * t) + np.maximum(x, 0) + np.log1p(np.abs(x)) + 1,
+        terms=lambda dim, t, x: (0, 1),
+    ),
+    "discretized_logistic_log_prob": Case(
+        lambda dim, *xs: F.discretized_logistic_log_prob(*xs),
+        lambda d: (d.targets(), d.normal(), d.normal()),
+        4,
+        8,
+        lambda dim, x, m, s: 8 + np.abs(s) + (np.abs(x) + np.abs(m) + 1) * np.exp(-s) * (1 + np.abs(s)),
+        terms=lambda dim, x, m, s: tuple(4 * (1 + t * np.exp(-s)).max() for t in (1, 1, np.abs(m) + 1)),
+    ),
     "reparameterize": Case(
         lambda dim, *xs: F.reparameterize(*xs),
         lambda d: (d.numbers(), d.normal(), d.normal()),

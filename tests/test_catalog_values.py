@@ -49,6 +49,18 @@ def _tanh_softplus(x):
     return -np.expm1(-2 * _softplus(x)) / (1 + np.exp(-2 * _softplus(x)))
 
 
+def _log_moment(x):
+    """log ∫₀¹ e^{ux} du, near 0 by the first terms of its power series"""
+    m = np.maximum(np.abs(x), 1e-5)
+    return np.where(np.abs(x) < 1e-5, x / 2 + x * x / 24, np.maximum(x, 0) + np.log(-np.expm1(-m) / m))
+
+
+def _moment(x):
+    m = np.maximum(np.abs(x), 1e-3)
+    large = 0.5 + np.copysign(1 / -np.expm1(-m) - 1 / m - 0.5, x)
+    return np.where(np.abs(x) < 1e-3, 0.5 + x / 12 - x**3 / 720 + x**5 / 30240, large)
+
+
 EXTREME = {  # elementwise: function, value, slope
     "sigmoid": (ops.sigmoid, _sigma, lambda x: _sigma(x) * _sigma(-x)),
     "tanh": (ops.tanh, np.tanh, lambda x: 4 * _sigma(2 * x) * _sigma(-2 * x)),
@@ -73,6 +85,11 @@ EXTREME = {  # elementwise: function, value, slope
         lambda x: F.binary_cross_entropy_with_logits(x, x.detach() * 0 + 1, reduction="none"),
         lambda x: _softplus(-x),
         lambda x: -_sigma(-x),
+    ),
+    "continuous_bernoulli_log_prob, x = 0": (
+        lambda x: F.continuous_bernoulli_log_prob(x.detach() * 0, x),
+        lambda x: -_log_moment(x),
+        lambda x: -_moment(x),
     ),
     "kl_bernoulli": (
         lambda x: F.kl_bernoulli(x * 0, x),

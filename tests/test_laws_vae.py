@@ -54,6 +54,36 @@ def test_likelihoods_are_densities():
     assert math.isclose(np.exp(outcomes.data).sum(), 1, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("logit", [-40.0, -1.0, -1e-3, 0.0, 1e-9, 0.3, 0.999, 1.001, 6.0, 40.0])
+def test_the_continuous_bernoulli_is_a_density_whose_mean_is_known(logit):
+    r"""∫₀¹ p(x) dx = 1;  ∫₀¹ x p(x) dx = A′(l);  log C(λ) = log(2 artanh(1 − 2λ) / (1 − 2λ)) beside the Bernoulli"""
+    a = sg.tensor(np.array(logit), requires_grad=True)
+    density = lambda x: math.exp(F.continuous_bernoulli_log_prob(np.array(x), a).item())  # noqa: E731
+    peak = [1 - min(1, 1 / abs(logit))] if logit > 1 else [min(1, 1 / abs(logit))] if logit < -1 else None
+    assert math.isclose(integrate.quad(density, 0, 1, points=peak, epsabs=1e-13)[0], 1, rel_tol=1e-10)
+    mean, _ = integrate.quad(lambda x: x * density(x), 0, 1, points=peak, epsabs=1e-13)
+    (slope,) = sg.grad(F.continuous_bernoulli_log_prob(np.array(0.0), a), a)
+    assert math.isclose(-slope.item(), mean, rel_tol=1e-9)
+    if 1e-6 < abs(logit) < 30:
+        p = 1 / (1 + math.exp(-logit))
+        beside = F.continuous_bernoulli_log_prob(np.array(0.7), a) - F.bernoulli_log_prob(np.array(0.7), a)
+        assert math.isclose(beside.item(), math.log(2 * math.atanh(1 - 2 * p) / (1 - 2 * p)), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_the_discretized_logistic_gives_its_levels_a_chance_of_1_together(levels):
+    r"""Σ_i P(i/(L − 1)) = 1, whatever μ and s, and P is the difference of the distribution function at the edges of a bin"""
+    x = np.arange(levels) / (levels - 1)
+    for mean, scale in [(0.3, 0.1), (0.5, 1e-3), (-2.0, 0.4), (1.2, 5.0), (0.0, 1e-6), (40.0, 1.0)]:
+        p = np.exp(F.discretized_logistic_log_prob(x, np.array(mean), np.log(np.array(scale)), levels).data)
+        assert math.isclose(p.sum(), 1, rel_tol=1e-9)
+        edges = stats.logistic.cdf((np.arange(levels - 1) + 0.5) / (levels - 1), mean, scale)
+        np.testing.assert_allclose(p, np.diff(np.concatenate([[0], edges, [1]])), atol=1e-12)
+    with np.errstate(over="raise", divide="raise", invalid="raise"):  # there the difference itself is 0 in any arithmetic
+        far = F.discretized_logistic_log_prob(np.array([0.5]), np.array([0.0]), np.log(np.array([1e-4])), levels)
+    assert math.isclose(far.item(), -(0.5 - 0.5 / (levels - 1)) / 1e-4, abs_tol=1)
+
+
 class LinearGaussian:
     r"""z ~ N(0, 1),  x | z ~ N(w z, s²):  so x ~ N(0, w² + s²) and z | x ~ N(w x / (w² + s²), s² / (w² + s²))"""
 

@@ -128,6 +128,22 @@ LOSSES = [
         analytic=True,
     ),
     row("bernoulli_log_prob", case(unit(2, 3), real(2, 3)), case(unit(), real()), case(unit(0), real(0))),
+    row(
+        "continuous_bernoulli_log_prob",
+        case(unit(2, 3), real(2, 3)),
+        case(unit(4), fixed([-30.0, -1.3, 1.3, 30.0])),
+        case(fixed([0.0, 1.0, 0.5]), fixed([0.0, 1e-3, -1e-3])),
+        case(unit(), real()),
+        case(unit(0), real(0)),
+    ),
+    row(
+        "discretized_logistic_log_prob",
+        case(unit(2, 3), real(2, 3), real(2, 3), 4),
+        case(fixed([0.0, 0.25, 0.5, 1.0]), real(2, 4), real(2, 1), levels=5),
+        case(fixed([0.0, 1.0]), real(2), real(2), 2),
+        case(unit(), real(), real()),
+        case(unit(0), real(0), real(0)),
+    ),
     row("reparameterize", case(real(2, 3), real(2, 3), real(2, 3)), case(real(2, 1), real(3), real(2, 3)), analytic=True),
     row("kl_standard_gaussian", case(real(2, 3), real(2, 3)), case(real(2, 1), real(3)), analytic=True),
     row(

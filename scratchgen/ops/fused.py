@@ -15,7 +15,7 @@ import kernels
 from scratchgen import device as devices
 from scratchgen.autograd import Function
 from scratchgen.ops.choice import where
-from scratchgen.ops.elementwise import exp, softplus
+from scratchgen.ops.elementwise import exp, expm1, log, softplus
 from scratchgen.ops.operands import as_tensor, broadcast, cast, floating, operands
 from scratchgen.ops.reduce import dims_of, mean
 from scratchgen.tensors import Tensor, constant, method
@@ -157,6 +157,51 @@ class BinaryCrossEntropy(Function):
     def composed(self, x: Tensor, t: Tensor) -> Tensor:
         loss = softplus(x, threshold=math.inf) - t * x
         return loss.sum() if self.total else loss
+
+
+class ContinuousBernoulli(Function):
+    r"""log p(x) = x l − A(l),  A(l) = log ∫₀¹ e^{ul} du = log((e^l − 1)/l)                        x in [0, 1]
+
+    l̄ = ȳ (x − A′(l)),   x̄ = ȳ l;   A′(l) = 1/(1 − e^{−l}) − 1/l is the mean of x
+    """
+
+    def forward(self, x: Any, logits: Any) -> Any:
+        small = np.abs(logits) < 1
+        near, m = np.where(small, logits, 0), np.where(small, 1, np.abs(logits))  # for the series, and for the closed forms
+        square, filled = near * near, -np.expm1(-m)  # 1 − e^{−|l|}
+        log_moment = np.where(
+            small, near / 2 + square * _power_series(square, LOG_MOMENT), np.maximum(logits, 0) + np.log(filled / m)
+        )
+        self.mean = np.where(
+            small, 0.5 + near * _power_series(square, MEAN), 0.5 + np.copysign(1 / filled - 1 / m - 0.5, logits)
+        )
+        return x * logits - log_moment
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, logits = self.inputs
+        return constant(dy.data * logits.data), constant(dy.data * (x.data - self.mean))
+
+    def composed(self, x: Tensor, logits: Tensor) -> Tensor:
+        small = constant(np.abs(logits.data) < 1)
+        near, m = where(small, logits, 0.0), where(small, 1.0, logits.abs())
+        square = near * near
+        large = where(constant(logits.data > 0), logits, 0.0) + log(-expm1(-m) / m)
+        return x * logits - where(small, near * 0.5 + square * _power_series(square, LOG_MOMENT), large)
+
+
+def _power_series(x: Any, coefficients: tuple[float, ...]) -> Any:
+    """Σ_n c_n xⁿ, of an array or a tensor"""
+    y = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        y = y * x + c
+    return y
+
+
+# A(l) = l/2 + Σ_{n≥1} B_{2n} / (2n (2n)!) l^{2n} for |l| < 2π, where near l = 0 the closed forms subtract numbers that are
+# almost equal: for |l| < 1 these Bernoulli numbers give float64 all its digits.
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798, -174611 / 330)
+MEAN = tuple(b / math.factorial(2 * n) for n, b in enumerate(_BERNOULLI, 1))
+LOG_MOMENT = tuple(c / (2 * n) for n, c in enumerate(MEAN, 1))
 
 
 class StandardGaussianKL(Function):
