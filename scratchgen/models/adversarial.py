@@ -28,13 +28,14 @@ arXiv:2501.05441, whose pairs are the i-th real with the i-th generated picture 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from scratchgen import functional as F
-from scratchgen import random
+from scratchgen import nn, optim, random
 from scratchgen.autograd import grad
 from scratchgen.ops import sigmoid
 from scratchgen.tensors import Tensor
@@ -128,3 +129,18 @@ def between(real: Tensor, fake: Tensor, *, generator: np.random.Generator | None
     shape = (len(real), *(1,) * (real.ndim - 1))
     share = Tensor(random.generator(generator).random(shape), real.dtype, real.device)
     return share * real.detach() + (1 - share) * fake.detach()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def descend(optimizer: optim.Optimizer, player: nn.Module, loss: Tensor) -> float:
+    """Move one player, and nobody else, down its loss; returns the length of the gradient."""
+    parameters = list(player.parameters())
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)
+    length = nn.utils.clip_grad_norm_(parameters, math.inf)  # which clips nothing
+    optimizer.step()
+    return length.item()

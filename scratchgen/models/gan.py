@@ -16,7 +16,6 @@ drawn from elsewhere, D could tell the two apart by the class alone.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -169,14 +168,15 @@ class GAN(nn.Module):
         d_real, d_fake = self.discriminator(x, c), self.discriminator(constant, c)
         loss_d = self.objective.discriminator(d_real, d_fake)
         penalty = self.penalty(x, constant, d_real, d_fake, c) if self.penalised else None
-        grad_d = self._step(optimizers["discriminator"], self.discriminator, loss_d if penalty is None else loss_d + penalty)
+        total = loss_d if penalty is None else loss_d + penalty
+        grad_d = adversarial.descend(optimizers["discriminator"], self.discriminator, total)
         # G: judged by the D just improved; gradients pass through D, and D's own are not asked for
         beside = d_real.detach()
         if self.objective.pairs:
             with no_grad():
                 beside = self.discriminator(x, c)
         loss_g = self.objective.generator(beside, self.discriminator(fake, c))
-        grad_g = self._step(optimizers["generator"], self.generator, loss_g)
+        grad_g = adversarial.descend(optimizers["generator"], self.generator, loss_g)
         return {
             "loss_d": loss_d.item(),
             "loss_g": loss_g.item(),
@@ -185,16 +185,6 @@ class GAN(nn.Module):
             "grad_d": grad_d,
             "grad_g": grad_g,
         }
-
-    @staticmethod
-    def _step(optimizer: optim.Optimizer, player: nn.Module, loss: Tensor) -> float:
-        """Move one player down its loss; returns the length of the gradient."""
-        parameters = list(player.parameters())
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
-        length = nn.utils.clip_grad_norm_(parameters, math.inf)  # which clips nothing
-        optimizer.step()
-        return length.item()
 
     def _judgements(self, d_real: Tensor, d_fake: Tensor) -> dict[str, float]:
         judge = self.objective.judgement
