@@ -244,7 +244,7 @@ def test_damaged_gzip(alone):
 
 def test_catalogue_tells_what_is_here(alone):
     before = {row.name: row for row in catalogue()}
-    assert list(before) == ["digits", "fashion-mnist", "mnist", "python-docs", "shapes"]
+    assert list(before) == ["digits", "fashion-mnist", "fashion-edges", "mnist", "python-docs", "shapes"]
     assert all(row.what and row.licence for row in before.values())
     assert before["digits"].where and before["python-docs"].where and before["mnist"].where is None
     write_idx(alone / "own/mnist")

@@ -86,7 +86,7 @@ def load_npz(path: Path, split: str, seed: int) -> Images:
     return Images(x, y, classes, path.stem)
 
 
-_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 
@@ -95,11 +95,11 @@ def load_folder(folder: Path, split: str, seed: int, size: int | tuple[int, int]
     """What the folder holds, and whether that is images."""
     folders, files = tree(folder)
     texts = [f for f in files if f.suffix.lower() == ".txt"]
-    images = [f for f in files if f.suffix.lower() in _SUFFIXES]
+    images = [f for f in files if f.suffix.lower() in SUFFIXES]
     if bool(texts) == bool(images):
         found = f"{len(texts)} and {len(images)} of them" if texts else f"neither among its {len(files)} files"
         raise DataError(f"{folder}: expected a folder of .txt files or of images, got {found}.")
-    name, parts = folder.resolve().name, _parts(folder, folders, texts or images)
+    name, parts = folder.resolve().name, parts_of(folder, folders, texts or images)
     if parts:
         chosen = [f for f in texts or images if f.parts[0] == parts[split]]
         if not chosen:
@@ -121,7 +121,7 @@ def load_folder(folder: Path, split: str, seed: int, size: int | tuple[int, int]
     if not parts:
         chosen = [images[row] for row in deal(len(images), split, seed, folder)]
     y = np.array([classes.index(inside(f)[0]) for f in chosen], dtype=np.int64) if classes else None
-    return Images(_read_images([folder / f for f in chosen], size), y, classes, name), True
+    return Images(read_pictures([folder / f for f in chosen], size), y, classes, name), True
 
 
 CAPTIONS = "captions.tsv"  # in a folder of pictures: lines of FILE, a tab, caption
@@ -142,11 +142,11 @@ def _captioned(
         raise DataError(f"{top / CAPTIONS}: expected a caption for each picture, got none for {silent[0].relative_to(part)}.")
     if part == Path():
         chosen = [chosen[row] for row in deal(len(chosen), split, seed, folder)]
-    x = _read_images([folder / f for f in chosen], size)
+    x = read_pictures([folder / f for f in chosen], size)
     return Captioned(x, None, (), folder.resolve().name, tuple(listed[f] for f in chosen))
 
 
-def _parts(folder: Path, folders: list[Path], files: list[Path]) -> dict[str, str] | None:
+def parts_of(folder: Path, folders: list[Path], files: list[Path]) -> dict[str, str] | None:
     """The name of the sub-folder, or of the text file, that each split takes; None where the folder has no parts.
 
     Raises DataError for two parts of one split, for more data beside the parts, and for parts further down.
@@ -188,7 +188,7 @@ def tree(folder: Path) -> tuple[list[Path], list[Path]]:
         try:
             status = os.stat(folder / here)
             if not stat.S_ISDIR(status.st_mode):
-                if not stat.S_ISREG(status.st_mode) and here.suffix.lower() in _SUFFIXES | {".txt"}:
+                if not stat.S_ISREG(status.st_mode) and here.suffix.lower() in SUFFIXES | {".txt"}:
                     raise DataError(f"{folder / here}: expected a file, got a device or a pipe.")
                 files += [here] * stat.S_ISREG(status.st_mode)
                 continue
@@ -202,59 +202,97 @@ def tree(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(folders, key=Path.as_posix), sorted(files, key=Path.as_posix)
 
 
-def _read_images(files: list[Path], size: int | tuple[int, int] | None) -> np.ndarray:
-    """Grey if every picture is grey, else RGB; transparency is laid over white, as on a page."""
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise DataError("a folder of images needs Pillow, which is not installed: pip install pillow.") from error
-    side = None
+def read_pictures(files: list[Path], size: int | tuple[int, int] | None, *, halves: bool = False) -> np.ndarray:
+    """The pictures in these files: float32 (N, C, H, W) in [0, 1], grey if every picture is grey, else RGB.
+
+    Transparency is laid over white, as on a page. `size` resizes to (H, W): with `halves`, each half of a picture.
+    Raises DataError where one is damaged, of another size than the first, or, with `halves`, has no middle.
+    """
+    height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
     if size is not None:
-        height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
         require_natural("size", height, 1)
         require_natural("size", width, 1)
-        side = width, height
-
     pictures: list[Any] = []
     for file in files:
-        try:
-            with _unwarned():
-                picture = _read_image(file, side)
-        except DataError:
-            raise
-        except Exception as error:  # a decoder of damaged bytes raises what its code runs into
-            if _refused(error):
-                raise unreadable(file, error) from error
+        picture = _read_picture(file)
+        if halves and picture.width % 2:
             raise DataError(
-                f"{file}: expected an image that Pillow can read, got one that is damaged or no image "
-                f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')})."
-            ) from error
+                f"{file}: expected two pictures of one size side by side, so an even width, got {_h_by_w(picture)}."
+            )
+        if size is not None:
+            picture = _resized(picture, height, width * (1 + halves))
         if pictures and picture.size != pictures[0].size:
             raise DataError(
                 f"{file}: expected {_h_by_w(pictures[0])} like {files[0].name}, got {_h_by_w(picture)}; size= resizes them all."
             )
         pictures.append(picture)
-    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
+    return _stacked(pictures, "L" if all(picture.mode == "L" for picture in pictures) else "RGB")
+
+
+def pictures_like(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+    """The picture in a file, or those in a folder in the order of their paths, in the shape that a model takes.
+
+    They are made grey or RGB, and resized where their sides have the ratio asked for: no picture is squashed.
+    shape: (C, H, W), C 1 or 3;  result: float32 (N, C, H, W) in [0, 1].
+    Raises DataError where there is none, one is damaged, or its sides have another ratio.
+    """
+    path, (channels, height, width) = Path(os.path.expanduser(path)), shape
+    found = [path]
+    if path.is_dir():
+        found = [path / f for f in tree(path)[1] if f.suffix.lower() in SUFFIXES]
+        if not found:
+            raise DataError(f"{path}: expected a picture, or a folder of them, got a folder without any.")
+    pictures = []
+    for file in found:
+        picture = _read_picture(file)
+        if 2 * abs(picture.width * height - picture.height * width) > max(picture.size):  # half a pixel is rounding
+            raise DataError(
+                f"{file}: expected sides in the ratio of {height}×{width} (height × width), to which pictures are resized, "
+                f"got {_h_by_w(picture)}; cut it to that shape."
+            )
+        pictures.append(_resized(picture, height, width))
+    return _stacked(pictures, "L" if channels == 1 else "RGB")
+
+
+def _stacked(pictures: list[Any], mode: str) -> np.ndarray:
     x = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])  # (N, H, W) or (N, H, W, 3)
-    return pixels(x if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2)), files[0].parent)
+    return pixels(x if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2)), "pictures")
 
 
-def _read_image(file: Path, size: tuple[int, int] | None) -> Any:
-    """One picture, in Pillow's mode L or RGB, resized to (width, height) if wished. Raises whatever Pillow raises."""
-    from PIL import Image, ImageOps
+def _read_picture(file: Path) -> Any:
+    """One picture, in Pillow's mode L or RGB. Raises DataError where it cannot be read."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DataError("a folder of images needs Pillow, which is not installed: pip install pillow.") from error
+    try:
+        with _unwarned():
+            with Image.open(file) as opened:
+                picture = ImageOps.exif_transpose(opened)  # a camera tells beside the pixels how it was turned
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(f"{file}: expected 8 bits a channel, got Pillow mode {picture.mode!r}.")
+            grey = picture.mode in ("1", "L", "LA")
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return picture.convert("L" if grey else "RGB")
+    except DataError:
+        raise
+    except Exception as error:  # a decoder of damaged bytes raises what its code runs into
+        if _refused(error):
+            raise unreadable(file, error) from error
+        raise DataError(
+            f"{file}: expected an image that Pillow can read, got one that is damaged or no image "
+            f"({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')})."
+        ) from error
 
-    with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)  # a camera tells beside the pixels how it was turned
-    if picture.mode.startswith(("I", "F")):
-        raise DataError(f"{file}: expected 8 bits a channel, got Pillow mode {picture.mode!r}.")
-    grey = picture.mode in ("1", "L", "LA")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if grey else "RGB")
-    if size is None or picture.size == size:
+
+def _resized(picture: Any, height: int, width: int) -> Any:
+    from PIL import Image
+
+    if picture.size == (width, height):
         return picture
-    return picture.resize(size, Image.Resampling.BOX)  # BOX: the mean of what a pixel covers
+    return picture.resize((width, height), Image.Resampling.BOX)  # BOX: the mean of what a pixel covers
 
 
 def _h_by_w(picture) -> str:

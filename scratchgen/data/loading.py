@@ -8,14 +8,21 @@ from pathlib import Path
 
 from scratchgen.data import files
 from scratchgen.data.checks import DataError, require_natural
+from scratchgen.data.dataset import Dataset
 from scratchgen.data.images import Images
 from scratchgen.data.named import NAMED, expanded
+from scratchgen.data.pairs import Pairs, load_pairs
 from scratchgen.data.texts import Text, cut, read_text
 
 
 def load(
-    name_or_path: str | os.PathLike[str], *, split: str = "train", seed: int = 0, size: int | tuple[int, int] | None = None
-) -> Images | Text:
+    name_or_path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    seed: int = 0,
+    size: int | tuple[int, int] | None = None,
+    kind: type = Dataset,
+) -> Images | Text | Pairs:
     """One split of a data set, by its name or by the path to your own.
 
     A name of `catalogue()`, or a path to
@@ -25,6 +32,10 @@ def load(
                                               captions.tsv of lines FILE, a tab, caption; `size` resizes to (H, W)
         a .npz file                           x: uint8 in 0..255 or floats in [0, 1], (N, C, H, W) or (N, H, W);
                                               optionally y: integers (N,)
+
+    A folder of images does not tell whether these are single ones or pairs: with `kind=Pairs` they are taken for pairs, each
+    image holding a and b side by side, or those of two sub-folders, a and b, under equal names. Other data are what they are,
+    whatever `kind` says.
 
     Links in a folder are followed; what is hidden (its name begins with a dot) is left out.
 
@@ -44,6 +55,8 @@ def load(
     folder_of_images = False
     if name in NAMED:
         data = NAMED[name].load(split, seed)
+    elif path.is_dir() and issubclass(kind, Pairs):
+        data, folder_of_images = load_pairs(path, split, seed, size), True
     elif path.is_dir():
         data, folder_of_images = files.load_folder(path, split, seed, size)
     elif path.is_file() and path.suffix.lower() == ".txt":

@@ -18,6 +18,7 @@ import numpy as np
 
 from scratchgen.data.checks import DataError
 from scratchgen.data.images import Images, deal, pixels
+from scratchgen.data.pairs import Pairs, of_edges
 from scratchgen.data.shapes import shapes
 from scratchgen.data.texts import Text, cut
 
@@ -37,7 +38,7 @@ class Named(NamedTuple):
 
     what: str
     licence: str
-    load: Callable[[str, int], Images | Text]  # a split ("train" or "test") dealt out by a seed
+    load: Callable[[str, int], Images | Text | Pairs]  # a split ("train" or "test") dealt out by a seed
     where: Callable[[], str | None]  # where it is found here, None for what has to be downloaded first
 
 
@@ -215,6 +216,12 @@ NAMED = {
         "70 000 pictures of clothes, 28×28, grey, 10 classes",
         "MIT, Zalando SE (Xiao, Rasul & Vollgraf 2017)",
         _idx_images("fashion-mnist"),
+        _idx_folder("fashion-mnist"),
+    ),
+    "fashion-edges": Named(
+        "70 000 pairs: the edges of each picture of fashion-mnist, and the picture, 28×28, grey",
+        "MIT, Zalando SE (Xiao, Rasul & Vollgraf 2017); the edges are made by code",
+        lambda split, seed: of_edges(_idx_images("fashion-mnist")(split, seed), "fashion-edges"),
         _idx_folder("fashion-mnist"),
     ),
     "mnist": Named(

@@ -18,14 +18,14 @@ def load(recipe: Recipe, table: Mapping[str, Recipe] = RECIPES) -> data.Task:
     recipes that may do so.
     """
     family, size = recipe.family, recipe.size or None
-    train = data.load(recipe.data, seed=recipe.seed, size=size)
+    train = data.load(recipe.data, seed=recipe.seed, size=size, kind=family.learns_from)
     if not isinstance(train, family.learns_from):
         others = ", ".join(name for name, r in table.items() if isinstance(train, r.family.learns_from))
         raise TrainingError(
             f"{recipe.data}: the recipe {recipe.name!r} learns from {family.learns_from.__name__.lower()}, and this is "
             f"{type(train).__name__.lower()}, from which {others or 'no recipe'} can learn."
         )
-    test = data.load(recipe.data, split="test", seed=recipe.seed, size=size)
+    test = data.load(recipe.data, split="test", seed=recipe.seed, size=size, kind=family.learns_from)
     return data.Task(*family.prepare(train, test, recipe.model), recipe.batch_size, recipe.seed)
 
 
