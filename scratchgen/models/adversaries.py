@@ -183,6 +183,18 @@ def init_dcgan(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 
+def init_he(module: nn.Module) -> None:
+    """Weights that keep the size of what passes through leaky ReLUs, biases 0: for a D without norms, which would make up for
+    small weights. On Fashion-MNIST its slope ‖∇D(x)‖ begins at 1.2, where WGAN-GP wants it; drawn by `init_dcgan`, at 0.006.
+
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=LEAK)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Residual networks without normalisation
 # ---------------------------------------------------------------------------------------------------------------------

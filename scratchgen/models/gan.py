@@ -34,6 +34,7 @@ from scratchgen.models.adversaries import (
     ResidualDiscriminator,
     ResidualGenerator,
     init_dcgan,
+    init_he,
 )
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import rand, randn
@@ -103,7 +104,8 @@ class GAN(nn.Module):
                 raise ValueError(f"GAN: network 'dcgan' expects hidden divisible by 4, got {width}")
             self.generator = DCGenerator(shape, width, latent, upsample=config.upsample, features=classes)
             self.discriminator = DCDiscriminator(shape, width, norm=norm, features=classes)
-            self.apply(init_dcgan)
+            self.generator.apply(init_dcgan)
+            self.discriminator.apply(init_dcgan if norm else init_he)
         elif config.network == "residual":
             if width % 24 or classes:
                 raise ValueError(
