@@ -1,5 +1,6 @@
 """The loop and its folder: what was interrupted ends bit for bit where it would have ended; what is damaged is refused."""
 
+import base64
 import dataclasses
 import html.parser
 import io
@@ -171,6 +172,49 @@ def test_a_longer_run_is_extended(tmp_path, small_text):
     assert_same(tmp_path / "short", tmp_path / "long")
     with pytest.raises(TrainingError, match="already at step 15"):
         resume("vae", tmp_path / "short", steps=12)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6), (1, 28, 28), (4, 60, 50), (2, 5, 5)])
+def test_images_cut_from_a_sheet_are_those_it_was_made_of(shape):
+    x = np.random.default_rng(0).integers(0, 256, (9, *shape)) / 255
+    shown = x[:, :3] if shape[0] >= 3 else x[:, :1]
+    for columns in (3, 4, 10):
+        back = pictures.cut(pictures.grid(x, columns), columns, shape[1:])
+        np.testing.assert_array_equal(back[:9], shown)
+        assert len(back) % columns == 0 and not back[9:].any()
+
+
+def test_the_film_strip_is_the_kept_samples_row_by_row(tmp_path, small_text):
+    """Up to ten of the steps, evenly spread, and of each the first pictures; whatever later steps left behind is not shown."""
+    begin("cgan", tmp_path / "run", small_text, steps=7, sample_every=3)
+    resume("cgan", tmp_path / "run", steps=39)
+    kept = [*range(3, 40, 3), 7]  # the last of the short run too
+    assert {int(path.stem) for path in (tmp_path / "run/samples").iterdir()} == set(kept)
+    film = np.asarray(Image.open(tmp_path / "run/film.png"))
+    rows = [sorted(kept)[round(i * 13 / 9)] for i in range(10)]
+    strip = []
+    for step in rows:
+        sheet = np.asarray(Image.open(tmp_path / f"run/samples/{step:06d}.png"))  # 8 × 8 digits, 6 times as large
+        strip.append(pictures.grid(pictures.cut(sheet, 8, (8, 8))[:10], 10)[: 9 * 6])
+    strip = np.concatenate([*strip, np.zeros((6, 91 * 6), np.uint8)])
+    margin = film.shape[1] - strip.shape[1]
+    np.testing.assert_array_equal(film[:, margin:], strip)
+    printed = film[:540, :margin].reshape(10, 54, margin)
+    assert (printed > 100).any((1, 2)).all(), "a number before each row"
+    assert len({number.tobytes() for number in printed}) == 10
+
+    (tmp_path / "run/samples/000099.png").write_bytes((tmp_path / "run/samples/000003.png").read_bytes())
+    (tmp_path / "run/samples/seed-3.png").write_bytes(b"")
+    resume("cgan", tmp_path / "run", steps=40)
+    before = np.asarray(Image.open(tmp_path / "run/film.png"))
+    assert before.shape == film.shape and (before[-60:, margin:] != film[-60:, margin:]).any()
+
+    report.page(tmp_path / "index.html", [(open_run(tmp_path / "run"), {})])
+    shown = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert base64.b64encode((tmp_path / "run/film.png").read_bytes()).decode() in shown and "step 3<" not in shown
+    (tmp_path / "run/film.png").unlink()  # as in a run of an older version
+    report.page(tmp_path / "index.html", [(open_run(tmp_path / "run"), {})])
+    assert "step 3<" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_training_does_not_depend_on_how_often_it_is_looked_at(tmp_path, small_text):

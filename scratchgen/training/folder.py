@@ -2,7 +2,8 @@
 
     config.json             the recipe as it was begun
     metrics.jsonl           one line for each step that was logged
-    samples/                what the model made on its way
+    samples/                what the model made on its way, of the same noise at each step that is kept
+    film.png                the first of these pictures as a film strip: a row for each of up to ten steps
     curves.png              the metrics as a picture
     checkpoint.safetensors  everything the next step depends on
 
@@ -29,7 +30,8 @@ import numpy as np
 
 from scratchgen.serialization import ENTRY, pack, unpack, write_whole
 
-CONFIG, METRICS, CHECKPOINT, SAMPLES, CURVES = "config.json", "metrics.jsonl", "checkpoint.safetensors", "samples", "curves.png"
+CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.safetensors"
+SAMPLES, FILM, CURVES = "samples", "film.png", "curves.png"
 
 
 class TrainingError(ValueError):
@@ -39,6 +41,13 @@ class TrainingError(ValueError):
 def is_empty(folder: Path) -> bool:
     """Is the folder missing, or empty but for files that a killed write left unfinished?"""
     return not folder.exists() or all(re.fullmatch(r"\..*\.tmp", entry.name) for entry in folder.iterdir())
+
+
+def kept_samples(folder: Path, step: int, suffix: str, most: int) -> list[tuple[int, Path]]:
+    """Steps up to `step`, ascending, and the files of what was made then: `most` of those that there are, evenly spread."""
+    files = [path for path in (folder / SAMPLES).glob(f"*{suffix}") if path.stem.isdecimal() and int(path.stem) <= step]
+    kept = sorted((int(path.stem), path) for path in files)
+    return [kept[round(i)] for i in np.linspace(0, len(kept) - 1, min(most, len(kept)))]
 
 
 @contextlib.contextmanager

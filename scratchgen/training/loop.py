@@ -33,11 +33,13 @@ from scratchgen.training.folder import (
     CHECKPOINT,
     CONFIG,
     CURVES,
+    FILM,
     METRICS,
     SAMPLES,
     MetricsLog,
     TrainingError,
     is_empty,
+    kept_samples,
     load_checkpoint,
     locked,
     of_this_version,
@@ -355,6 +357,8 @@ def _show(state: State, folder: Path, bar: _Progress) -> dict[str, float]:
         found = model.evaluate(task.held_out(recipe.eval_batches))
     divergence.check(found, recipe.family, of="held-out ")
     bar.draw(folder / SAMPLES / f"{state.step:06d}{medium.suffix}", lambda: medium.file(samples))
+    if medium.film:
+        bar.draw(folder / FILM, lambda: medium.film(kept_samples(folder, state.step, medium.suffix, most=10), samples))
     return {f"test_{key}": value for key, value in found.items()}
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +23,27 @@ class Medium(NamedTuple):
     file: Callable[[Any], bytes]  # samples → the content of such a file
     finite: Callable[[Any], bool]  # false for samples of a model whose layers overflow
     printed: Callable[[Any], str] | None = None  # samples → what is printed of them; None: they are written to a file
+    # (steps and their files of samples, samples like those in the files) → the content of a film strip; None: there is none
+    film: Callable[[Sequence[tuple[int, Path]], Any], bytes] | None = None
+
+
+def _columns(x: np.ndarray) -> int:
+    return math.ceil(math.sqrt(len(x)))
 
 
 def _sheet(x: np.ndarray) -> bytes:
-    return pictures.png(pictures.grid(x, math.ceil(math.sqrt(len(x)))))
+    return pictures.png(pictures.grid(x, _columns(x)))
+
+
+def _film(kept: Sequence[tuple[int, Path]], x: np.ndarray, most: int = 10) -> bytes:
+    """The first pictures of each file, one row a file."""
+    from PIL import Image
+
+    rows = []
+    for step, path in kept:
+        sheet = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+        rows.append((step, pictures.cut(sheet, _columns(x), x.shape[2:])[: min(most, len(x))]))
+    return pictures.png(pictures.film(rows))
 
 
 def _joined(texts: Sequence[str]) -> str:
@@ -32,6 +51,6 @@ def _joined(texts: Sequence[str]) -> str:
 
 
 MEDIA = {
-    "pictures": Medium(".png", _sheet, lambda x: bool(np.isfinite(x).all())),
+    "pictures": Medium(".png", _sheet, lambda x: bool(np.isfinite(x).all()), film=_film),
     "text": Medium(".txt", lambda texts: _joined(texts).encode("utf-8", "replace"), lambda texts: True, _joined),
 }

@@ -22,15 +22,44 @@ def grid(x: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1)
     x = np.asarray(x)
     x = x[:, :3] if x.shape[1] >= 3 else x[:, :1]
     n, c, h, w = x.shape
-    rows = -(-n // columns)
+    rows, scale = -(-n // columns), scale or _scale(h, w)
     sheet = np.zeros((rows * (h + gap) + gap, columns * (w + gap) + gap, c), np.uint8)
     for i, image in enumerate(x):
         top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
         sheet[top : top + h, left : left + w] = np.rint(np.clip(image, 0, 1) * 255).transpose(1, 2, 0)
-    if scale is None:
-        scale = max(1, round(48 / max(h, w)))
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     return sheet if c == 3 else sheet[:, :, 0]
+
+
+def _scale(h: int, w: int) -> int:
+    return max(1, round(48 / max(h, w)))
+
+
+def cut(sheet: np.ndarray, columns: int, shape: tuple[int, int], *, gap: int = 1) -> np.ndarray:
+    """The images of a sheet that `grid` made, enlarged as it does without `scale`: its inverse, but for the rounding.
+
+    shape: height and width of an image;  uint8 (h, w) or (h, w, 3) → (N, 1 or 3, *shape) in [0, 1], N a multiple of columns
+    """
+    h, w = shape
+    small = sheet[:: _scale(h, w), :: _scale(h, w)][gap:, gap:]
+    parts = small.reshape(-1, h + gap, columns, w + gap, small.shape[2] if small.ndim == 3 else 1)[:, :h, :, :w]
+    return parts.transpose(0, 2, 4, 1, 3).reshape(-1, parts.shape[-1], h, w) / 255  # from (rows, h, columns, w, C)
+
+
+def film(rows: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """A film strip, downwards: a row of images for each step, which is printed before it.     images: (N, C, H, W), N alike"""
+    from PIL import Image, ImageDraw, ImageFont
+
+    images = np.concatenate([x for _, x in rows])
+    sheet = grid(images, len(rows[0][1]))
+    font = ImageFont.load_default(14)
+    margin = 10 + math.ceil(max(font.getlength(f"{step:,}") for step, _ in rows))
+    sheet = np.pad(sheet, ((0, 0), (margin, 0), (0, 0))[: sheet.ndim])
+    picture = Image.fromarray(sheet)
+    for i, (step, _) in enumerate(rows):
+        middle = len(sheet) * (i + 0.5) / len(rows)
+        ImageDraw.Draw(picture).text((margin - 5, middle), f"{step:,}", (170,) * sheet[0, 0].size, font, anchor="rm")
+    return np.asarray(picture)
 
 
 def png(sheet: np.ndarray, *, colours: int | None = None) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchgen.models.family import Family, Panel, Pictures, Score, Texts
 from scratchgen.training import pictures, runs
-from scratchgen.training.folder import SAMPLES, write_whole
+from scratchgen.training.folder import FILM, kept_samples, write_whole
 from scratchgen.training.media import MEDIA
 from scratchgen.training.runs import Run
 
@@ -81,7 +81,7 @@ def _section(run: Run, scores: dict[str, float]) -> str:
 <div class="equations">{"".join(map(_math, told.equations))}</div>
 <p class="facts">{facts}</p>
 {"".join(map(_shown, told.figures))}
-{_GROWTH[family.makes](_spread(run, MEDIA[family.makes].suffix))}
+{_growth(run)}
 <div class="curves">{curves}</div>
 {_scores(family, scores)}
 </section>
@@ -169,12 +169,13 @@ def _plain(markup: str) -> str:
     return html.unescape(re.sub("<[^>]*>", "", markup))
 
 
-def _spread(run: Run, suffix: str, n: int = 4) -> list[tuple[int, Path]]:
-    """Up to n of the samples that were kept on the way, evenly spread."""
-    kept = sorted(
-        (int(p.stem), p) for p in (run.folder / SAMPLES).glob(f"*{suffix}") if p.stem.isdigit() and int(p.stem) <= run.step
-    )
-    return [kept[round(i)] for i in np.linspace(0, len(kept) - 1, min(n, len(kept)))]
+def _growth(run: Run) -> str:
+    """What the model made on its way: the film strip of the run, or, where there is none, some of the samples that it kept."""
+    medium, film = MEDIA[run.recipe.family.makes], run.folder / FILM
+    if medium.film and film.exists():
+        caption = "The same codes, a column each, as training went on; before each row, its step."
+        return f'<figure class="film">{_image(film.read_bytes(), caption)}<figcaption>{caption}</figcaption></figure>'
+    return _GROWTH[run.recipe.family.makes](kept_samples(run.folder, run.step, medium.suffix, most=4))
 
 
 def _grown_pictures(kept: list[tuple[int, Path]]) -> str:
@@ -311,6 +312,7 @@ math { font-size: 1.18rem; margin: .5rem 0; }
 figure { margin: 1.8rem 0; }
 figcaption { margin-top: .5rem; }
 img { display: block; width: 100%; image-rendering: pixelated; }
+.film img { width: auto; max-width: 100%; image-rendering: auto; }
 img.ink { filter: invert(1); mix-blend-mode: multiply; }
 @media (prefers-color-scheme: dark) { img.ink { filter: none; mix-blend-mode: screen; } }
 .pair, .growth, .curves, .texts { display: grid; gap: 1.6rem; }
