@@ -6,6 +6,9 @@ The same seed, threads and machine give the same bits.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from scratchgen import replay
@@ -57,3 +60,13 @@ def set_rng_state(state: dict) -> None:
         _generator.bit_generator.state = state
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"set_rng_state: expected a state from get_rng_state, got {state!r}") from error
+
+
+@contextlib.contextmanager
+def fork_rng() -> Iterator[None]:
+    """After the `with`, the library's generator is where it was before, whatever was drawn or seeded inside."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

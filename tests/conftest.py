@@ -55,6 +55,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="only in the deep run: SCRATCHGEN_DEEP=1"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _a_folder_of_their_own(tmp_path_factory):
+    """What tests make once, such as a classifier, they keep apart: the user's cache holds what the user's kernels made."""
+    from scratchgen.training import kept
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(kept, "folder", lambda: tmp_path_factory.getbasetemp() / "kept")
+    yield
+    patch.undo()
+
+
 def switches():
     """Every global switch: recording, anomaly detection, the backend of the kernels, NumPy's generator and error state."""
     legacy = np.random.get_state()  # noqa: NPY002 (to see that nobody uses it)

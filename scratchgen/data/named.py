@@ -141,16 +141,16 @@ def _idx_folder(name: str) -> Callable[[], str | None]:
     return where
 
 
-def _cache() -> Path | None:
-    """The folder of what was downloaded; None for a user who has no home, as in some containers."""
+def cache() -> Path | None:
+    """The folder of what was downloaded or made once; None for a user who has no home, as in some containers."""
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "scratchgen"
-    cache = expanded("~/.cache/scratchgen")
-    return None if cache.parts[0] == "~" else cache
+    folder = expanded("~/.cache/scratchgen")
+    return None if folder.parts[0] == "~" else folder
 
 
 def _find(name: str, file: str) -> Path | None:
-    folders = [root / name for root in (_cache(),) if root]
+    folders = [root / name for root in (cache(),) if root]
     if os.environ.get("SCRATCHGEN_DATA"):
         folders.insert(0, expanded(os.environ["SCRATCHGEN_DATA"]) / name)
     if IDX[name].package:
@@ -160,19 +160,19 @@ def _find(name: str, file: str) -> Path | None:
 
 
 def _find_or_fetch(name: str, file: str) -> Path:
-    found, cache, idx = _find(name, file), _cache(), IDX[name]
+    found, folder, idx = _find(name, file), cache(), IDX[name]
     if found:
         return found
     try:
-        if cache is None:
+        if folder is None:
             raise FileNotFoundError("no folder to keep it in, since neither XDG_CACHE_HOME nor HOME is set")
         import pooch
 
         return Path(
-            pooch.retrieve(f"{idx.url}{file}.gz", known_hash=f"md5:{idx.md5[file]}", fname=f"{file}.gz", path=cache / name)
+            pooch.retrieve(f"{idx.url}{file}.gz", known_hash=f"md5:{idx.md5[file]}", fname=f"{file}.gz", path=folder / name)
         )
     except (ImportError, OSError, ValueError) as error:  # no pooch; no network; another checksum
-        ways = [f"put {file} (or .gz) into $SCRATCHGEN_DATA/{name}/" + (f" or {cache / name}/" if cache else "")]
+        ways = [f"put {file} (or .gz) into $SCRATCHGEN_DATA/{name}/" + (f" or {folder / name}/" if folder else "")]
         if idx.package:
             ways.append(f"install the system package {idx.package[1]}")
         ways.append("connect to the network with pooch installed, and it is downloaded once")

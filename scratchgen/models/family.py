@@ -97,6 +97,19 @@ class Draw(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What scores need and is costly to make, such as a classifier
+# ---------------------------------------------------------------------------------------------------------------------
+
+Arrays = Mapping[str, np.ndarray]
+Keep = Callable[[str, Callable[[], Arrays]], Arrays]  # (name, make) → what is kept under the name, or else what make() returns
+
+
+def anew(name: str, make: Callable[[], Arrays]) -> Arrays:
+    """A `Keep` that keeps nothing."""
+    return make()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The page of a run
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +146,9 @@ def _as_they_are(train: Any, test: Any, settings: Mapping[str, Any]) -> tuple[Da
     return train, test
 
 
-def _no_more(task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable) -> dict[str, float]:
+def _no_more(
+    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable, keep: Keep
+) -> dict[str, float]:
     return {}
 
 
@@ -160,8 +175,8 @@ class Family:
     options: tuple[Option, ...] = ()  # that `sample` takes
     many: int = 64  # how many samples are drawn where nobody says
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] | None = None  # samples to keep on the way; None: `many`
-    # (task, scores of `evaluate`, draw, rng, say) → further scores; one called "…_real" is the same score of real data
-    scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable], dict[str, float]] = _no_more
+    # (task, scores of `evaluate`, draw, rng, say, keep) → further scores; "…_real" is the same score of real data
+    scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable, Keep], dict[str, float]] = _no_more
     meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key
     curves: tuple[Panel, ...] = ()
     page: Callable[[Any, Any, Task, Draw], Page] = field(default=lambda model, metadata, task, draw: Page("", ()))

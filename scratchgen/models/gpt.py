@@ -28,7 +28,7 @@ from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.calculus import checkpoint
 from scratchgen.grad_mode import no_grad
-from scratchgen.models.family import Draw, Family, Line, Option, Page, Panel, Score, Texts
+from scratchgen.models.family import Draw, Family, Keep, Line, Option, Page, Panel, Score, Texts
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
 from scratchgen.text import CharTokenizer, TokenError, Tokenizer, sample
@@ -260,7 +260,7 @@ def _knows(tokenizer: Tokenizer, text: str) -> bool:
 
 
 def scores(
-    task: data.Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any]
+    task: data.Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
 ) -> dict[str, float]:
     """Bits for each byte of the held-out text, comparable across tokenizers, and the loss of a model that knows nothing."""
     tokenizer = task.test.tokenizer

@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchgen import metrics
 from scratchgen.data import DataError, Images, Task
-from scratchgen.models.family import Draw, Option, OptionError, Score
+from scratchgen.models.family import Draw, Keep, Option, OptionError, Score
 
 NEIGHBOURS = 3  # the k of `metrics.precision_recall`, which needs more than k pictures of each kind
 
@@ -57,7 +57,7 @@ def sample_classes(
 
 
 def scores(
-    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any]
+    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
 ) -> dict[str, float]:
     """How near as many samples as held-out pictures (at most 2,000) come to these.
 

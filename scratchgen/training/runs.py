@@ -14,7 +14,7 @@ import numpy as np
 
 from scratchgen import data, random
 from scratchgen.models.family import Draw, Page
-from scratchgen.training import divergence, recipes, tasks
+from scratchgen.training import divergence, kept, recipes, tasks
 from scratchgen.training.divergence import Diverged
 from scratchgen.training.folder import CHECKPOINT, METRICS, load_checkpoint, of_this_version, read_metrics
 from scratchgen.training.recipes import RECIPES, Recipe
@@ -82,7 +82,7 @@ def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: Non
     with _unseen(seed), _told(run), np.errstate(all="ignore"):  # an overflow shows in the scores, which are checked
         found = run.model.evaluate(task.held_out())
         divergence.check(found, family)
-        found |= family.scores(task, found, run.draw, np.random.default_rng(seed), say)
+        found |= family.scores(task, found, run.draw, np.random.default_rng(seed), say, kept.keeping(say))
         divergence.check(found, family)
         return found
 
@@ -109,9 +109,6 @@ def _told(run: Run) -> Iterator[None]:
 @contextlib.contextmanager
 def _unseen(seed: int = 0) -> Iterator[None]:
     """Inside the `with`, the library's generator starts at `seed`; afterwards it is where it was."""
-    state = random.get_rng_state()
-    random.manual_seed(seed)
-    try:
+    with random.fork_rng():
+        random.manual_seed(seed)
         yield
-    finally:
-        random.set_rng_state(state)
