@@ -143,6 +143,7 @@ def _flag(name: str) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from scratchgen.models.family import side_by_side
     from scratchgen.training import folder, moved, open_run, scores
 
     run = open_run(args.run, _device(args.device), args.table)
@@ -155,10 +156,8 @@ def evaluate(args: argparse.Namespace) -> int:
         _say(text)
     else:
         _say(f"{run.recipe.name} on held-out {run.recipe.data}, step {run.step:,}\n")
-        real = {key for key in found if key.endswith("_real") and key.removesuffix("_real") in found}
-        rows = [(key.replace("_", " "), f"{value:.4g}", f"{found[key + '_real']:.4g}" if key + "_real" in found else "")
-                for key, value in found.items() if key not in real]  # fmt: skip
-        _table([("", "model", "real data" if real else ""), *rows])
+        columns, rows = side_by_side(found)
+        _table([("", *columns), *((key.replace("_", " "), *map(_number, values)) for key, values in rows)])
     try:
         folder.write_whole(run.folder / "eval.json", text + "\n")
     except (
@@ -259,6 +258,10 @@ def _device(name: str) -> str:
     if name != "cpu":
         device.library()
     return name
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:

@@ -12,14 +12,21 @@ import numpy as np
 
 __all__ = [
     "Coverage",
+    "Estimate",
+    "Novelty",
+    "agreement",
     "bits_per_byte",
     "bits_per_dim",
+    "class_divergence",
+    "class_entropy",
     "distinct_ngrams",
     "diversity",
     "frechet_distance",
     "frechet_gaussians",
     "kernel_distance",
     "mode_coverage",
+    "nearest_distances",
+    "novelty",
     "perplexity",
     "precision_recall",
 ]
@@ -149,9 +156,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, *, subset: int = 1000, seed: i
         MMD² = 1/(m (m − 1)) Σ_{i≠j} [k(a_i, a_j) + k(b_i, b_j)] − 2/m² Σ_{i,j} k(a_i, b_j)
 
     The expectation over samples is the distance itself whatever their number, where that of `frechet_distance` is larger the
-    fewer there are. For equal distributions the value is about 0, and as often below as above. Both sets are dealt into
-    disjoint subsets of m = min(subset, n, …) rows; the error is the standard deviation of their values over the root of
-    their number, NaN where there is only one.
+    fewer there are. For equal distributions the value is about 0, and as often below as above. Both sets are shuffled and
+    dealt into disjoint subsets of m = min(subset, n, …) rows, what is left over being dropped; the error is the standard
+    deviation of their values over the root of their number, NaN where there is only one.
 
     a: (n, d), b: (m, d), n and m ≥ 2.   Raises ValueError: other shapes, NaN or infinity, subset < 2.
     Source: Bińkowski et al. 2018, arXiv:1801.01401, eq. 3 and §3 (KID, there on Inception features); Gretton et al. 2012.
@@ -231,6 +238,111 @@ def _distances(a: np.ndarray, b: np.ndarray, block: int = 1024):
     # cdist takes differences. a² + b² − 2ab would be faster, but cancels where points are close, and close ones count here.
     for i in range(0, len(a), block):
         yield slice(i, i + block), cdist(a[i : i + block], b)
+
+
+# ------------------------------------------------------------------------------------------- nearest training picture
+
+
+def nearest_distances(x: np.ndarray, to: np.ndarray) -> np.ndarray:
+    r"""The Euclidean distance from each row of x to the nearest row of `to`: 0 for a copy.
+
+        d_i = min_j ‖x_i − t_j‖,     the nearest being found by   ‖t_j‖² − 2 x_iᵀ t_j,   which a matrix product gives
+
+    The product cancels where points are close, so the distance to the row that it found is then taken by differences.
+    x: (n, d), to: (m, d) → (n,).   Raises ValueError: other shapes, NaN or infinity.
+    """
+    x, to = _feature_pair("x", x, "to", to, least=1)
+    found, centre = np.empty(len(x)), to.mean(axis=0)
+    to = to - centre  # far from the origin the squares would be large beside their differences
+    squares = (to * to).sum(axis=1)
+    for i in range(0, len(x), 256):
+        rows = x[i : i + 256] - centre
+        nearest = to[(squares - 2 * (rows @ to.T)).argmin(axis=1)]  # (256, d)
+        found[i : i + 256] = np.sqrt(((rows - nearest) ** 2).sum(axis=1))
+    return found
+
+
+class Novelty(NamedTuple):
+    """What `novelty` returns: of a perfect model 1 and 0.01, of one that only remembers 0 and 1."""
+
+    distance: float
+    copies: float
+
+
+def novelty(fake: np.ndarray, real: np.ndarray) -> Novelty:
+    """Are the samples new, or remembered? Judged by how far they are from what was learned, beside held-out data.
+
+        distance = median of fake / median of real
+        copies   = share of fake nearer than 99 % of real are: below the first percentile of real
+
+    fake (m,), real (n,): `nearest_distances` of samples, and of held-out data, to the data that were learned from.
+    Raises ValueError: other shapes, NaN, infinite or negative distances, none, or a median of real that is 0.
+    """
+    fake, real = (_features(name, np.asarray(d)[:, None], least=1) for name, d in (("fake", fake), ("real", real)))
+    if min(fake.min(), real.min()) < 0:
+        raise ValueError("fake, real: expected distances, got a negative number.")
+    if not np.median(real) > 0:
+        raise ValueError("real: half of the held-out data are copies of the data learned from, so nothing tells what is new.")
+    return Novelty(float(np.median(fake) / np.median(real)), float((fake < np.quantile(real, 0.01)).mean()))
+
+
+# ---------------------------------------------------------------------------------------------------------- classes
+
+
+def class_entropy(counts: np.ndarray) -> float:
+    """How evenly samples are spread over K classes: 1 when each is as frequent, 0 when all are of one.
+
+        H(p) / log K,    H(p) = −Σ_k p_k log p_k,    p = counts / Σ counts
+
+    counts: (K,), K ≥ 2.   Raises ValueError: other shapes, negative numbers, no sample.
+    """
+    p = _shares("counts", counts)
+    seen = p[p > 0]
+    return float(max(0.0, -(seen * np.log(seen)).sum() / np.log(len(p))))
+
+
+def class_divergence(fake: np.ndarray, real: np.ndarray) -> float:
+    """How far the classes of samples are from those of the data, in nats: the reverse divergence, KL(fake ‖ real).
+
+        Σ_k p_k log(p_k / q_k),    p = fake / Σ fake,   q = real / Σ real             +inf where q_k = 0 < p_k
+
+    A class that samples lack leaves it finite: without half of the data it is log 2.
+    fake, real: counts (K,), K ≥ 2.   Raises ValueError: other shapes, negative numbers, no sample.
+    """
+    p, q = _shares("fake", fake), _shares("real", real)
+    if len(p) != len(q):
+        raise ValueError(f"fake, real: expected equally many classes, got {len(p)} and {len(q)}.")
+    seen = p > 0
+    if (q[seen] == 0).any():
+        return np.inf
+    return float(max(0.0, (p[seen] * np.log(p[seen] / q[seen])).sum()))
+
+
+def agreement(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
+    """Of the samples asked to be of each class, the share that a classifier reads as such; NaN for a class not asked for.
+
+    asked, read: integers (n,) from 0 to below `classes`;  result: (classes,).   Raises ValueError for anything else.
+    """
+    _require_natural("classes", classes, 1)
+    asked, read = np.asarray(asked), np.asarray(read)
+    for name, y in (("asked", asked), ("read", read)):
+        if (
+            y.dtype.kind not in "iu"
+            or y.ndim != 1
+            or len(y) != len(asked)
+            or not len(y)
+            or not 0 <= y.min() <= y.max() < classes
+        ):
+            raise ValueError(f"{name}: expected integers (n,) from 0 to below {classes}, got {y.dtype} {y.shape}.")
+    right, all_ = np.bincount(asked[asked == read], minlength=classes), np.bincount(asked, minlength=classes)
+    return np.divide(right, all_, out=np.full(classes, np.nan), where=all_ > 0)
+
+
+def _shares(name: str, counts: np.ndarray) -> np.ndarray:
+    counts = _numbers(name, counts)
+    if counts.ndim != 1 or len(counts) < 2 or not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:
+        raise ValueError(f"{name}: expected counts (K,) of K ≥ 2 classes, none negative and not all 0, got {counts.tolist()}.")
+    return counts / counts.sum()
 
 
 # ---------------------------------------------------------------------------------------------------------- variety

@@ -197,7 +197,9 @@ def test_eval(name, keys, here, capsys):
     table = capsys.readouterr().out
     found = json.loads(Path(name, "eval.json").read_text())
     assert keys <= set(found["scores"]) and found["step"] == 4 and all(np.isfinite(v) for v in found["scores"].values())
-    assert all(key.removesuffix("_real").replace("_", " ") in table for key in found["scores"])
+    for key in found["scores"]:
+        assert key.removesuffix("_real").removesuffix("_shifted").replace("_", " ") in table
+    assert ("real data  moved by a pixel" in table) == (name != "gpt")
     assert "d real" in table or name != "gan"
     assert main(["eval", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found, "and the same scores again"

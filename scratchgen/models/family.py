@@ -56,6 +56,17 @@ class Score(NamedTuple):
     exponential: bool = False  # is it e to the power of a loss in nats? Then its logarithm tells whether it has diverged
 
 
+BESIDE = (("_real", "real data"), ("_shifted", "moved by a pixel"))  # endings of the same score of other data than samples
+
+
+def side_by_side(scores: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """A table of scores: what its columns are, and rows of a key and a value in each; None where that has no such score."""
+    found = [(end, title) for end, title in BESIDE if any(key + end in scores for key in scores)]
+    beside = {key + end for key in scores for end, _ in found}
+    rows = [(key, [scores.get(key + end) for end, _ in [("", ""), *found]]) for key in scores if key not in beside]
+    return ["model", *(title for _, title in found)], rows
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Samples
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,7 +186,7 @@ class Family:
     options: tuple[Option, ...] = ()  # that `sample` takes
     many: int = 64  # how many samples are drawn where nobody says
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] | None = None  # samples to keep on the way; None: `many`
-    # (task, scores of `evaluate`, draw, rng, say, keep) → further scores; "…_real" is the same score of real data
+    # (task, scores of `evaluate`, draw, rng, say, keep) → further scores; "…_real" is the same of real data (`BESIDE`)
     scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable, Keep], dict[str, float]] = _no_more
     meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key
     curves: tuple[Panel, ...] = ()

@@ -341,5 +341,6 @@ CONDITIONAL = dataclasses.replace(
     decided=pictures.SHAPE_AND_CLASSES,
     sample=pictures.sample_classes,
     options=(pictures.LABEL,),
+    scores=pictures.scores_of_classes,
     page=page_of_classes,
 )

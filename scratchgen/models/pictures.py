@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from scratchgen import metrics
 from scratchgen.data import DataError, Images, Task
+from scratchgen.models.classifier import Classifier, ClassifierConfig, trained
 from scratchgen.models.family import Draw, Keep, Option, OptionError, Score
-
-NEIGHBOURS = 3  # the k of `metrics.precision_recall`, which needs more than k pictures of each kind
 
 SHAPE = {"shape": lambda images: images.shape}  # what the data decide of a model of pictures
 SHAPE_AND_CLASSES = {**SHAPE, "classes": lambda images: len(images.classes)}  # and of one that is told their classes
@@ -56,60 +56,188 @@ def sample_classes(
     return np.concatenate(made)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+NEIGHBOURS = 3  # the k of `metrics.precision_recall`, which needs more than k pictures of each kind
+MOST = 10_000  # pictures of each kind are compared, where these have no more than 2²⁶ pixels
+NEAR = 2_000  # of them, where each is compared with each
+LEAST = 100  # pictures with classes, for a classifier to learn from
+NAMED = 20  # classes, up to which each has a row of its own
+
+Read = Callable[
+    [np.ndarray], tuple[np.ndarray, np.ndarray | None]
+]  # pictures → their features, and classes where there are any
+
+
 def scores(
     task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
 ) -> dict[str, float]:
-    """How near as many samples as held-out pictures (at most 2,000) come to these.
+    """How near samples come to as many held-out pictures, how varied they are, and whether they are new.
 
-    Distances are between pixels, or, of larger pictures, between the 64 principal components of the held-out ones.
-    The same scores of real training pictures, under "…_real", say what could be expected of a perfect model.
-    With too few pictures there are no such distances, which `say` is told.
+    Distances are between features: of a `classifier` of the training pictures, where these have classes; else pixels, or, of
+    larger pictures, the 64 principal components of training pictures. The same scores of real training pictures ("…_real") say
+    what could be expected of a perfect model, those of training pictures moved by a pixel ("…_shifted") whether a score sees
+    so small a fault. With too few pictures there are no such distances, which `say` is told.
     """
+    return _scores(task, lambda n, y: draw(n, rng), rng, say, keep, told=False)
+
+
+def scores_of_classes(
+    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
+) -> dict[str, float]:
+    """`scores` of a model that is told classes, and whether it does as told; it is asked for those of the held-out pictures."""
+
+    def of_classes(n: int, y: np.ndarray) -> np.ndarray:
+        made = np.empty((n, *task.test.shape), np.float32)
+        for k in np.unique(y):
+            made[y == k] = draw(int((y == k).sum()), rng, label=task.test.classes[k])
+        return made
+
+    return _scores(task, of_classes, rng, say, keep, told=True)
+
+
+def _scores(
+    task: Task,
+    draw: Callable[[int, Any], np.ndarray],
+    rng: np.random.Generator,
+    say: Callable[[str], Any],
+    keep: Keep,
+    told: bool,
+) -> dict[str, float]:
     train, test = task.train, task.test
-    n = min(len(test), len(train), 2000)
+    n = min(len(test), len(train), MOST, max(NEAR, 2**26 // math.prod(test.shape)))
     if n <= NEIGHBOURS:
         say(
             f"no distances between samples and real pictures: these need {NEIGHBOURS + 1} pictures to learn from and as "
             f"many held out, and there are {len(train)} and {len(test)}."
         )
         return {}
-    project = _principal_components(test.x.reshape(len(test), -1).astype(np.float64), 64)
-    held_out = project(test.x[rng.permutation(len(test))[:n]])
-    real = project(train.x[rng.permutation(len(train))[:n]])
-    fake = project(draw(n, rng))
-    more: dict[str, float] = {}
-    for name, x in (("", fake), ("_real", real)):
-        near = metrics.precision_recall(held_out, x, k=NEIGHBOURS)
-        kernel = metrics.kernel_distance(held_out, x, subset=max(2, n // 10))
-        more |= {
-            f"frechet_distance{name}": metrics.frechet_distance(held_out, x),
-            f"kernel_distance{name}": kernel.value,
-            f"kernel_distance_error{name}": kernel.error,
-            f"precision{name}": near.precision,
-            f"recall{name}": near.recall,
-            f"density{name}": near.density,
-            f"coverage{name}": near.coverage,
-            f"diversity{name}": metrics.diversity(x),
-        }
+    chosen, order = rng.permutation(len(test))[:n], rng.permutation(len(train))
+    learned, others = order[:n], order[n:] if len(order) >= 2 * n else order
+    judge = _judge(train, keep, say)
+    read: Read = _principal_components(train.x[others[:NEAR]], 64) if judge is None else lambda x: _read(judge, x)
+    y, y_learned = (None, None) if test.y is None else (test.y[chosen], train.y[learned])
+    held_out, classes = read(test.x[chosen])
+    known = read(train.x)[0]
+    far = metrics.nearest_distances(held_out[:NEAR], known)
+    more: dict[str, float] = {"n_real": n, "n_fake": n, "n_near": min(n, NEAR)}
+    if judge is not None:
+        more["classifier_accuracy"] = float(judge.accuracy.numpy()[0])
+    for name, asked, pictures in (
+        ("", y, lambda: draw(n, y)),
+        ("_real", y_learned, lambda: train.x[learned]),
+        ("_shifted", y_learned, lambda: shifted(train.x[learned])),
+    ):
+        x, labels = read(pictures())
+        part = _nearness(held_out, x)
+        if np.median(far) > 0:
+            new = metrics.novelty(metrics.nearest_distances(x[:NEAR], known), far)
+            part |= {"novelty": new.distance, "copies": new.copies}
+        if labels is not None:
+            part |= _classes(labels, classes, len(test.classes))
+            if told:
+                part |= _obedience(x, asked, labels, held_out, y, test.classes)
+        more |= {key + name: value for key, value in part.items()}
     return more
 
 
+def _judge(train: Images, keep: Keep, say: Callable[[str], Any]) -> Classifier | None:
+    """A classifier of the pictures to learn from, or None where they have no classes, or are too few to learn them from."""
+    if train.y is None or len(train.classes) < 2:
+        return None
+    if len(train) < LEAST or len(np.unique(train.y)) < 2:
+        say(f"no score uses the classes: that needs {LEAST} pictures to learn from, of 2 classes, and there are {len(train)}.")
+        return None
+    return trained(ClassifierConfig(train.shape, (len(train.classes),)), train.x, train.y, keep)
+
+
+def _read(judge: Classifier, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    features, labels = judge.read(x)
+    return features, labels[:, 0]
+
+
+def shifted(x: np.ndarray) -> np.ndarray:
+    """Pictures moved by one pixel to the right; their first column stays where it was, too.     (N, C, H, W) → the same"""
+    return np.concatenate([x[..., :1], x[..., :-1]], axis=-1)
+
+
+def _nearness(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    kernel = metrics.kernel_distance(real, fake, subset=max(2, min(len(real), len(fake)) // 10))
+    near = metrics.precision_recall(real[:NEAR], fake[:NEAR], k=NEIGHBOURS)
+    return {
+        "frechet_distance": metrics.frechet_distance(real, fake),
+        "kernel_distance": kernel.value,
+        "kernel_distance_error": kernel.error,
+        **near._asdict(),
+        "diversity": metrics.diversity(fake[:NEAR]),
+    }
+
+
+def _classes(fake: np.ndarray, real: np.ndarray, classes: int) -> dict[str, float]:
+    counts, expected = np.bincount(fake, minlength=classes), np.bincount(real, minlength=classes)
+    return {
+        "class_entropy": metrics.class_entropy(counts),
+        # one is added to each count of the real ones, since a class that is rare may be missing by chance
+        "class_divergence": metrics.class_divergence(counts, expected + 1),
+    }
+
+
+def _obedience(
+    fake: np.ndarray, asked: np.ndarray, labels: np.ndarray, real: np.ndarray, y: np.ndarray, names: Sequence[str]
+) -> dict[str, float]:
+    """Are samples of the class they were asked to be, and as varied within it as real pictures are?"""
+    agreement, told = metrics.agreement(asked, labels, len(names)), np.unique(asked)
+    varied = []
+    for k in told:
+        a, b = fake[asked == k][:NEAR], real[y == k][:NEAR]
+        if min(len(a), len(b)) > 1 and (least := metrics.diversity(b)) > 0:
+            varied.append(metrics.diversity(a) / least)
+    return {
+        "agreement": float((asked == labels).mean()),
+        "agreement_worst": float(agreement[told].min()),
+        **({f"agreement_of_{names[k]}": float(agreement[k]) for k in told} if len(names) <= NAMED else {}),
+        **({"class_diversity": float(np.mean(varied)), "class_diversity_worst": float(min(varied))} if varied else {}),
+    }
+
+
 MEANINGS = (
-    Score("frechet_distance", "Fréchet distance", -1, "between samples and held-out pictures, as Gaussians"),
-    Score("kernel_distance", "kernel distance", -1, "the same by a cubic kernel, without bias"),
+    Score("n_real", "held-out pictures", 0, "that samples are compared with"),
+    Score("n_fake", "samples", 0, "that are compared; a score of fewer is another score"),
+    Score("n_near", "of each, for neighbours", 0, "precision to diversity, and nearest training pictures"),
+    Score(
+        "classifier_accuracy", "accuracy of the classifier", 0, "by whose features scores compare, on pictures it did not see"
+    ),
+    Score("frechet_distance", "Fréchet distance", -1, "between samples and held-out pictures, as Gaussians of features"),
+    Score(
+        "kernel_distance", "kernel distance", -1, "the same by a cubic kernel, without bias: the mean of ten disjoint tenths"
+    ),
     Score("kernel_distance_error", "its standard error"),
     Score("precision", "precision", 1, "share of samples that lie among the data"),
     Score("recall", "recall", 1, "share of the data that lie among samples"),
     Score("density", "density", 1, "precision, less moved by outliers"),
     Score("coverage", "coverage", 1, "share of the data with a sample near by"),
     Score("diversity", "diversity", 0, "mean distance between two samples; near that of real data is good"),
+    Score("novelty", "distance to training data", 0, "beside that of held-out pictures: 1 where new, 0 where remembered"),
+    Score("copies", "copies", -1, "share nearer to a training picture than 99 % of held-out ones are: 0.01 where new"),
+    Score("class_entropy", "evenness of classes", 0, "entropy of the classes that samples are read as, as a share of the most"),
+    Score("class_divergence", "divergence of classes", -1, "nats, from those that held-out pictures are read as"),
+    Score("agreement", "agreement", 1, "share of samples read as the class that was asked for"),
+    Score("agreement_worst", "agreement, worst class", 1),
+    Score("class_diversity", "diversity within a class", 0, "beside that of held-out pictures of the class, mean of classes"),
+    Score("class_diversity_worst", "diversity within a class, least", 0),
 )
 
 
-def _principal_components(x: np.ndarray, most: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that projects pictures on the first components of x (N, d), or, where d ≤ most, only flattens them."""
+def _principal_components(x: np.ndarray, most: int) -> Read:
+    """Projects pictures on the first components of x, or, of no more than `most` pixels, only flattens them.
+
+    Components keep more of the pictures that they are made of than of others, so x is none of those that are compared.
+    """
+    x = x.reshape(len(x), -1).astype(np.float64)
     if x.shape[1] <= most:
-        return lambda pictures: pictures.reshape(len(pictures), -1).astype(np.float64)
+        return lambda pictures: (pictures.reshape(len(pictures), -1).astype(np.float64), None)
     mean = x.mean(axis=0)
-    axes = np.linalg.svd(x[:2000] - mean, full_matrices=False)[2][:most]
-    return lambda pictures: (pictures.reshape(len(pictures), -1) - mean) @ axes.T
+    axes = np.linalg.svd(x - mean, full_matrices=False)[2][:most]
+    return lambda pictures: ((pictures.reshape(len(pictures), -1) - mean) @ axes.T, None)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.models.family import Family, Panel, Pictures, Score, Texts
+from scratchgen.models.family import Family, Panel, Pictures, Score, Texts, side_by_side
 from scratchgen.training import pictures, runs
 from scratchgen.training.folder import FILM, kept_samples, write_whole
 from scratchgen.training.media import MEDIA
@@ -95,20 +95,14 @@ def _marked(text: str) -> str:
 
 def _scores(family: Family, scores: dict[str, float]) -> str:
     meanings = {score.key: score for score in family.meanings}
-    real = {key for key in scores if key.endswith("_real") and key.removesuffix("_real") in scores}
-    head = '<th scope="col">held-out score</th><th scope="col" class="n">model</th>'
-    head += '<th scope="col" class="n">real data</th>' if real else ""
+    columns, rows = side_by_side(scores)
+    head = '<th scope="col">held-out score</th>' + "".join(f'<th scope="col" class="n">{column}</th>' for column in columns)
     body = ""
-    for key, value in scores.items():
-        if key in real:
-            continue
-        score = meanings.get(key, Score(key, key))
+    for key, values in rows:
+        score = meanings.get(key, Score(key, key.replace("_", " ")))
         arrow = {1: " ↑", -1: " ↓", 0: ""}[score.better]
-        beside = f'<td class="n">{_rounded(scores[key + "_real"]) if key + "_real" in real else ""}</td>' if real else ""
-        body += (
-            f'<tr><th scope="row">{_marked(score.name)}{arrow}</th><td class="n">{_rounded(value)}</td>{beside}'
-            f"<td>{_marked(score.tells)}</td></tr>"
-        )
+        cells = "".join(f'<td class="n">{"" if value is None else _rounded(value)}</td>' for value in values)
+        body += f'<tr><th scope="row">{_marked(score.name)}{arrow}</th>{cells}<td>{_marked(score.tells)}</td></tr>'
     return f'<table class="scores"><thead><tr>{head}<th></th></tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -117,7 +111,7 @@ def _text(text: Any) -> str:
 
 
 def _rounded(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".").replace("-", "−")
+    return f"{value:,}" if isinstance(value, int) else f"{value:#.3g}".rstrip(".").replace("-", "−")
 
 
 def _seconds(run: Run) -> float:
