@@ -6,6 +6,7 @@ Arrays in, numbers out, all in float64. Which features the distances are taken b
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ __all__ = [
     "Coverage",
     "Estimate",
     "Novelty",
+    "active_units",
     "agreement",
     "bits_per_byte",
     "bits_per_dim",
@@ -24,6 +26,7 @@ __all__ = [
     "frechet_distance",
     "frechet_gaussians",
     "kernel_distance",
+    "linear_probe",
     "mode_coverage",
     "nearest_distances",
     "novelty",
@@ -392,6 +395,54 @@ def mode_coverage(points: np.ndarray, centres: np.ndarray, *, radius: float) -> 
         [np.where(distance.min(axis=1) <= radius, distance.argmin(axis=1), -1) for _, distance in _distances(points, centres)]
     )
     return len(np.unique(hits[hits >= 0])), float((hits >= 0).mean())
+
+
+# ----------------------------------------------------------------------------------------------------------- latents
+
+
+def active_units(means: np.ndarray, *, threshold: float = 0.01) -> int:
+    """How many latents tell inputs apart: those of which the mean, given an input, varies over the inputs.
+
+        #{j: Var_x(E[z_j | x]) > threshold}
+
+    means: (n, d), E[z | x] of n ≥ 2 inputs, not samples of z, whose noise would count.
+    Raises ValueError: other shapes, NaN or infinity.   Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, §2.
+    """
+    return int((_features("means", means, least=2).var(axis=0) > threshold).sum())
+
+
+def linear_probe(features: np.ndarray, classes: np.ndarray, held_out: np.ndarray, its_classes: np.ndarray) -> float:
+    """The share of held-out features whose class a linear classifier finds that learned from the others: what they tell of it.
+
+        min over W, b of  −1/n Σ_i log softmax(W f_i + b)_{y_i} + 10⁻⁴/2 ‖W‖²,  features standardised
+
+    Logistic regression, convex, so that no seed and no learning rate has a say; by L-BFGS.
+    features: (n, d), classes: (n) integers; held_out: (m, d), its_classes: (m);  result: 0 … 1.
+    Raises ValueError: other shapes, NaN or infinity, classes that are no integers.
+    """
+    from scipy.optimize import minimize
+
+    x, t = _feature_pair("features", features, "held_out", held_out, least=1)
+    for name, y, of in (("classes", classes, x), ("its_classes", its_classes, t)):
+        if np.asarray(y).dtype.kind not in "iu" or np.shape(y) != (len(of),):
+            raise ValueError(f"{name}: expected {len(of)} integers, got {np.asarray(y).dtype} of shape {np.shape(y)}.")
+    known, y = np.unique(classes, return_inverse=True)
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-12
+    x, t = ((np.hstack([(f - mean) / scale, np.ones((len(f), 1))])) for f in (x, t))  # the last column is b's
+    target, size = np.eye(len(known))[y], (x.shape[1], len(known))
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        w = w.reshape(size)
+        logits = x @ w
+        logits -= logits.max(axis=1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        kept = w * (np.arange(len(w)) < len(w) - 1)[:, None]  # b is free
+        slope = x.T @ (np.exp(log_p) - target) / len(x) + 1e-4 * kept
+        return float(-(log_p * target).sum() / len(x) + 0.5e-4 * (kept * kept).sum()), slope.ravel()
+
+    with np.errstate(under="ignore"):
+        w = minimize(loss, np.zeros(math.prod(size)), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return float((known[(t @ w.reshape(size)).argmax(axis=1)] == its_classes).mean())
 
 
 # ----------------------------------------------------------------------------------------------------------- checks

@@ -430,7 +430,10 @@ def _vae(model, x):
     config, net = model.config, Net(model)
     c, h, w = config.shape
     if config.network == "mlp":
-        hidden = _relu(net.linear("encoder.fc", x.reshape(len(x), -1)))
+        bent = _relu if config.activation == "relu" else np.tanh
+        hidden = bent(net.linear("encoder.fc", x.reshape(len(x), -1)))
+        for i in range(config.layers - 1):
+            hidden = bent(net.linear(f"encoder.further.{i}", hidden))
     else:
         hidden = x
         for i in (1, 2):
@@ -438,17 +441,32 @@ def _vae(model, x):
         hidden = hidden.reshape(len(x), -1)
     mean, log_var = net.linear("encoder.mean", hidden), net.linear("encoder.log_var", hidden)
     z = mean + np.sqrt(np.exp(log_var)) * net.rng.standard_normal(mean.shape)
-    y = _relu(net.linear("decoder.fc", z))
+    y = net.linear("decoder.fc", z)
     if config.network == "mlp":
-        logits = net.linear("decoder.out", y).reshape(x.shape)
+        y = bent(y)
+        for i in range(config.layers - 1):
+            y = bent(net.linear(f"decoder.further.{i}", y))
+        logits = net.linear("decoder.out", y).reshape(len(x), -1, h, w)
     else:
+        y = _relu(y)
         y = y.reshape(-1, 2 * config.hidden, h // 4, w // 4)
         how = {"stride": 2, "padding": 1}
         y = _relu(conv_transpose(y, net.at("decoder.conv1.weight"), net.at("decoder.conv1.bias"), **how))
         logits = conv_transpose(y, net.at("decoder.conv2.weight"), net.at("decoder.conv2.bias"), **how)
-    p = special.expit(logits)
-    log_p = np.log(p) * x + np.log(1 - p) * (1 - x)
-    return [log_p.reshape(len(x), -1).sum(1), 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum(1)]
+    of_mean, of_scale = logits[:, :c], logits[:, c:]
+    log_p = {
+        "bernoulli": lambda: REFERENCES["bernoulli_log_prob"](x, logits),
+        "continuous-bernoulli": lambda: REFERENCES["continuous_bernoulli_log_prob"](x, logits),
+        "gaussian": lambda: REFERENCES["gaussian_log_prob"](x, logits, 2 * np.log(config.sigma)),
+        "learned-gaussian": lambda: REFERENCES["gaussian_log_prob"](x, of_mean, np.log(np.exp(of_scale) + config.sigma_min**2)),
+        "discretized-logistic": lambda: REFERENCES["discretized_logistic_log_prob"](
+            x, of_mean, np.log(np.exp(of_scale) + config.sigma_min), config.levels
+        ),
+    }[config.likelihood]()
+    kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var)
+    if config.kl == "sampled":
+        kl = REFERENCES["gaussian_log_prob"](z, mean, log_var) - REFERENCES["gaussian_log_prob"](z, 0.0, 0.0)
+    return [log_p.reshape(len(x), -1).sum(1), kl.sum(1)]
 
 
 @reference("models.GPT")

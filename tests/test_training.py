@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from scratchgen import data, random
+from scratchgen.models import vae
 from scratchgen.training import (
     RECIPES,
     Diverged,
@@ -44,7 +45,8 @@ TINY = {
     **dict.fromkeys(
         ("lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan"), {**FAST, "data": "digits", "hidden": 8, "latent": 4}
     ),
-    "vae-conv": {**FAST, "data": "digits", "hidden": 4, "latent": 3},
+    **dict.fromkeys(("vae-conv", "beta-vae", "cvae"), {**FAST, "data": "digits", "hidden": 4, "latent": 3}),
+    "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
 }
 
@@ -54,6 +56,12 @@ def _quick_curves(request, monkeypatch):
     """Drawing takes longer than the steps of tiny models; one test looks at real curves."""
     if "leaves_its_folder" not in request.node.name:
         monkeypatch.setattr(pictures, "curves", lambda panels, rows: json.dumps([row["step"] for row in rows]).encode())
+
+
+@pytest.fixture(autouse=True)
+def _few_likelihoods(monkeypatch):
+    """Five thousand samples for each of 200 pictures take longer than the steps of tiny models, too."""
+    monkeypatch.setattr(vae, "PROBED", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +129,7 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     assert run.step == 10 and not run.model.training and recipes.to_json(run.recipe)["model"] == run.recipe.model
     found = scores(run)
     assert all(np.isfinite(value) for value in found.values())
-    assert {"gan": "frechet_distance", "cgan": "frechet_distance", "vae": "elbo", "gpt": "bits_per_byte"}[
+    assert {"gan": "frechet_distance", "cgan": "frechet_distance", "vae": "elbo", "cvae": "elbo", "gpt": "bits_per_byte"}[
         run.recipe.family.name
     ] in found
     assert scores(run) == found

@@ -307,6 +307,18 @@ MODELS = [
         "models.VAE",
         of(models.VAEConfig(shape=_PICTURE, hidden=3, latent=2), via="elbo")(unit(2, *_PICTURE)),
         of(models.VAEConfig(shape=_PICTURE, network="conv", hidden=1, latent=1), via="elbo")(unit(1, *_PICTURE)),
+        *(
+            of(
+                models.VAEConfig(shape=_PICTURE, hidden=2, latent=2, layers=2, activation="tanh", kl="sampled", **how),
+                via="elbo",
+            )(unit(2, *_PICTURE))
+            for how in (
+                {"likelihood": "continuous-bernoulli"},
+                {"likelihood": "gaussian", "sigma": 0.5},
+                {"likelihood": "learned-gaussian", "sigma_min": 0.3},
+                {"likelihood": "discretized-logistic", "sigma_min": 0.1, "levels": 9},
+            )
+        ),
         seeded=True,
         elements=4,
     ),

@@ -1,8 +1,9 @@
 """Generative models, one family a file: the networks, the losses, one training step, generation.
 
 `gan` the adversarial game, with `adversarial` (what the players lower) and `adversaries` (their networks) · `vae` the evidence
-lower bound · `gpt` the chain rule of probability. `family` says what a model is, and each file ends with what its family tells
-of itself; `pictures` holds what the families that make pictures share.
+lower bound, with `likelihoods` (of pixels) and `coders` (its networks) · `gpt` the chain rule of probability. `family` says
+what a model is, and each file ends with what its family tells of itself; `pictures` holds what the families that make pictures
+share.
 Nothing here knows of files, progress bars or the command line.
 """
 

@@ -7,6 +7,7 @@ the names of its attributes, and none of this knows files, progress bars or the 
     optimizers()                            name -> optimiser
     training_step(batch, optimizers)        one step on a batch; name -> loss
     evaluate(batches)                       name -> score of held-out batches
+    progress                                the share of a run's steps done so far, which is set before each of them
 
 A recipe in training/recipes.py names the FAMILY of its model, and this is all that training knows of the model's file.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -188,6 +189,10 @@ class Family:
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] | None = None  # samples to keep on the way; None: `many`
     # (task, scores of `evaluate`, draw, rng, say, keep) → further scores; "…_real" is the same of real data (`BESIDE`)
     scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable, Keep], dict[str, float]] = _no_more
+    # (model, task, rng, say) → scores found by looking into the model, where `scores` look at its samples
+    probe: Callable[[Any, Task, np.random.Generator, Callable], dict[str, float]] = lambda model, task, rng, say: {}
+    # (config, task) → sentences on what these settings amount to, told when a run begins
+    remarks: Callable[[Any, Task], Iterable[str]] = lambda config, task: ()
     meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key
     curves: tuple[Panel, ...] = ()
     page: Callable[[Any, Any, Task, Draw], Page] = field(default=lambda model, metadata, task, draw: Page("", ()))

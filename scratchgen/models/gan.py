@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from scratchgen import data, nn, optim, random
-from scratchgen import functional as F
 from scratchgen.grad_mode import no_grad
 from scratchgen.models import adversarial, pictures
 from scratchgen.models.adversaries import (
@@ -129,9 +128,7 @@ class GAN(nn.Module):
 
     def condition(self, y: Any) -> Tensor | None:
         """The classes as vectors, one-hot, that both players read.     (B) → (B, classes), None where there are none"""
-        if not self.config.classes:
-            return None
-        return F.one_hot(as_tensor(y).to(self.device), self.config.classes).to(next(self.parameters()).dtype)
+        return pictures.condition(self, y)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
         c = self.config

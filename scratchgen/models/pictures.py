@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from scratchgen import functional as F
 from scratchgen import metrics
 from scratchgen.data import DataError, Images, Task
 from scratchgen.models.classifier import Classifier, ClassifierConfig, trained
 from scratchgen.models.family import Draw, Keep, Option, OptionError, Score
+from scratchgen.ops.operands import as_tensor
+from scratchgen.tensors import Tensor
 
 SHAPE = {"shape": lambda images: images.shape}  # what the data decide of a model of pictures
 SHAPE_AND_CLASSES = {**SHAPE, "classes": lambda images: len(images.classes)}  # and of one that is told their classes
@@ -30,6 +33,13 @@ def prepare(train: Images, test: Images, settings: Mapping[str, Any]) -> tuple[I
 def sample(model: Any, metadata: Any, n: int, rng: np.random.Generator) -> np.ndarray:
     """n pictures, 256 at a time, as many as memory holds.     → (n, C, H, W) in [0, 1]"""
     return np.concatenate([model.generate(min(256, n - i), generator=rng) for i in range(0, n, 256)])
+
+
+def condition(model: Any, y: Any) -> Tensor | None:
+    """Classes as the vectors, one-hot, that a model is told.     (B) → (B, classes), None where `config.classes` is 0"""
+    if not model.config.classes:
+        return None
+    return F.one_hot(as_tensor(y).to(model.device), model.config.classes).to(next(model.parameters()).dtype)
 
 
 def prepare_classes(train: Images, test: Images, settings: Mapping[str, Any]) -> tuple[Images, Images]:

@@ -166,15 +166,7 @@ class ContinuousBernoulli(Function):
     """
 
     def forward(self, x: Any, logits: Any) -> Any:
-        small = np.abs(logits) < 1
-        near, m = np.where(small, logits, 0), np.where(small, 1, np.abs(logits))  # for the series, and for the closed forms
-        square, filled = near * near, -np.expm1(-m)  # 1 − e^{−|l|}
-        log_moment = np.where(
-            small, near / 2 + square * _power_series(square, LOG_MOMENT), np.maximum(logits, 0) + np.log(filled / m)
-        )
-        self.mean = np.where(
-            small, 0.5 + near * _power_series(square, MEAN), 0.5 + np.copysign(1 / filled - 1 / m - 0.5, logits)
-        )
+        log_moment, self.mean = log_moment_of_uniform(logits)
         return x * logits - log_moment
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,6 +179,16 @@ class ContinuousBernoulli(Function):
         square = near * near
         large = where(constant(logits.data > 0), logits, 0.0) + log(-expm1(-m) / m)
         return x * logits - where(small, near * 0.5 + square * _power_series(square, LOG_MOMENT), large)
+
+
+def log_moment_of_uniform(logits: Any) -> tuple[Any, Any]:
+    """A(l) and A′(l) of `ContinuousBernoulli`, of an array."""
+    small = np.abs(logits) < 1
+    near, m = np.where(small, logits, 0), np.where(small, 1, np.abs(logits))  # for the series, and for the closed forms
+    square, filled = near * near, -np.expm1(-m)  # 1 − e^{−|l|}
+    value = np.where(small, near / 2 + square * _power_series(square, LOG_MOMENT), np.maximum(logits, 0) + np.log(filled / m))
+    slope = np.where(small, 0.5 + near * _power_series(square, MEAN), 0.5 + np.copysign(1 / filled - 1 / m - 0.5, logits))
+    return value, slope
 
 
 def _power_series(x: Any, coefficients: tuple[float, ...]) -> Any:

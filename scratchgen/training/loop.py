@@ -115,6 +115,8 @@ def train(
         f"{recipe.name}: {task.train.about} from {recipe.data}, {state.model.num_parameters():,} parameters, "
         f"steps {state.step:,} to {recipe.steps:,}, in {folder}"
     )
+    for remark in recipe.family.remarks(state.model.config, task):
+        say(f"{recipe.name}: {remark}")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         machines = _machines(folder, state.step, machine.now(device), say)
@@ -219,6 +221,7 @@ class State:
     def advance(self, batch: data.Batch) -> dict[str, float]:
         """One step; returns its losses."""
         r = self.recipe
+        self.model.progress = self.step / r.steps
         factor = optim.warmup_cosine(self.step, warmup=min(r.warmup, r.steps), steps=r.steps, final=r.final)
         for name, optimizer in self.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
