@@ -10,7 +10,7 @@ import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen import nn
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
+from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig, gan
 from scratchgen.models.adversarial import OBJECTIVES, objective
 from scratchgen.text import sample
 from tests.references import REFERENCES
@@ -432,6 +432,26 @@ def test_gan_walk_keeps_the_length_of_the_code():
     lengths = np.linalg.norm(seen[0], axis=1)
     low, high = sorted(lengths[[0, -1]])
     assert (lengths > 0.7 * low).all() and (lengths < 1.4 * high).all()
+
+
+def test_gan_walk_between_uniform_codes_is_straight_and_stays_among_them():
+    model = build(dataclasses.replace(GANS[0], noise="uniform")).eval()
+    seen = []
+    model.generator.forward, forward = (lambda z, c: (seen.append(z.data), forward(z))[1]), model.generator.forward
+    model.walk(2, 9, generator=np.random.default_rng(0))
+    z = seen[0].reshape(2, 9, -1)
+    assert (abs(z) <= 1).all() and abs(z).max() > 0.8
+    np.testing.assert_allclose(np.diff(z, 2, axis=1), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_the_page_writes_what_the_players_lower_with_the_penalties_that_are_asked_for(loss):
+    plain, penalised = (
+        gan.equations(build(GANConfig(SHAPE, hidden=12, latent=5, dropout=0.0, loss=loss, **more)))
+        for more in ({}, {"gradient_penalty": 10.0, "r1": 1.0, "r2": 1.0})
+    )
+    assert [equation[:6] for equation in plain] == ["L_D = ", "L_G = "] and "∇" not in plain[0]
+    assert penalised[0].startswith(plain[0]) and penalised[0].count("∇") == 3 and penalised[1] == plain[1]
 
 
 @pytest.mark.parametrize("config", VAES + GANS + GPTS[:1], ids=ids)

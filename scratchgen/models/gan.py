@@ -193,7 +193,8 @@ class GAN(nn.Module):
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
         """The value of the game, −(what D lowers), and the mean judgements on held-out pictures.
 
-        Of (1) the value is −log 4 = −1.386 when D can tell nothing.
+        Where D can tell nothing the value is −log 4 = −1.386 of the cross-entropy, −log 2 of relativistic pairs, −¼ of least
+        squares, −2 of the hinge, 0 of the Wasserstein objective.
         """
         real, fake = [], []
         for x, y in batches:
@@ -215,16 +216,20 @@ class GAN(nn.Module):
         return self._pictures(self.noise(n, generator=generator), y)
 
     def walk(self, rows: int, steps: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
-        """Great circles between pairs of codes, which stay as long as codes of N(0, I) are.     → (rows · steps, C, H, W)
+        """Walks from one code to another on which every code is as likely as these.     → (rows · steps, C, H, W)
 
-        z(t) = [sin((1 − t) θ) a + sin(t θ) b] / sin θ,  θ the angle between a and b
+        z(t) = [sin((1 − t) θ) a + sin(t θ) b] / sin θ,  θ the angle between a and b: great circles, which stay as long as
+        codes of N(0, I) are; between codes of U(−1, 1) straight lines, z(t) = (1 − t) a + t b.
         """
-        ends = random.generator(generator).standard_normal((rows, 2, self.config.latent))
+        ends = self.noise(2 * rows, generator=random.generator(generator)).cpu().data.reshape(rows, 2, -1).astype(np.float64)
         a, b = ends[:, :1], ends[:, 1:]  # (rows, 1, latent)
-        cosine = (a * b).sum(-1, keepdims=True) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))[..., None]
-        theta = np.arccos(np.clip(cosine, -1 + 1e-9, 1 - 1e-9))
         t = np.linspace(0, 1, steps)[:, None]  # (steps, 1)
-        z = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)  # (rows, steps, latent)
+        if self.config.noise == "gaussian":
+            cosine = (a * b).sum(-1, keepdims=True) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))[..., None]
+            theta = np.arccos(np.clip(cosine, -1 + 1e-9, 1 - 1e-9))
+            z = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)  # (rows, steps, latent)
+        else:
+            z = (1 - t) * a + t * b
         dtype = next(self.parameters()).dtype
         y = np.arange(rows).repeat(steps) % self.config.classes if self.config.classes else None  # a class a row
         return self._pictures(Tensor(z.reshape(rows * steps, -1), dtype, self.device), y)
@@ -235,6 +240,20 @@ class GAN(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def equations(model: GAN) -> tuple[str, ...]:
+    """What D and G lower, penalties included, as a page writes it."""
+    of_d, of_g = model.objective.equations
+    c = model.config
+    for factor, term in (
+        (c.gradient_penalty, "λ 𝔼 [ ( ‖ ∇ D ( x̂ ) ‖ − 1 )^2 ]"),
+        (c.r1, "½ γ_1 𝔼 [ ‖ ∇ D ( x ) ‖^2 ]"),
+        (c.r2, "½ γ_2 𝔼 [ ‖ ∇ D ( G ( z ) ) ‖^2 ]"),
+    ):
+        if factor:
+            of_d += f" + {term}"
+    return of_d, of_g
+
+
 def page(model: GAN, metadata: dict[str, Any], task: data.Task, draw: Draw) -> Page:
     """What the page of a run shows: samples beside real pictures, walks through the noise, the nearest training pictures."""
     train, test = task.train.x, task.test.x
@@ -243,10 +262,10 @@ def page(model: GAN, metadata: dict[str, Any], task: data.Task, draw: Draw) -> P
     nearest = train[[np.argmin(((flat - x.reshape(-1)) ** 2).sum(1)) for x in few]]
     real = test[np.random.default_rng(7).permutation(len(test))[:60]]
     return Page(
-        "A generator *G* turns noise into pictures; a discriminator *D* judges whether a picture is real. Each is "
-        "the other’s teacher: *D* raises the value *V*, *G* lowers it, and where neither can improve, the "
-        "pictures have the distribution of the data.",
-        ("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]",),
+        "A generator *G* turns noise *z* into pictures; a discriminator *D* judges whether a picture is real, by a number that "
+        "is *r* = *D*(*x*) for a real picture and *f* = *D*(*G*(*z*)) for a generated one. Each is the other’s teacher: *D* "
+        "and *G* lower a loss each, and where neither can improve, the pictures have the distribution of the data.",
+        equations(model),
         (
             (
                 Pictures(made, 10, "Drawn by *G* from noise."),
@@ -280,7 +299,7 @@ FAMILY = Family(
     averaged="generator",
     scores=pictures.scores,
     meanings=(
-        Score("value", "*V*(*D*, *G*)", 0, "−log 4 = −1.386 where *D* can tell nothing"),
+        Score("value", "value of the game", 0, "−(loss of *D*); of cross-entropy −1.386 where *D* can tell nothing"),
         Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out pictures"),
         Score("d_fake", "*D* of generated ones", 0, "the same of what *G* draws"),
         *pictures.MEANINGS,
@@ -315,7 +334,7 @@ def page_of_classes(model: GAN, metadata: Mapping[str, Any], task: data.Task, dr
     return Page(
         "A generator *G* makes pictures of a class that it is told; a discriminator *D* is told the class too, and judges "
         "whether a picture is real and of this class.",
-        ("D ( x , y ) = ψ ( h ( x ) ) + ⟨ v_y , Σ h ( x ) ⟩",),
+        ("D ( x , y ) = ψ ( h ( x ) ) + ⟨ v_y , Σ h ( x ) ⟩", *equations(model)),
         (
             (
                 Pictures(made, 10, f"Drawn by *G*, a row for each class: {', '.join(names)}."),
