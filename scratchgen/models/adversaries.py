@@ -194,6 +194,8 @@ def init_he(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, a=LEAK)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, Projection) and module.project is not None:  # which reads as many features as the layer beside it
+        nn.init.normal_(module.project.weight, 0.0, math.sqrt(2 / ((1 + LEAK**2) * module.fc.in_features)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
