@@ -112,11 +112,13 @@ def sample(args: argparse.Namespace) -> int:
         if name not in taken:
             others = f"takes {', '.join(map(_flag, taken))}" if taken else "draws without any such option"
             raise UsageError(f"{_flag(name)}: the recipe {run.recipe.name!r} does not take it; it {others}.")
-    out = Path(args.out) if args.out else None
+    out, content = Path(args.out) if args.out else None, medium.file
     if medium.printed is None:
         out = out or Path(args.run) / folder.SAMPLES / f"seed-{args.seed}{medium.suffix}"
-        if out.suffix.lower() != medium.suffix:
-            raise UsageError(f"--out: expected the name of a {medium.suffix} file, got {args.out!r}.")
+        kinds = {medium.suffix: medium.file, **medium.others}
+        if out.suffix.lower() not in kinds:
+            raise UsageError(f"--out: expected the name of a {' or '.join(kinds)} file, got {args.out!r}.")
+        content = kinds[out.suffix.lower()]
     if out and out.exists() and not out.is_file():
         raise UsageError(f"--out: expected the name of a file, got {args.out!r}, which is something else.")
 
@@ -126,7 +128,7 @@ def sample(args: argparse.Namespace) -> int:
         return 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.write_whole(out, medium.file(made))
+        folder.write_whole(out, content(made))
     except OSError as error:
         hint = "" if args.out else "; another file can be named (--out)"
         raise UsageError(_sentence(error).rstrip(".") + hint + ".") from error
@@ -170,6 +172,45 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def page(args: argparse.Namespace) -> int:
+    from scratchgen.training import open_run, report, scores
+
+    run = open_run(args.run, table=args.table)
+    out = Path(args.out) if args.out else run.folder / "index.html"
+    if out.exists() and not out.is_file():
+        raise UsageError(f"--out: expected the name of a file, got {args.out!r}, which is something else.")
+    found = scores(run, say=lambda text: _tell(f"scratchgen: {text}"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    report.page(out, [(run, found)])
+    _say(str(out))
+    return 0
+
+
+def dirac(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from scratchgen.models.dirac import WAYS, paths
+    from scratchgen.training import folder, pictures
+
+    def told(eigenvalues: np.ndarray) -> str:
+        low, high = eigenvalues
+        if high.imag:
+            return f"{high.real:.3g} ± {high.imag:.3g} i" if high.real else f"± {high.imag:.3g} i"
+        return f"{low.real:.3g}, {high.real:.3g}"
+
+    drawn, out = paths(), Path(args.out)
+    rows = [("both players", "eigenvalues at (0, 0)", "× a step", f"distance from 0 after {len(drawn.paths[0][1]) - 1} steps")]
+    for (name, path, _), way in zip(drawn.paths, WAYS.values(), strict=True):
+        smooth = not way.gradient_penalty  # else the field jumps at ψ = 0
+        first = (told(way.eigenvalues()), f"{way.factors()[-1]:.4f}") if smooth else ("none: not smooth there", "")
+        rows.append((name, *first, f"{np.hypot(*path[0]):.3f} → {np.hypot(*path[-1]):.2g}"))
+    _table(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_whole(out, pictures.paths(drawn))
+    _say(f"\n{out}")
+    return 0
+
+
 def gradcheck(args: argparse.Namespace) -> int:
     from scratchgen import catalog
 
@@ -195,7 +236,7 @@ def data(args: argparse.Namespace) -> int:
     for source in data.catalogue():
         _say(f"{source.name}: {source.what}")
         _say(f"    from {source.where or 'the network, when first used'}\n    {source.licence}")
-    _say("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images.")
+    _say("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images or points.")
     return 0
 
 
@@ -394,14 +435,19 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     )
     p.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
 
-    p = command("sample", sample, "draw from a trained model: pictures as a PNG file, text on the screen",
+    p = command("sample", sample, "draw from a trained model: pictures and points as a PNG file, text on the screen",
                 "sample runs/gan -n 100 --out digits.png",
                 "sample runs/gpt --prompt 'The class ' --temperature 0.7 --top-p 0.95")  # fmt: skip
     p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
-    p.add_argument("-n", type=_many, metavar="N", help="how many (64 pictures, or 1 text)")
+    p.add_argument("-n", type=_many, metavar="N", help="how many (64 pictures, 2500 points, or 1 text)")
     p.add_argument("--seed", type=_natural, default=0, metavar="S", help="the same seed draws the same (0)")
     on_device(p)
-    p.add_argument("--out", type=_file, metavar="FILE", help="where to write (pictures: RUN/samples/seed-S.png)")
+    p.add_argument(
+        "--out",
+        type=_file,
+        metavar="FILE",
+        help="where to write (pictures and points: RUN/samples/seed-S.png; points also as .npz or .csv)",
+    )
     for option in _options(table):
         p.add_argument(_flag(option.name), dest=_CONDITION + option.name, type=_reads(option), metavar=option.metavar,
                        help=option.what)  # fmt: skip
@@ -418,6 +464,13 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     p.add_argument("--data", type=_path, metavar="D", help="where its data are now, if they have moved")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     on_device(p)
+
+    p = command("page", page, "show a trained model on a page: samples, curves, scores, the equations", "page runs/toy-gan")
+    p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
+    p.add_argument("--out", type=_file, metavar="HTML", help="where to write (RUN/index.html)")
+
+    p = command("dirac", dirac, "draw the smallest adversarial game: four ways to play it, and where they lead", "dirac")
+    p.add_argument("--out", type=_file, default="dirac.png", metavar="PNG", help="where to write (dirac.png)")
 
     p = command(
         "gradcheck",

@@ -19,6 +19,7 @@ from scratchgen import data, metrics, text
 from scratchgen.data import (
     DataError,
     Images,
+    Points,
     Task,
     Text,
     Tokens,
@@ -244,7 +245,7 @@ def test_damaged_gzip(alone):
 
 def test_catalogue_tells_what_is_here(alone):
     before = {row.name: row for row in catalogue()}
-    assert list(before) == ["digits", "fashion-mnist", "fashion-edges", "mnist", "python-docs", "shapes"]
+    assert list(before) == ["digits", "fashion-mnist", "fashion-edges", "mnist", "python-docs", "shapes", "grid-25", "ring-8"]
     assert all(row.what and row.licence for row in before.values())
     assert before["digits"].where and before["python-docs"].where and before["mnist"].where is None
     write_idx(alone / "own/mnist")
@@ -566,10 +567,64 @@ def test_metadata_are_json():
     assert pictures().metadata() == {"classes": ["a", "b", "c"]} and tokens().metadata()["tokenizer"]["characters"] == "ab"
 
 
+# ----------------------------------------------------------------------------------------------------------- points
+
+
+def test_points_are_dealt_out_and_tell_of_themselves():
+    x = np.arange(22, dtype=np.float32).reshape(11, 2)
+    points = Points(x, name="line")
+    seen = np.concatenate([batch for batch, _ in islice(points.batches(4, seed=0), 2)])
+    assert seen.shape == (8, 2) and len(np.unique(seen[:, 0])) == 8, "without replacement"
+    assert np.array_equal(np.concatenate([batch for batch, _ in points.in_order(4)]), x)
+    assert [len(batch) for batch, none in points.in_order(4, 2) if none is None] == [4, 4]
+    assert (len(points), points.about) == (11, "11 points of the plane")
+    assert repr(points) == "Points(name='line', 11 points of the plane)"
+    told = points.metadata()
+    assert json.loads(json.dumps(told)) == told and told["square"] == [10, 11, pytest.approx(11)] and told["centres"] is None
+    modes = load("grid-25", split="test")
+    assert len(modes) == 10_000 and len(modes.metadata()["centres"]) == 25 and modes.metadata()["sigma"] == 0.05
+
+
+def test_a_mixture_has_other_points_in_each_split_and_for_each_seed():
+    firsts = {load("ring-8", split=split, seed=seed).x[0].tobytes() for split in ("train", "test") for seed in (0, 1)}
+    assert len(firsts) == 4 and len(load("ring-8")) == 50_000
+    assert np.array_equal(load("ring-8", seed=3).x, load("ring-8", seed=3).x)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: Points(np.zeros((3, 2))), "x must be a float32 array of shape .N, 2. with N ≥ 1, got float64"),
+        (lambda: Points(np.zeros((3, 3), np.float32)), "got float32 .3, 3."),
+        (lambda: Points(np.zeros((0, 2), np.float32)), "got float32 .0, 2."),
+        (lambda: Points(np.array([[0, 0], [0, np.nan]], np.float32)), "NaN or infinity, first in row 1 of x"),
+        (lambda: Points(np.zeros((3, 2), np.float32), np.zeros((1, 2)), 1.0), "centres must be a float32 array"),
+        (lambda: Points(np.zeros((3, 2), np.float32), np.zeros((1, 2), np.float32)), "sigma must be positive"),
+    ],
+)
+def test_points_refuse(made, said):
+    with pytest.raises(DataError, match=said):
+        made()
+
+
+def test_points_of_ones_own_are_read_from_an_archive(tmp_path):
+    x = np.random.default_rng(0).normal(1000, 2, (50, 2))
+    np.savez(tmp_path / "own.npz", x=x)
+    train, test = (load(tmp_path / "own.npz", split=split) for split in ("train", "test"))
+    assert (type(train), len(train), len(test), train.name) == (Points, 40, 10, "own")
+    both = np.concatenate([train.x, test.x])
+    assert np.array_equal(both[np.argsort(both[:, 0])], np.float32(x)[np.argsort(np.float32(x)[:, 0])])
+    np.savez(tmp_path / "parts.npz", x_train=x[:30], x_test=x[30:])
+    assert np.array_equal(load(tmp_path / "parts.npz", split="test").x, np.float32(x[30:]))
+    np.savez(tmp_path / "far.npz", x=np.full((10, 2), 1e300))
+    with pytest.raises(DataError, match="far: expected finite points"):
+        load(tmp_path / "far.npz")
+
+
 # --------------------------------------------------------------------------------------------------------- mixtures
 
 
-@pytest.mark.parametrize(("name", "modes"), [("ring", 8), ("grid", 25)])
+@pytest.mark.parametrize(("name", "modes"), [("ring-8", 8), ("grid-25", 25)])
 def test_mixture_is_what_it_says(name, modes):
     centres, sigma = mixture_modes(name)
     assert centres.shape == (modes, 2) and centres.dtype == np.float32
@@ -585,9 +640,9 @@ def test_mixture_is_what_it_says(name, modes):
 
 
 def test_mixture_refuses():
-    with pytest.raises(DataError, match="expected 'ring' or 'grid', got 'moons'"):
+    with pytest.raises(DataError, match="expected 'ring-8' or 'grid-25', got 'moons'"):
         mixture("moons", 5, seed=0)
     with pytest.raises(DataError, match="n: expected"):
-        mixture("ring", -1, seed=0)
+        mixture("ring-8", -1, seed=0)
     with pytest.raises(DataError, match="seed"):
-        mixture("ring", 1, seed=-1)
+        mixture("ring-8", 1, seed=-1)

@@ -8,7 +8,9 @@ import pytest
 import scratchgen as sg
 from scratchgen import functional as F
 from scratchgen import nn, optim
-from scratchgen.models.adversarial import OBJECTIVES, between, objective, one_centred, slopes, zero_centred
+from scratchgen.models.adversarial import OBJECTIVES, between, objective, one_centred, slopes
+from scratchgen.models.dirac import WAYS, Dirac, paths
+from scratchgen.models.family import lattice
 
 P = np.array([0.5, 0.2, 0.2, 0.1])  # the data, on four outcomes
 Q = np.array([0.1, 0.2, 0.3, 0.4])  # the generator
@@ -241,56 +243,70 @@ def test_a_wasserstein_critic_finds_the_distance_from_below():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The smallest game: Mescheder et al. 2018, arXiv:1801.04406, §2.  Data at 0, G makes θ, D(x) = ψ x
+# The smallest game: Mescheder et al. 2018, arXiv:1801.04406, §2
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def dirac_field(state, *, name="minimax", r1=0.0, gradient_penalty=0.0):
-    r"""(−∂L_G/∂θ, −∂L_D/∂ψ): the direction in which both players move at (θ, ψ); part of the graph."""
-    theta, psi = state[0:1], state[1:2]
-    x = sg.zeros(1, 1, dtype=np.float64).requires_grad_()  # one sample, in a space of one dimension
-    real, fake = psi * x[:, 0], psi * theta
-    loss_d, loss_g = objective(name).discriminator(real, fake), objective(name).generator(real, fake)
-    loss_d = loss_d + r1 * zero_centred(slopes(real, x))
-    if gradient_penalty:
-        loss_d = loss_d + gradient_penalty * one_centred(slopes(real, x))
-    (by_theta,) = sg.grad(loss_g, theta, create_graph=True)
-    (by_psi,) = sg.grad(loss_d, psi, create_graph=True)
-    return -sg.cat([by_theta, by_psi])
+def test_the_field_of_the_smallest_game_is_what_the_equations_say():
+    r"""v(θ, ψ) = (ψ s(ψθ), −θ s(ψθ)), s = σ or 1;  R1 adds −γ ψ to the second, WGAN-GP −2λ (|ψ| − 1) sign ψ"""
+    at = np.array([[0.7, -0.4], [-0.2, 1.5]])
+    theta, psi = at.T
+    sigmoid = 1 / (1 + np.exp(-psi * theta))
+    np.testing.assert_allclose(Dirac().directions(at).T, [psi * sigmoid, -theta * sigmoid], atol=1e-15)
+    np.testing.assert_allclose(Dirac(r1=0.3).directions(at).T, [psi * sigmoid, -theta * sigmoid - 0.3 * psi], atol=1e-15)
+    np.testing.assert_allclose(Dirac("wasserstein").directions(at).T, [psi, -theta], atol=1e-15)
+    pulled = Dirac("wasserstein", gradient_penalty=0.3).directions(at).T
+    np.testing.assert_allclose(pulled, [psi, -theta - 0.6 * (abs(psi) - 1) * np.sign(psi)], atol=1e-15)
 
 
 def test_eigenvalues_of_the_smallest_game():
     r"""at (0, 0), f′(0) = ½:  minimax ±i f′(0), which circles;  with R1  −γ/2 ± √(γ²/4 − f′(0)²), which converges"""
-    zero = sg.tensor(np.zeros(2), requires_grad=True)
-    for name in ("minimax", "non-saturating"):
-        found = np.linalg.eigvals(sg.jacobian(lambda s, n=name: dirac_field(s, name=n), zero).data)
-        np.testing.assert_allclose(sorted(found, key=lambda e: e.imag), [-0.5j, 0.5j], atol=1e-12)
+    for name in ("minimax", "non-saturating", "relativistic"):
+        np.testing.assert_allclose(Dirac(name).eigenvalues(), [-0.5j, 0.5j], atol=1e-12)
     for gamma in (0.1, 0.5, 2.0):
-        found = np.linalg.eigvals(sg.jacobian(lambda s, g=gamma: dirac_field(s, r1=g), zero).data)
+        found = Dirac(r1=gamma).eigenvalues()
         root = np.sqrt(complex(gamma**2 / 4 - 0.25))
         np.testing.assert_allclose(np.sort_complex(found), np.sort_complex([-gamma / 2 - root, -gamma / 2 + root]), atol=1e-9)
         assert found.real.max() < 0
 
 
-def dirac_path(steps, h, *, alternating, **penalties):
+def test_factors_of_a_step_of_the_smallest_game():
+    r"""both at once: |1 + hλ| = √(1 + h² f′(0)²) > 1, however small h;  in turns 1;  with R1 below 1"""
+    for h in (0.01, 0.2):
+        both = Dirac(alternating=False, step=h).factors()
+        np.testing.assert_allclose(both, math.sqrt(1 + h * h / 4), rtol=1e-12)
+        np.testing.assert_allclose(Dirac(step=h).factors(), 1, rtol=1e-12)
+        assert Dirac(r1=0.5, step=h).factors().max() < 1
+
+
+def distances(steps, **way):
     """The distances from (0, 0) on the way from (1, 0.5)."""
-    state, radius = np.array([1.0, 0.5]), []
-    for _ in range(steps):
-        for player in ([1], [0]) if alternating else ([0, 1],):
-            v = dirac_field(sg.tensor(state, requires_grad=True), **penalties).data
-            state[player] += h * v[player]
-        radius.append(np.hypot(*state))
-    return np.array(radius)
+    return np.hypot(*Dirac(**way).path(steps).T)
 
 
 def test_paths_of_the_smallest_game():
     """Simultaneous steps spiral out, alternating ones keep their distance, R1 leads to the solution, WGAN-GP does not."""
-    start = np.hypot(1.0, 0.5)
-    together = dirac_path(400, 0.2, alternating=False, name="wasserstein")
-    assert together[-1] > 2 * start and (np.diff(together) > 0).all()  # each step multiplies the distance by √(1 + h²)
-    assert together[-1] == pytest.approx(start * 1.04**200, rel=1e-9)
-    turns = dirac_path(400, 0.2, alternating=True, name="wasserstein")
-    assert 0.8 * start < turns.min() and turns.max() < 1.25 * start
-    assert dirac_path(400, 0.2, alternating=True, r1=1.0)[-1] < 1e-6
-    wgan_gp = dirac_path(400, 0.2, alternating=True, name="wasserstein", gradient_penalty=1.0)
-    assert wgan_gp[-100:].min() > 0.2  # ψ is drawn to ±1, where θ = 0 is no rest
+    together = distances(100, alternating=False, loss="wasserstein")
+    np.testing.assert_allclose(together, together[0] * 1.04 ** (np.arange(101) / 2), rtol=1e-9)  # √(1 + h²) a step
+    together = distances(100, alternating=False)
+    assert together[-1] > 1.2 * together[0] and (np.diff(together) > 0).all()
+    for loss in ("wasserstein", "minimax"):
+        turns = distances(150, loss=loss)
+        assert 0.8 * turns[0] < turns.min() and turns.max() < 1.25 * turns[0]
+    assert distances(150, r1=1.0)[-1] < 1e-4
+    round_it = Dirac("wasserstein", gradient_penalty=0.3).path(200)[-100:]
+    assert np.hypot(*round_it.T).min() > 0.5 and (np.abs(round_it).max(0) > 0.5).all()  # it goes round for ever
+
+
+def test_a_strong_penalty_of_wgan_gp_stops_the_smallest_game_elsewhere():
+    """With λ ≥ 1 the game comes to rest at (±2λ, 0), where D tells nothing of a θ that is wrong."""
+    theta, psi = Dirac("wasserstein", gradient_penalty=1.0).path(100)[-1]
+    assert abs(theta) == pytest.approx(2, abs=1e-3) and abs(psi) < 1e-3
+
+
+def test_the_four_ways_are_drawn_with_the_field_that_they_follow():
+    drawn = paths(steps=5, side=4)
+    assert [title for title, _, _ in drawn.paths] == list(WAYS)
+    for (_, path, field), way in zip(drawn.paths, WAYS.values(), strict=True):
+        np.testing.assert_array_equal(path, way.path(5))
+        np.testing.assert_array_equal(field, way.directions(lattice(drawn.square, 4).astype(np.float64)))

@@ -182,8 +182,8 @@ def test_precision_recall_against_the_definition(seed, n, m, k):
 
 
 def test_precision_recall_tells_collapse_from_strangeness():
-    real, mode = mixture("ring", 400, seed=0)
-    good = mixture("ring", 400, seed=1)[0]
+    real, mode = mixture("ring-8", 400, seed=0)
+    good = mixture("ring-8", 400, seed=1)[0]
     strange = np.concatenate([good[:200], good[:200] + 50])
     collapsed = real[mode == 0][:20].repeat(5, axis=0) + np.random.default_rng(2).normal(size=(100, 2)) * 1e-3
     same = precision_recall(real, real)
@@ -249,12 +249,29 @@ def test_distinct_ngrams_refuses(tokens, n, said):
 
 
 def test_mode_coverage_counts_the_modes_that_were_hit():
-    centres, sigma = mixture_modes("grid")
-    x, k = mixture("grid", 2000, seed=0)
-    modes, share = mode_coverage(x, centres, radius=3 * sigma)
-    assert modes == 25 and share == pytest.approx(1 - np.exp(-4.5), abs=0.01)  # P(‖ε‖ ≤ 3) in the plane
-    assert mode_coverage(x[k < 4], centres, radius=3 * sigma)[0] == 4
-    assert mode_coverage(np.full((7, 2), 100.0), centres, radius=1) == (0, 0.0)
+    centres, sigma = mixture_modes("grid-25")
+    x, k = mixture("grid-25", 2000, seed=0)
+    modes = mode_coverage(x, centres, radius=3 * sigma)
+    assert (modes.hit, modes.found) == (25, 25) and 0 < modes.reverse_kl < 25 / 2000  # on average (K − 1) / 2n
+    assert modes.near == pytest.approx(1 - np.exp(-4.5), abs=0.01)  # P(‖ε‖ ≤ 3) in the plane
+    few = mode_coverage(x[k < 4], centres, radius=3 * sigma)
+    assert (few.hit, few.found) == (4, 4) and few.reverse_kl == pytest.approx(np.log(25 / 4), abs=0.01)
+    assert mode_coverage(np.full((7, 2), 100.0), centres, radius=1) == (0, 0, 0.0, pytest.approx(np.log(25)))
+
+
+def test_mode_coverage_by_hand():
+    """Modes at 0 and 10. Of 8 points 7 are nearest to the first, 5 within 1 of it; 1, a quarter of 4, is at the second."""
+    x = np.array([0, 0.5, -0.5, 1, -1, 2, 3, 10.0])[:, None]
+    found = mode_coverage(x, np.array([[0.0], [10.0]]), radius=1)
+    assert found[:3] == (2, 2, 6 / 8)
+    assert found.reverse_kl == pytest.approx(7 / 8 * np.log(7 / 4) + 1 / 8 * np.log(1 / 4))
+    more = np.concatenate([x, x[:1]])  # 9 points: a quarter of a share is more than one
+    assert mode_coverage(more, np.array([[0.0], [10.0]]), radius=1)[:2] == (2, 1)
+
+
+def test_mode_coverage_refuses():
+    centres, sigma = mixture_modes("grid-25")
+    x = centres
     for radius in (0, -1, np.nan):
         with pytest.raises(ValueError, match="radius: expected a positive number"):
             mode_coverage(x, centres, radius=radius)

@@ -45,6 +45,7 @@ TINY = {
     **dict.fromkeys(
         ("lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan"), {**FAST, "data": "digits", "hidden": 8, "latent": 4}
     ),
+    "toy-gan": {**FAST, "hidden": 16, "latent": 2, "ema": 0.9},
     **dict.fromkeys(("vae-conv", "beta-vae", "cvae"), {**FAST, "data": "digits", "hidden": 4, "latent": 3}),
     "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
@@ -129,9 +130,14 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     assert run.step == 10 and not run.model.training and recipes.to_json(run.recipe)["model"] == run.recipe.model
     found = scores(run)
     assert all(np.isfinite(value) for value in found.values())
-    assert {"gan": "frechet_distance", "cgan": "frechet_distance", "vae": "elbo", "cvae": "elbo", "gpt": "bits_per_byte"}[
-        run.recipe.family.name
-    ] in found
+    assert {
+        "gan": "frechet_distance",
+        "toy-gan": "modes",
+        "cgan": "frechet_distance",
+        "vae": "elbo",
+        "cvae": "elbo",
+        "gpt": "bits_per_byte",
+    }[run.recipe.family.name] in found
     assert scores(run) == found
 
 

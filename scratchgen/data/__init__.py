@@ -8,8 +8,8 @@
 A batch is a pure function of (seed, step), so a run resumed at step k sees what the uninterrupted run saw, and
 skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetched where a local copy exists.
 
-`dataset` what a model can learn from · `images`, `captions`, `pairs`, `texts` the kinds there are · `named` data sets that have
-a name · `files` the user's own · `loading` both of these by one function · `mixtures`, `shapes` what is made by code.
+`dataset` what a model can learn from · `images`, `captions`, `pairs`, `points`, `texts` the kinds there are · `named` data sets
+that have a name · `files` the user's own · `loading` both of these by one function · `shapes` pictures made by code.
 """
 
 from scratchgen.data.captions import Captioned
@@ -18,9 +18,9 @@ from scratchgen.data.dataset import Batch, Dataset, Task
 from scratchgen.data.files import pictures_like
 from scratchgen.data.images import Images, batches
 from scratchgen.data.loading import load, reads
-from scratchgen.data.mixtures import mixture, mixture_modes
 from scratchgen.data.named import Source, catalogue
 from scratchgen.data.pairs import Pairs
+from scratchgen.data.points import Points, mixture, mixture_modes
 from scratchgen.data.texts import Text, Tokens, windows
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Dataset",
     "Images",
     "Pairs",
+    "Points",
     "Source",
     "Task",
     "Text",

@@ -17,6 +17,7 @@ import numpy as np
 from scratchgen.data.captions import Captioned, read_captions
 from scratchgen.data.checks import DataError, kind, require_natural, unreadable
 from scratchgen.data.images import Images, deal, pixels, require_pixels
+from scratchgen.data.points import Points
 from scratchgen.data.texts import Text, cut, read_text
 
 # The names that a part of a data set has → its role: to learn from, to test, or to choose by.
@@ -34,8 +35,8 @@ def _chosen(roles: dict[str, set[str]], where: object) -> dict[str, str]:
     return {"train": name["train"], "test": name.get("test") or name["valid"]}
 
 
-def load_npz(path: Path, split: str, seed: int) -> Images:
-    """A split of the pictures in an archive of arrays: x and, optionally, y, or x_train, x_test, y_train, y_test."""
+def load_npz(path: Path, split: str, seed: int) -> Images | Points:
+    """A split of the pictures or points in an archive of arrays: x and, optionally, y, or x_train, x_test, y_train, y_test."""
     try:
         # The file is opened here, since NumPy leaves a damaged one open.
         with open(path, "rb") as file, _unwarned(), np.load(file, allow_pickle=False) as archive:
@@ -67,6 +68,10 @@ def load_npz(path: Path, split: str, seed: int) -> Images:
         raise DataError(
             f"{path}: expected an .npz archive of plain numeric arrays, got one that is damaged or holds Python objects."
         ) from error
+    if x.ndim == 2 and x.shape[1] == 2 and x.dtype.kind in "fiu" and y is None:
+        with np.errstate(over="ignore", under="ignore"):  # a value too large for float32 becomes infinite, which is refused
+            x = x.astype(np.float32)
+        return Points(x if roles else x[deal(len(x), split, seed, path)], name=path.stem)
     x = pixels(x, path)
     require_pixels(
         x, f"{path}: {x_key}"

@@ -12,6 +12,7 @@ from scratchgen.data.dataset import Dataset
 from scratchgen.data.images import Images
 from scratchgen.data.named import NAMED, expanded
 from scratchgen.data.pairs import Pairs, load_pairs
+from scratchgen.data.points import Points
 from scratchgen.data.texts import Text, cut, read_text
 
 
@@ -22,7 +23,7 @@ def load(
     seed: int = 0,
     size: int | tuple[int, int] | None = None,
     kind: type = Dataset,
-) -> Images | Text | Pairs:
+) -> Images | Text | Pairs | Points:
     """One split of a data set, by its name or by the path to your own.
 
     A name of `catalogue()`, or a path to
@@ -31,7 +32,7 @@ def load(
         a folder of images                    labels from sub-folders if there are any, or captions from a file
                                               captions.tsv of lines FILE, a tab, caption; `size` resizes to (H, W)
         a .npz file                           x: uint8 in 0..255 or floats in [0, 1], (N, C, H, W) or (N, H, W);
-                                              optionally y: integers (N,)
+                                              optionally y: integers (N,); or x: numbers (N, 2), points of the plane
 
     A folder of images does not tell whether these are single ones or pairs: with `kind=Pairs` they are taken for pairs, each
     image holding a and b side by side, or those of two sub-folders, a and b, under equal names. Other data are what they are,

@@ -19,6 +19,7 @@ import numpy as np
 from scratchgen.data.checks import DataError
 from scratchgen.data.images import Images, deal, pixels
 from scratchgen.data.pairs import Pairs, of_edges
+from scratchgen.data.points import Points, mixture, mixture_modes
 from scratchgen.data.shapes import shapes
 from scratchgen.data.texts import Text, cut
 
@@ -38,7 +39,7 @@ class Named(NamedTuple):
 
     what: str
     licence: str
-    load: Callable[[str, int], Images | Text | Pairs]  # a split ("train" or "test") dealt out by a seed
+    load: Callable[[str, int], Images | Text | Pairs | Points]  # a split ("train" or "test") dealt out by a seed
     where: Callable[[], str | None]  # where it is found here, None for what has to be downloaded first
 
 
@@ -78,6 +79,21 @@ def _python_docs(split: str, seed: int) -> Text:
         raise DataError("python-docs is the module pydoc_data.topics, which this Python lacks.") from error
     text = "\n\n".join(topics[key].strip() for key in sorted(topics)) + "\n"
     return Text(cut(text, split, "python-docs"), "python-docs")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawn here
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _mixture(name: str) -> Callable[[str, int], Points]:
+    """Draws a split of the toy mixture of that name: 50,000 points to learn from, or 10,000 to test."""
+
+    def load(split: str, seed: int) -> Points:
+        n, own = (50_000, 2 * seed) if split == "train" else (10_000, 2 * seed + 1)
+        return Points(mixture(name, n, seed=own)[0], *mixture_modes(name), name)
+
+    return load
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,5 +257,17 @@ NAMED = {
         "made by code",
         shapes,
         lambda: "scratchgen.data.shapes",
+    ),
+    "grid-25": Named(
+        "60 000 points of the plane around a grid of 5×5 modes",
+        "drawn by scratchgen from its seed (Lin et al. 2018)",
+        _mixture("grid-25"),
+        lambda: "scratchgen",
+    ),
+    "ring-8": Named(
+        "60 000 points of the plane around a ring of 8 modes",
+        "drawn by scratchgen from its seed (Metz et al. 2017)",
+        _mixture("ring-8"),
+        lambda: "scratchgen",
     ),
 }

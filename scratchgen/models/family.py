@@ -102,6 +102,22 @@ class OptionError(ValueError):
     """A family cannot sample with the value of an option; the message is one sentence."""
 
 
+class Plane(NamedTuple):
+    """Points of the plane that a model made, and what one picture shows with them."""
+
+    x: np.ndarray  # (N, 2)
+    square: tuple[float, float, float]  # what is shown: the centre, two numbers, and half the side
+    real: np.ndarray | None = None  # (M, 2), of the data
+    surface: np.ndarray | None = None  # (S, S), a function of the plane at the centres of S² equal squares, rows upwards
+
+
+def lattice(square: tuple[float, float, float], side: int) -> np.ndarray:
+    """The centres of side² equal squares that fill a square, row by row, upwards.     → float32 (side², 2)"""
+    across = ((np.arange(side) + 0.5) / side * 2 - 1) * square[2]
+    x, y = np.meshgrid(square[0] + across, square[1] + across)
+    return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+
+
 class Draw(Protocol):
     """`sample` of a model that is trained: n samples, looked at for what is no longer finite."""
 
@@ -141,12 +157,31 @@ class Texts(NamedTuple):
     caption: str
 
 
+class Planes(NamedTuple):
+    """Pictures of the plane side by side, each under its title."""
+
+    planes: Sequence[tuple[str, Plane]]
+    caption: str
+
+
+class Paths(NamedTuple):
+    """Paths in the plane side by side, each under its title, over the field of directions that it follows."""
+
+    paths: Sequence[tuple[str, np.ndarray, np.ndarray]]  # a title; (T, 2), points in turn; (S², 2), a field on the `lattice`
+    square: tuple[float, float, float]
+    axes: tuple[str, str]  # what the coordinates are
+    caption: str
+
+
+Figure = Pictures | Texts | Planes | Paths
+
+
 class Page(NamedTuple):
     """What the page of a run says and shows. Letters between asterisks, as in *G*, are set in italics."""
 
     lead: str  # what the model is, in a few sentences
     equations: tuple[str, ...]  # symbols parted by spaces: a_b and a_{bc} with subscripts, a^b, a__b with b under a
-    figures: Sequence[Pictures | Texts | tuple[Pictures | Texts, ...]] = ()  # a tuple of figures stands side by side
+    figures: Sequence[Figure | tuple[Figure, ...]] = ()  # a tuple of figures stands side by side
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,7 +213,7 @@ class Family:
     config: type
     learns_from: type  # the kind of data that `data.load` must yield
     decided: Mapping[str, Callable[[Any], Any]]  # field of the config -> what the data to learn from decide of it
-    makes: str  # "pictures" or "text": what a sample is, and so how it is checked, written and shown
+    makes: str  # "pictures", "text" or "points": what a sample is, and so how it is checked, written and shown
     sample: Callable[..., Any]  # (model, metadata, n, rng, **options) → n samples
     prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Dataset, Dataset]] = _as_they_are  # (train, test, settings)
     read_metadata: Callable[[Mapping[str, Any]], Any] = dict

@@ -6,8 +6,8 @@ A generator G turns noise z into pictures; a discriminator D judges pictures by 
 
 For fixed G the best discriminator is D* = p_data / (p_data + p_G), where V = −log 4 + 2 JSD(p_data ‖ p_G). This and five later
 objectives, each under its equation, and the penalties that some of them need, stand in `adversarial.py`; the networks of both
-players in `adversaries.py`. Here they play: one step of D, then one of G against the D just improved. Pictures are in [−1, 1]
-inside, in [0, 1] outside.
+players in `adversaries.py`. Here they play: one step of D, then one of G against the D just improved. Both see their data moved
+and scaled: pictures to [−1, 1], which are in [0, 1] outside, points of the plane to mean 0 and variance 1.
 
 With `classes`, G and D are told the class of each picture, the generated ones' classes being those of the real batch: were they
 drawn from elsewhere, D could tell the two apart by the class alone.
@@ -24,7 +24,7 @@ import numpy as np
 
 from scratchgen import data, nn, optim, random
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import adversarial, pictures
+from scratchgen.models import adversarial, dirac, pictures, points
 from scratchgen.models.adversaries import (
     DCDiscriminator,
     DCGenerator,
@@ -35,7 +35,18 @@ from scratchgen.models.adversaries import (
     init_dcgan,
     init_he,
 )
-from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
+from scratchgen.models.family import (
+    Draw,
+    Family,
+    Line,
+    Page,
+    Panel,
+    Pictures,
+    Plane,
+    Planes,
+    Score,
+    lattice,
+)
 from scratchgen.ops import rand, randn
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
@@ -60,6 +71,8 @@ class GANConfig:
     beta1: float = 0.5  # of Adam: less memory, for a target that moves
     beta2: float = 0.999
     classes: int = 0  # of the data, which both players are told; 0: none
+    centre: tuple[float, ...] = (0.5,)  # of the data, 0 inside
+    scale: float = 0.5  # of the data, 1 inside
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,6 +139,15 @@ class GAN(nn.Module):
         z = draw(n, self.config.latent, dtype=next(self.parameters()).dtype, device=self.device, generator=generator)
         return z if self.config.noise == "gaussian" else 2 * z - 1
 
+    def inside(self, x: Any) -> Tensor:
+        """Pictures or points as both players see them: (x − centre) / scale."""
+        x = as_tensor(x).to(self.device)
+        return (x - Tensor(self.config.centre, x.dtype, x.device)) / self.config.scale
+
+    def outside(self, x: Tensor) -> Tensor:
+        """The inverse of `inside`."""
+        return x * self.config.scale + Tensor(self.config.centre, x.dtype, x.device)
+
     def condition(self, y: Any) -> Tensor | None:
         """The classes as vectors, one-hot, that both players read.     (B) → (B, classes), None where there are none"""
         return pictures.condition(self, y)
@@ -157,7 +179,7 @@ class GAN(nn.Module):
         Returns both losses, the penalty apart, the mean judgements of real and generated pictures, all from before the steps,
         and the lengths of both gradients.
         """
-        x = as_tensor(batch[0]).to(self.device) * 2 - 1
+        x = self.inside(batch[0])
         c = self.condition(batch[1])
         fake = self.generator(self.noise(len(x)), c)
         # D: the generated pictures are constants here, so that only D moves
@@ -199,15 +221,20 @@ class GAN(nn.Module):
         real, fake = [], []
         for x, y in batches:
             c = self.condition(y)
-            real.append(self.discriminator(Tensor(x, device=self.device) * 2 - 1, c).data)
+            real.append(self.discriminator(self.inside(x), c).data)
             fake.append(self.discriminator(self.generator(self.noise(len(x)), c), c).data)
         d_real, d_fake = Tensor(np.concatenate(real)), Tensor(np.concatenate(fake))
         value = -self.objective.discriminator(d_real, d_fake)
         return {"value": value.item(), **self._judgements(d_real, d_fake)}
 
     @no_grad()
+    def judge(self, x: np.ndarray) -> np.ndarray:
+        """D's logits of pictures or points that are told no class.     (N, …) → (N)"""
+        return self.discriminator(self.inside(x)).cpu().data
+
+    @no_grad()
     def _pictures(self, z: Tensor, y: Any = None) -> np.ndarray:
-        return ((self.generator(z, self.condition(y)) + 1) * 0.5).cpu().data
+        return self.outside(self.generator(z, self.condition(y))).cpu().data
 
     def generate(self, n: int, *, y: Any = None, generator: np.random.Generator | None = None) -> np.ndarray:
         """n pictures in [0, 1], of the classes y (n) where G is told them, without y of each in turn.     → (n, C, H, W)"""
@@ -285,6 +312,8 @@ def page(model: GAN, metadata: dict[str, Any], task: data.Task, draw: Draw) -> P
     )
 
 
+INSIDE = {"centre": lambda images: (0.5,), "scale": lambda images: 0.5}  # of pictures in [0, 1]
+
 FAMILY = Family(
     name="gan",
     title="Generative adversarial network",
@@ -292,7 +321,7 @@ FAMILY = Family(
     config=GANConfig,
     learns_from=data.Images,
     prepare=pictures.prepare,
-    decided={**pictures.SHAPE, "classes": lambda images: 0},
+    decided={**INSIDE, **pictures.SHAPE, "classes": lambda images: 0},
     rates=("lr", "lr_d"),
     makes="pictures",
     sample=pictures.sample,
@@ -300,7 +329,7 @@ FAMILY = Family(
     scores=pictures.scores,
     meanings=(
         Score("value", "value of the game", 0, "−(loss of *D*); of cross-entropy −1.386 where *D* can tell nothing"),
-        Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out pictures"),
+        Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out data"),
         Score("d_fake", "*D* of generated ones", 0, "the same of what *G* draws"),
         *pictures.MEANINGS,
     ),
@@ -317,6 +346,61 @@ FAMILY = Family(
         Panel("length of the gradient", (Line("grad_d", "discriminator"), Line("grad_g", "generator"))),
     ),
     page=page,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same in the plane
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sample_points(model: GAN, metadata: Mapping[str, Any], n: int, rng: np.random.Generator) -> Plane:
+    """n points, over the surface of D's logits."""
+    square, side = metadata["square"], 96
+    surface = model.judge(lattice(square, side)).reshape(side, side)
+    return Plane(model.generate(n, generator=rng), square, surface=surface)
+
+
+def page_of_points(model: GAN, metadata: Mapping[str, Any], task: data.Task, draw: Draw) -> Page:
+    """What the page of a run shows: samples and data over D's surface, and the smallest game of this kind."""
+    made = points.snapshot(task, draw, np.random.default_rng(7))
+    return Page(
+        "The adversarial game in the plane, where all of it can be seen: a generator *G* turns noise into points, and a "
+        "discriminator *D* gives each point of the plane a height. *G* moves its points uphill; *D* raises the data and lowers "
+        "what *G* makes. Where both agree, the surface is flat on the data.",
+        ("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]",),
+        (
+            (
+                Planes([("", made)], "Points drawn by *G*, and data never seen in training, over the logits of *D*."),
+                Planes([("", made._replace(x=made.x[:0]))], "The same data alone."),
+            ),
+            dirac.paths(),
+        ),
+    )
+
+
+POINTS = dataclasses.replace(
+    FAMILY,
+    name="toy-gan",
+    title="Generative adversarial network in the plane",
+    learns_from=data.Points,
+    prepare=lambda train, test, settings: (train, test),
+    decided={
+        "shape": lambda points: (2,),
+        "network": lambda points: "mlp",
+        "upsample": lambda points: "nearest",
+        "classes": lambda points: 0,
+        "centre": lambda of: points.standard(of)[0],
+        "scale": lambda of: points.standard(of)[1],
+    },
+    makes="points",
+    sample=sample_points,
+    read_metadata=points.read_metadata,
+    many=points.MANY,
+    snapshot=points.snapshot,
+    scores=points.scores,
+    meanings=(*FAMILY.meanings[:3], *points.MEANINGS),
+    page=page_of_points,
 )
 
 
@@ -354,7 +438,7 @@ CONDITIONAL = dataclasses.replace(
     name="cgan",
     title="Conditional generative adversarial network",
     prepare=pictures.prepare_classes,
-    decided=pictures.SHAPE_AND_CLASSES,
+    decided={**INSIDE, **pictures.SHAPE_AND_CLASSES},
     sample=pictures.sample_classes,
     options=(pictures.LABEL,),
     scores=pictures.scores_of_classes,

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchgen.models.family import Plane
 from scratchgen.training import pictures
 
 
@@ -23,6 +25,7 @@ class Medium(NamedTuple):
     file: Callable[[Any], bytes]  # samples → the content of such a file
     finite: Callable[[Any], bool]  # false for samples of a model whose layers overflow
     printed: Callable[[Any], str] | None = None  # samples → what is printed of them; None: they are written to a file
+    others: Mapping[str, Callable[[Any], bytes]] = MappingProxyType({})  # suffixes of other files of samples → their content
     # (steps and their files of samples, samples like those in the files) → the content of a film strip; None: there is none
     film: Callable[[Sequence[tuple[int, Path]], Any], bytes] | None = None
 
@@ -50,7 +53,20 @@ def _joined(texts: Sequence[str]) -> str:
     return f"\n{'─' * 40}\n".join(texts) + "\n"
 
 
+def _archive(plane: Plane) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, x=plane.x)
+    return file.getvalue()
+
+
+def _lines(plane: Plane) -> bytes:
+    return "".join(["x,y\n", *(f"{x:.9g},{y:.9g}\n" for x, y in plane.x)]).encode()  # nine digits tell every float32 apart
+
+
 MEDIA = {
     "pictures": Medium(".png", _sheet, lambda x: bool(np.isfinite(x).all()), film=_film),
+    "points": Medium(
+        ".png", pictures.plane, lambda plane: bool(np.isfinite(plane.x).all()), others={".npz": _archive, ".csv": _lines}
+    ),
     "text": Medium(".txt", lambda texts: _joined(texts).encode("utf-8", "replace"), lambda texts: True, _joined),
 }

@@ -1,15 +1,15 @@
-"""Arrays as pictures: grids of images, and curves of metrics."""
+"""Arrays as pictures: grids of images, curves of metrics, points and paths of the plane."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from scratchgen.models.family import Line, Panel
+from scratchgen.models.family import Line, Panel, Paths, Plane, lattice
 
 
 def grid(x: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1) -> np.ndarray:
@@ -88,24 +88,32 @@ def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tup
 
 
 def curves(panels: Sequence[Panel], rows: list[dict[str, Any]]) -> bytes:
-    """The panels of a family (at least one), drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file.
+    """The panels of a family (at least one), drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file."""
+    margins = {"left": 0.32 / len(panels) ** 0.5 / 2.6, "right": 0.985, "bottom": 0.14, "top": 0.9, "wspace": 0.2}
+    return _drawn(len(panels), (5.2 * len(panels), 3.4), margins, lambda all_axes: _curves(panels, rows, all_axes))
+
+
+def _drawn(
+    panels: int, inches: tuple[float, float], margins: dict[str, float], draw: Callable[[Any], None], *, colours: int = 32
+) -> bytes:
+    """What `draw` draws on so many axes side by side, as the bytes of a PNG file.
 
     In Matplotlib's own style, whatever the user's settings are: equal runs leave equal files, and no LaTeX is needed.
     """
     from matplotlib import rc_context, rcParamsDefault
-
-    with rc_context({key: value for key, value in rcParamsDefault.items() if key != "backend"}):
-        return _curves(panels, rows)
-
-
-def _curves(panels: Sequence[Panel], rows: list[dict[str, Any]]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(panels), 3.4), dpi=110)
-    canvas = FigureCanvasAgg(figure)
-    margins = {"left": 0.32 / len(panels) ** 0.5 / 2.6, "right": 0.985, "bottom": 0.14, "top": 0.9, "wspace": 0.2}
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, gridspec_kw=margins)[0], panels, strict=True):
+    with rc_context({key: value for key, value in rcParamsDefault.items() if key != "backend"}):
+        figure = Figure(figsize=inches, dpi=110)
+        canvas = FigureCanvasAgg(figure)
+        draw(figure.subplots(1, panels, squeeze=False, gridspec_kw=margins)[0])
+        canvas.draw()
+    return png(np.asarray(canvas.buffer_rgba())[:, :, :3], colours=colours)
+
+
+def _curves(panels: Sequence[Panel], rows: list[dict[str, Any]], all_axes: Any) -> None:
+    for axes, panel in zip(all_axes, panels, strict=True):
         for line in panel.lines:
             axes.plot(*points(rows, line), label=line.label, linewidth=1.2, marker="o" if line.held_out else None, markersize=4)
         if panel.level:
@@ -114,5 +122,101 @@ def _curves(panels: Sequence[Panel], rows: list[dict[str, Any]]) -> bytes:
         axes.set_xlabel("step")
         axes.legend(frameon=False, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    canvas.draw()
-    return png(np.asarray(canvas.buffer_rgba())[:, :, :3], colours=32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The plane
+# ---------------------------------------------------------------------------------------------------------------------
+
+PAPER, INK, SOFT = "#fbfaf6", "#1d1c1a", "#6d6a63"
+REAL, MADE = "#2b6a8f", "#b5452c"
+
+
+def plane(shown: Plane, title: str = "") -> bytes:
+    """Points that a model made over real ones and over a surface, with lines of equal height, as the bytes of a PNG file."""
+    return planes([(title, shown)])
+
+
+def planes(shown: Sequence[tuple[str, Plane]]) -> bytes:
+    """The same side by side, each under its title."""
+    n, top = len(shown), 0.3 * any(title for title, _ in shown) + 0.05
+    inches = (4.0 * n, 4.0 + top + 0.3)
+    margins = {"left": 0.01, "right": 0.99, "bottom": 0.3 / inches[1], "top": 1 - top / inches[1], "wspace": 0.03}
+
+    def draw(all_axes: Any) -> None:
+        all_axes[0].figure.set_facecolor(PAPER)
+        for axes, (title, one) in zip(all_axes, shown, strict=True):
+            _plane(axes, one)
+            axes.set_title(title, fontsize=10, color=INK, pad=5)
+
+    return _drawn(n, inches, margins, draw, colours=256)
+
+
+def _frame(axes: Any, square: tuple[float, float, float]) -> tuple[float, float, float, float]:
+    """Equal axes without ticks that show a square; returns its left, right, bottom and top."""
+    x, y, half = square
+    sides = (x - half, x + half, y - half, y + half)
+    axes.set(xlim=sides[:2], ylim=sides[2:], xticks=(), yticks=(), aspect="equal")
+    axes.set_facecolor("white")
+    for spine in axes.spines.values():
+        spine.set(color=SOFT, linewidth=0.5)
+    return sides
+
+
+def _plane(axes: Any, shown: Plane) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    sides = _frame(axes, shown.square)
+    if shown.surface is not None:
+        height = shown.surface.astype(np.float64)
+        low, high = np.quantile(height, [0.02, 0.98])
+        if high > low:
+            colours = LinearSegmentedColormap.from_list("surface", ["#e4ded0", "#fdfcf9", "#d3e2ea"])
+            axes.imshow(
+                height, extent=sides, origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="bilinear", zorder=0
+            )
+            across = np.linspace(*sides[:2], 2 * len(height) + 1)[1::2]  # the centres of the squares
+            up = np.linspace(*sides[2:], 2 * len(height) + 1)[1::2]
+            levels = np.linspace(low, high, 9)[1:-1]
+            axes.contour(across, up, height, levels, colors=SOFT, linewidths=0.45, alpha=0.6, negative_linestyles="solid")
+    size = 2.5 if len(shown.x) > 500 else 8.0
+    if shown.real is not None:  # larger, so that they are seen around samples that lie where they should
+        axes.scatter(*shown.real.T, s=3 * size, color=REAL, alpha=0.35, linewidths=0, zorder=2)
+    axes.scatter(*shown.x.T, s=size, color=MADE, alpha=0.7, linewidths=0, zorder=3)
+    _legend(axes, [("data", REAL)] * (shown.real is not None) + [("samples", MADE)])
+
+
+def _legend(axes: Any, words: list[tuple[str, str]]) -> None:
+    """Words in their colours, below the axes."""
+    for i, (word, colour) in enumerate(words):
+        axes.text(0.015 + 0.17 * i, -0.02, f"● {word}", transform=axes.transAxes, color=colour, fontsize=9, va="top")
+
+
+def paths(shown: Paths) -> bytes:
+    """Paths in the plane, over the fields that they follow, side by side, as the bytes of a PNG file."""
+    n = len(shown.paths)
+    inches = (2.9 * n, 3.35)
+    margins = {"left": 0.03, "right": 0.995, "bottom": 0.09, "top": 0.91, "wspace": 0.06}
+
+    def draw(all_axes: Any) -> None:
+        all_axes[0].figure.set_facecolor(PAPER)
+        for axes, (title, path, field) in zip(all_axes, shown.paths, strict=True):
+            _path(axes, path, field, shown.square)
+            axes.set_title(title, fontsize=10, color=INK, pad=5)
+            axes.set_xlabel(shown.axes[0], fontsize=9, color=SOFT)
+        all_axes[0].set_ylabel(shown.axes[1], fontsize=9, color=SOFT)
+
+    return _drawn(n, inches, margins, draw, colours=64)
+
+
+def _path(axes: Any, path: np.ndarray, field: np.ndarray, square: tuple[float, float, float]) -> None:
+    _frame(axes, square)
+    side = math.isqrt(len(field))
+    at, length = lattice(square, side), np.hypot(*field.T)
+    direction = field / np.where(length > 0, length, 1)[:, None]
+    axes.quiver(*at.T, *direction.T, color="#c9c4b8", pivot="mid", angles="xy", scale=1.5 * side, width=0.004, headwidth=4)
+    axes.axhline(0, color=SOFT, linewidth=0.4)
+    axes.axvline(0, color=SOFT, linewidth=0.4)
+    axes.plot(*path.T, color=MADE, linewidth=1.1)
+    axes.plot(*path[0], "o", color=INK, markersize=4)
+    axes.plot(0, 0, "+", color=INK, markersize=9, markeredgewidth=1.2)

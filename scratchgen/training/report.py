@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen.models.family import Family, Panel, Pictures, Score, Texts, side_by_side
+from scratchgen.models.family import Family, Figure, Panel, Paths, Pictures, Planes, Score, Texts, side_by_side
 from scratchgen.training import pictures, runs
 from scratchgen.training.folder import FILM, kept_samples, write_whole
 from scratchgen.training.media import MEDIA
@@ -129,7 +129,7 @@ def _time(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _shown(figure: Pictures | Texts | tuple[Pictures | Texts, ...]) -> str:
+def _shown(figure: Figure | tuple[Figure, ...]) -> str:
     """A figure, or those that stand side by side."""
     if type(figure) is tuple:
         return f'<div class="pair">{"".join(map(_shown, figure))}</div>'
@@ -149,7 +149,16 @@ def _texts(figure: Texts, *, narrow: bool = False) -> str:
     return f'<div class="texts{" narrow" * narrow}">{blocks}</div><p class="caption">{_marked(figure.caption)}</p>'
 
 
-_FIGURES: dict[type, Callable[[Any], str]] = {Pictures: _pictures, Texts: _texts}
+def _plot(png: bytes, caption: str) -> str:
+    return f'<figure class="plot">{_image(png, _plain(_marked(caption)))}<figcaption>{_marked(caption)}</figcaption></figure>'
+
+
+_FIGURES: dict[type, Callable[[Any], str]] = {
+    Pictures: _pictures,
+    Texts: _texts,
+    Planes: lambda figure: _plot(pictures.planes(figure.planes), figure.caption),
+    Paths: lambda figure: _plot(pictures.paths(figure), figure.caption),
+}
 
 
 def _image(png: bytes, alt: str) -> str:
@@ -180,13 +189,21 @@ def _grown_pictures(kept: list[tuple[int, Path]]) -> str:
     return f'<div class="growth">{figures}</div><p class="caption">The same codes, as training went on.</p>'
 
 
+def _grown_points(kept: list[tuple[int, Path]]) -> str:
+    return _grown_pictures(kept).replace("<figure>", '<figure class="plot">')
+
+
 def _grown_texts(kept: list[tuple[int, Path]]) -> str:
     texts = [(f"step {step:,}", path.read_text(encoding="utf-8", errors="replace")[:150]) for step, path in kept]
     return _texts(Texts(texts, "On the way there."), narrow=True)
 
 
 # what a family makes → how the samples that were kept on the way are shown
-_GROWTH: dict[str, Callable[[list[tuple[int, Path]]], str]] = {"pictures": _grown_pictures, "text": _grown_texts}
+_GROWTH: dict[str, Callable[[list[tuple[int, Path]]], str]] = {
+    "pictures": _grown_pictures,
+    "points": _grown_points,
+    "text": _grown_texts,
+}
 
 
 def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: int = 230) -> str:
@@ -307,6 +324,7 @@ figure { margin: 1.8rem 0; }
 figcaption { margin-top: .5rem; }
 img { display: block; width: 100%; image-rendering: pixelated; }
 .film img { width: auto; max-width: 100%; image-rendering: auto; }
+.plot img { image-rendering: auto; border-radius: 4px; }
 img.ink { filter: invert(1); mix-blend-mode: multiply; }
 @media (prefers-color-scheme: dark) { img.ink { filter: none; mix-blend-mode: screen; } }
 .pair, .growth, .curves, .texts { display: grid; gap: 1.6rem; }
