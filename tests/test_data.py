@@ -393,7 +393,7 @@ def test_npz(tmp_path):
         ({"pictures": np.zeros((6, 2, 2))}, r"expected an array called 'x', and optionally 'y', got \['pictures'\]"),
         ({}, "got no arrays"),
         ({"x": np.zeros((6, 2, 2), np.int64)}, "expected pixels as uint8 .* or as floats"),
-        ({"x": np.zeros((6, 2))}, r"expected shape \(N, C, H, W\) or \(N, H, W\), got \(6, 2\)"),
+        ({"x": np.zeros((6, 3))}, r"expected shape \(N, C, H, W\) or \(N, H, W\), got \(6, 3\)"),
         ({"x": np.zeros((6, 8, 8, 3))}, "channels come last"),
         ({"x": np.zeros((0, 2, 2))}, "at least 1 images"),
         ({"x": np.full((6, 2, 2), np.nan)}, "NaN"),

@@ -182,7 +182,7 @@ def test_settings_that_the_data_decide_are_not_set():
         ({"decided": {"depth": len}}, "family 'toy': the data decide 'depth', which is no field of its config"),
         ({"rates": ("lr", "lr_d")}, "family 'toy': its learning rate 'lr_d' is no setting of its config"),
         ({"options": (Option("prompt", str, "", "TEXT"),)}, "family 'toy': its option 'prompt' is no keyword of its sample"),
-        ({"makes": "smells"}, "family 'toy': makes 'smells', and what can be written is pictures, text"),
+        ({"makes": "smells"}, "family 'toy': makes 'smells', and what can be written is pictures, points, text"),
         ({"averaged": "generator"}, "family 'toy': averages 'generator', which is no part of its model"),
         ({"curves": (Panel("", (Line("kl", ""),)),)}, "family 'toy': draws the curve 'kl', and its model tells loss, test_nll"),
         ({"learns_from": data.Text}, "the recipe 'toy' learns from text, and this is images, from which gan, .* can learn"),

@@ -69,20 +69,20 @@ def test_lattice_by_hand():
 def test_scores_of_the_data_themselves_are_those_of_the_data():
     train, test = (data.load("grid-25", split=split) for split in ("train", "test"))
     perfect = lambda n, rng: Plane(data.mixture("grid-25", n, seed=9)[0], (0, 0, 1))  # noqa: E731
-    found = points.scores(data.Task(train, test, 1), {}, perfect, np.random.default_rng(0), lambda _: None)
+    found = points.scores(data.Task(train, test, 1), {}, perfect, np.random.default_rng(0), print, None)
     assert found["samples"] == 2500
     assert found["modes"] == found["modes_hit"] == found["modes_real"] == 25
     for name, error in (("near", 0.01), ("reverse_kl", 0.01), ("density", 0.1), ("coverage", 0.05)):
         assert found[name] == pytest.approx(found[f"{name}_real"], abs=error), name
     collapsed = lambda n, rng: Plane(np.zeros((n, 2), np.float32), (0, 0, 1))  # noqa: E731
-    found = points.scores(data.Task(train, test, 1), {}, collapsed, np.random.default_rng(0), lambda _: None)
+    found = points.scores(data.Task(train, test, 1), {}, collapsed, np.random.default_rng(0), print, None)
     assert (found["modes"], found["near"], found["reverse_kl"]) == (1, 1.0, pytest.approx(np.log(25)))
 
 
 def test_few_points_without_modes_have_few_scores():
     few, said = data.Points(np.eye(2, dtype=np.float32)), []
     draw = lambda n, rng: Plane(np.zeros((n, 2), np.float32), (0, 0, 1))  # noqa: E731
-    assert points.scores(data.Task(few, few, 1), {}, draw, np.random.default_rng(0), said.append) == {"samples": 2}
+    assert points.scores(data.Task(few, few, 1), {}, draw, np.random.default_rng(0), said.append, None) == {"samples": 2}
     assert said == ["no density and coverage: these need 4 points of each kind, and there are 2."]
 
 

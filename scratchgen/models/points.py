@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchgen import metrics
 from scratchgen.data import Points, Task
-from scratchgen.models.family import Draw, Plane, Score
+from scratchgen.models.family import Draw, Keep, Plane, Score
 
 MANY = 2500  # how many points the scores of a mixture are told of in the field; see `metrics.mode_coverage`
 NEIGHBOURS = 3  # the k of `metrics.precision_recall`
@@ -33,7 +33,7 @@ def snapshot(task: Task, draw: Draw, rng: np.random.Generator) -> Plane:
 
 
 def scores(
-    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any]
+    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
 ) -> dict[str, float]:
     """How near 2,500 samples come to as many held-out points (or to all, if fewer), and which modes they have.
 
