@@ -70,7 +70,7 @@ def test_scores_of_the_data_themselves_are_those_of_the_data():
     train, test = (data.load("grid-25", split=split) for split in ("train", "test"))
     perfect = lambda n, rng: Plane(data.mixture("grid-25", n, seed=9)[0], (0, 0, 1))  # noqa: E731
     found = points.scores(data.Task(train, test, 1), {}, perfect, np.random.default_rng(0), print, None)
-    assert found["samples"] == 2500
+    assert found["n_fake"] == 2500
     assert found["modes"] == found["modes_hit"] == found["modes_real"] == 25
     for name, error in (("near", 0.01), ("reverse_kl", 0.01), ("density", 0.1), ("coverage", 0.05)):
         assert found[name] == pytest.approx(found[f"{name}_real"], abs=error), name
@@ -82,7 +82,10 @@ def test_scores_of_the_data_themselves_are_those_of_the_data():
 def test_few_points_without_modes_have_few_scores():
     few, said = data.Points(np.eye(2, dtype=np.float32)), []
     draw = lambda n, rng: Plane(np.zeros((n, 2), np.float32), (0, 0, 1))  # noqa: E731
-    assert points.scores(data.Task(few, few, 1), {}, draw, np.random.default_rng(0), said.append, None) == {"samples": 2}
+    assert points.scores(data.Task(few, few, 1), {}, draw, np.random.default_rng(0), said.append, None) == {
+        "n_real": 2,
+        "n_fake": 2,
+    }
     assert said == ["no density and coverage: these need 4 points of each kind, and there are 2."]
 
 
@@ -128,7 +131,7 @@ def test_a_run_of_ones_own_points(tmp_path, monkeypatch, capsys):
     assert "expected the name of a .png or .npz or .csv file, got 'made.gif'" in capsys.readouterr().err
     assert main(["eval", "runs/toy-gan"]) == 0
     found = json.loads(Path("runs/toy-gan/eval.json").read_text())["scores"]
-    assert {"samples", "density", "coverage"} <= set(found) and "modes" not in found
+    assert {"n_real", "n_fake", "density", "coverage"} <= set(found) and "modes" not in found
     assert main(["page", "runs/toy-gan", "--out", "shown/page.html"]) == 0
     page = Path("shown/page.html").read_text(encoding="utf-8")
     assert "<b>losses</b>" in page and "The smallest game" in page and page.count('class="plot"') == 5

@@ -42,7 +42,7 @@ def scores(
     train, test = task.train, task.test
     n = min(len(test), len(train), MANY)
     held_out = test.x[rng.permutation(len(test))[:n]]
-    more: dict[str, float] = {"samples": n}
+    more: dict[str, float] = {"n_real": n, "n_fake": n}
     for name, x in (("", draw(n, rng).x), ("_real", train.x[rng.permutation(len(train))[:n]])):
         if test.centres is not None:
             modes = metrics.mode_coverage(x, test.centres, radius=3 * test.sigma)
@@ -57,7 +57,8 @@ def scores(
 
 
 MEANINGS = (
-    Score("samples", "samples", 0, "and as many held-out points"),
+    Score("n_real", "held-out points", 0, "that samples are compared with"),
+    Score("n_fake", "samples", 0, "that are compared; a score of fewer is another score"),
     Score("modes", "modes found", 1, "modes with a quarter of their share of the samples within 3σ"),
     Score("modes_hit", "modes hit", 1, "modes with at least one sample within 3σ"),
     Score("near", "near a mode", 1, "share of samples within 3σ of a mode"),
