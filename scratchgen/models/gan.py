@@ -366,9 +366,9 @@ def page_of_points(model: GAN, metadata: Mapping[str, Any], task: data.Task, dra
     made = points.snapshot(task, draw, np.random.default_rng(7))
     return Page(
         "The adversarial game in the plane, where all of it can be seen: a generator *G* turns noise into points, and a "
-        "discriminator *D* gives each point of the plane a height. *G* moves its points uphill; *D* raises the data and lowers "
-        "what *G* makes. Where both agree, the surface is flat on the data.",
-        ("min__G max__D V ( D , G ) = 𝔼_{x∼p_data} [ log D ( x ) ] + 𝔼_{z∼𝒩(0,I)} [ log ( 1 − D ( G ( z ) ) ) ]",),
+        "discriminator *D* gives each point of the plane a height, *r* = *D*(*x*) at a real one and *f* = *D*(*G*(*z*)) at one "
+        "that *G* made. *G* moves its points uphill; *D* raises the data and lowers what *G* makes.",
+        equations(model),
         (
             (
                 Planes([("", made)], "Points drawn by *G*, and data never seen in training, over the logits of *D*."),

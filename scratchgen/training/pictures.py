@@ -183,7 +183,7 @@ def _plane(axes: Any, shown: Plane) -> None:
     if shown.real is not None:  # larger, so that they are seen around samples that lie where they should
         axes.scatter(*shown.real.T, s=3 * size, color=REAL, alpha=0.35, linewidths=0, zorder=2)
     axes.scatter(*shown.x.T, s=size, color=MADE, alpha=0.7, linewidths=0, zorder=3)
-    _legend(axes, [("data", REAL)] * (shown.real is not None) + [("samples", MADE)])
+    _legend(axes, [("data", REAL)] * (shown.real is not None) + [("samples", MADE)] * (len(shown.x) > 0))
 
 
 def _legend(axes: Any, words: list[tuple[str, str]]) -> None:
