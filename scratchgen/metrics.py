@@ -429,10 +429,10 @@ def active_units(means: np.ndarray, *, threshold: float = 0.01) -> int:
 
         #{j: Var_x(E[z_j | x]) > threshold}
 
-    means: (n, d), E[z | x] of n ≥ 2 inputs, not samples of z, whose noise would count.
+    means: (n, d), E[z | x] of n inputs, not samples of z, whose noise would count.
     Raises ValueError: other shapes, NaN or infinity.   Source: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, §2.
     """
-    return int((_features("means", means, least=2).var(axis=0) > threshold).sum())
+    return int((_features("means", means, least=1).var(axis=0) > threshold).sum())
 
 
 def linear_probe(features: np.ndarray, classes: np.ndarray, held_out: np.ndarray, its_classes: np.ndarray) -> float:

@@ -224,8 +224,8 @@ class Family:
     snapshot: Callable[[Task, Draw, np.random.Generator], Any] | None = None  # samples to keep on the way; None: `many`
     # (task, scores of `evaluate`, draw, rng, say, keep) → further scores; "…_real" is the same of real data (`BESIDE`)
     scores: Callable[[Task, dict[str, float], Draw, np.random.Generator, Callable, Keep], dict[str, float]] = _no_more
-    # (model, task, rng, say) → scores found by looking into the model, where `scores` look at its samples
-    probe: Callable[[Any, Task, np.random.Generator, Callable], dict[str, float]] = lambda model, task, rng, say: {}
+    # (model, task, rng) → scores found by looking into the model, where `scores` look at its samples
+    probe: Callable[[Any, Task, np.random.Generator], dict[str, float]] = lambda model, task, rng: {}
     # (config, task) → sentences on what these settings amount to, told when a run begins
     remarks: Callable[[Any, Task], Iterable[str]] = lambda config, task: ()
     meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key

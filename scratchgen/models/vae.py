@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -365,8 +365,12 @@ def remarks(config: VAEConfig, task: data.Task) -> Iterable[str]:
 PROBED = 200  # pictures of which log p(x) is found, each by 5,000 passes of the decoder
 
 
-def probe(model: VAE, task: data.Task, rng: np.random.Generator, say: Callable[[str], Any]) -> dict[str, float]:
-    """What is found by looking into the model: log p(x), bits per dimension, the class in the code, the β of a Gaussian."""
+def probe(model: VAE, task: data.Task, rng: np.random.Generator) -> dict[str, float]:
+    """What is found by looking into the model: log p(x), the class in the code, and, where they mean something, two more.
+
+    Bits per dimension are those of a likelihood of levels, or of a density of levels with noise, and of no other; the β that
+    a Gaussian of fixed σ implies is that of a decoder whose σ fitted its errors, with the same loss but for a factor.
+    """
     config, test = model.config, task.test
     rows = rng.permutation(len(test))[:PROBED]
     told = test.y is not None and config.classes > 0
@@ -376,9 +380,7 @@ def probe(model: VAE, task: data.Task, rng: np.random.Generator, say: Callable[[
     )
     found = {"log_likelihood": log_p.mean(), "log_likelihood_error": log_p.std() / math.sqrt(len(log_p))}
     levels = _levels(config, test.x[rows])
-    if levels is None:
-        say("no bits per dimension: the likelihood is none of the pixels' levels (pixels=binary or dequantized).")
-    else:
+    if levels is not None:
         found["bits_per_dim"] = metrics.bits_per_dim(-found["log_likelihood"], math.prod(config.shape), levels=levels)
     if config.likelihood == "gaussian":
         with no_grad():

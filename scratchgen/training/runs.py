@@ -82,7 +82,7 @@ def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: Non
     with _unseen(seed), _told(run), np.errstate(all="ignore"):  # an overflow shows in the scores, which are checked
         found = run.model.evaluate(task.held_out())
         divergence.check(found, family)
-        found |= family.probe(run.model, task, np.random.default_rng(seed), say)
+        found |= family.probe(run.model, task, np.random.default_rng(seed))
         found |= family.scores(task, found, run.draw, np.random.default_rng(seed), say, kept.keeping(say))
         divergence.check(found, family)
         return found
