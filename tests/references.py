@@ -424,6 +424,39 @@ def _gan(game, x, z):
     }[config.loss]
 
 
+@reference("models.Pix2Pix")
+def _pix2pix(game, a, b):
+    """D's loss, then G's with the distance added: the U-Net and the discriminator of patches, written down apart."""
+    config, net = game.model.config, Net(game, "model.")
+
+    def norm(name, x, slope):
+        weight, bias = (net.at(f"{name}.{k}")[:, None, None] for k in ("weight", "bias"))
+        return _relu(standardized(x, (2, 3), 1e-5) * weight + bias, slope)
+
+    def down(i, x):
+        return norm(f"generator.down{i}.1", net.conv(f"generator.down{i}.0", x, stride=2, padding=1), 0.2)
+
+    def up(i, x, like):
+        twice = x.repeat(2, 2).repeat(2, 3)[:, :, : like.shape[2], : like.shape[3]]
+        return norm(f"generator.up{i}.1", net.conv(f"generator.up{i}.0", twice, padding=1), 0.0)
+
+    def judge(x):
+        x = _relu(net.conv("discriminator.conv1", np.concatenate([a, x], 1), stride=2, padding=1), 0.2)
+        x = norm("discriminator.conv2.1", net.conv("discriminator.conv2.0", x, padding=1), 0.2)
+        return net.conv("discriminator.judge", x, padding=1)
+
+    h1 = _relu(net.conv("generator.down1", a, stride=2, padding=1), 0.2)
+    h2 = down(2, h1)
+    h = net.dropout(up(3, down(3, h2), h2), config.dropout)
+    h = up(1, np.concatenate([up(2, np.concatenate([h, h2], 1), h1), h1], 1), a)
+    made = np.tanh(net.conv("generator.out", np.concatenate([h, a], 1), padding=1))
+    real, fake = judge(b), judge(made)
+    l1 = np.abs(made - b).mean()
+    if config.loss == "hinge":
+        return [np.maximum(1 - real, 0).mean() + np.maximum(1 + fake, 0).mean(), l1 - fake.mean()]
+    return [_softplus(-real).mean() + _softplus(fake).mean(), l1 + _softplus(-fake).mean()]
+
+
 @reference("models.VAE")
 def _vae(model, x):
     """log p(x | z) for a z of q(z | x), and KL(q(z | x) ‖ N(0, I)), of each picture."""

@@ -245,7 +245,17 @@ def test_damaged_gzip(alone):
 
 def test_catalogue_tells_what_is_here(alone):
     before = {row.name: row for row in catalogue()}
-    assert list(before) == ["digits", "fashion-mnist", "fashion-edges", "mnist", "python-docs", "shapes", "grid-25", "ring-8"]
+    made = ["grid-25", "ring-8"]
+    assert list(before) == [
+        "digits",
+        "fashion-mnist",
+        "fashion-edges",
+        "mnist",
+        "python-docs",
+        "shapes",
+        "shapes-outlines",
+        *made,
+    ]
     assert all(row.what and row.licence for row in before.values())
     assert before["digits"].where and before["python-docs"].where and before["mnist"].where is None
     write_idx(alone / "own/mnist")

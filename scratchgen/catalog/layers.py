@@ -276,6 +276,19 @@ class Game(nn.Module):
         return self.model.objective.discriminator(real, fake), self.model.objective.generator(real, fake)
 
 
+class Translation(nn.Module):
+    """Both losses of pix2pix as functions of pictures a, b and all parameters."""
+
+    def __init__(self, config: models.Pix2PixConfig):
+        super().__init__()
+        self.model = models.Pix2Pix(config)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        made, d, game = self.model.generator(a), self.model.discriminator, self.model.objective
+        real, fake = d(a, b), d(a, made)
+        return game.discriminator(real, fake), game.generator(real, fake) + (made - b).abs().mean()
+
+
 _PICTURE = (1, 4, 4)
 _GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4, dropout=0.2, bias=True)
 
@@ -302,6 +315,14 @@ MODELS = [
         of(_GPT, via="loss")(whole(5, 2, 4), whole(5, 2, 4)),
         seeded=True,
         elements=6,
+    ),
+    row(
+        "models.Pix2Pix",
+        of(models.Pix2PixConfig(hidden=8))(unit(1, 1, 9, 9), unit(1, 1, 9, 9)),
+        of(models.Pix2PixConfig(2, 3, hidden=8, loss="hinge"))(unit(1, 2, 10, 9), unit(1, 3, 10, 9)),
+        target=Translation,
+        seeded=True,
+        elements=2,
     ),
     row(
         "models.VAE",

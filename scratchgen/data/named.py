@@ -18,7 +18,7 @@ import numpy as np
 
 from scratchgen.data.checks import DataError
 from scratchgen.data.images import Images, deal, pixels
-from scratchgen.data.pairs import Pairs, of_edges
+from scratchgen.data.pairs import Pairs, of_edges, of_outlines
 from scratchgen.data.points import Points, mixture, mixture_modes
 from scratchgen.data.shapes import shapes
 from scratchgen.data.texts import Text, cut
@@ -257,6 +257,12 @@ NAMED = {
         "made by code",
         shapes,
         lambda: "scratchgen.data.shapes",
+    ),
+    "shapes-outlines": Named(
+        "22 000 pairs: the outlines of shapes in their colours, and the pictures, 32×32, RGB",
+        "made by code",
+        lambda split, seed: of_outlines(shapes(split, seed), "shapes-outlines"),
+        lambda: "made by code",
     ),
     "grid-25": Named(
         "60 000 points of the plane around a grid of 5×5 modes",

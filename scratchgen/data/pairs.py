@@ -16,6 +16,7 @@ from scratchgen.data import files
 from scratchgen.data.checks import DataError, kind
 from scratchgen.data.dataset import Batch, Dataset, shuffled, spread
 from scratchgen.data.images import Images, deal, require_pixels
+from scratchgen.data.shapes import Shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,10 @@ class Pairs(Dataset):
     def metadata(self) -> dict[str, Any]:
         return {} if self.kept is None else {"a": self.kept[0], "b": self.kept[1]}
 
+    def images(self) -> Images:
+        """The pictures b alone."""
+        return Images(self.b, name=self.name)
+
     def reversed(self) -> Pairs:
         """The pairs (b, a)."""
         return Pairs(self.b, self.a, self.name, self.kept and self.kept[::-1])
@@ -110,6 +115,12 @@ def edges(x: np.ndarray) -> np.ndarray:
 def of_edges(images: Images, name: str) -> Pairs:
     """The edges of each picture, and the picture."""
     return Pairs(edges(images.x), images.x, name)
+
+
+def of_outlines(shapes: Shapes, name: str) -> Pairs:
+    """The outline of each shape, drawn in its colour on black, and the picture: the ground is not told, and how it is lit."""
+    ink = shapes.scenes.rgb[:, 0, :, None, None].astype(np.float32)  # (N, 3, 1, 1)
+    return Pairs(shapes.outlines() * ink, shapes.x, name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def grid(x: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1)
     x = np.asarray(x)
     x = x[:, :3] if x.shape[1] >= 3 else x[:, :1]
     n, c, h, w = x.shape
-    rows, scale = -(-n // columns), scale or _scale(h, w)
+    rows, scale = -(-n // columns), scale or _scale(h)
     sheet = np.zeros((rows * (h + gap) + gap, columns * (w + gap) + gap, c), np.uint8)
     for i, image in enumerate(x):
         top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
@@ -31,8 +31,8 @@ def grid(x: np.ndarray, columns: int, *, scale: int | None = None, gap: int = 1)
     return sheet if c == 3 else sheet[:, :, 0]
 
 
-def _scale(h: int, w: int) -> int:
-    return max(1, round(48 / max(h, w)))
+def _scale(h: int) -> int:
+    return max(1, round(48 / h))
 
 
 def cut(sheet: np.ndarray, columns: int, shape: tuple[int, int], *, gap: int = 1) -> np.ndarray:
@@ -41,7 +41,7 @@ def cut(sheet: np.ndarray, columns: int, shape: tuple[int, int], *, gap: int = 1
     shape: height and width of an image;  uint8 (h, w) or (h, w, 3) → (N, 1 or 3, *shape) in [0, 1], N a multiple of columns
     """
     h, w = shape
-    small = sheet[:: _scale(h, w), :: _scale(h, w)][gap:, gap:]
+    small = sheet[:: _scale(h), :: _scale(h)][gap:, gap:]
     parts = small.reshape(-1, h + gap, columns, w + gap, small.shape[2] if small.ndim == 3 else 1)[:, :h, :, :w]
     return parts.transpose(0, 2, 4, 1, 3).reshape(-1, parts.shape[-1], h, w) / 255  # from (rows, h, columns, w, C)
 

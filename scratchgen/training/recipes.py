@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from scratchgen import data
-from scratchgen.models import gan, gpt, vae
+from scratchgen.models import gan, gpt, pix2pix, vae
 from scratchgen.models.family import Family
 from scratchgen.training.folder import TrainingError
 from scratchgen.training.media import MEDIA
@@ -100,6 +100,8 @@ RECIPES = {
                {"loss": "relativistic", "r1": 0.01, "r2": 0.01, "hidden": 128, "latent": 2, "dropout": 0.0, "lr": 4e-3,
                 "beta1": 0.0, "beta2": 0.99}, steps=6000, batch_size=256, final=0.02, ema=0.99,
                sample_every=1000),
+        Recipe("pix2pix", "pictures to pictures, patches judged, and L1 (Isola et al. 2017)", pix2pix.FAMILY, "fashion-edges",
+               {"l1": 20.0, "lr": 1e-3}, steps=2000, batch_size=16, final=0.05, ema=0.995),
         Recipe("vae", "variational autoencoder with perceptrons (Kingma & Welling 2013)", vae.FAMILY, "digits",
                {"network": "mlp", "hidden": 256, "latent": 8}, steps=4000, final=0.1, sample_every=1000),
         Recipe("vae-conv", "variational autoencoder with convolutions", vae.FAMILY, "fashion-mnist",
