@@ -1,5 +1,6 @@
 """Pairs of pictures: edges made of pictures, and folders of the user's own, whole and damaged."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,8 @@ from scipy import ndimage
 from scratchgen import data
 from scratchgen.data import DataError, Pairs, Task, load, pictures_like
 from scratchgen.data.images import Images
-from scratchgen.data.pairs import EDGE, edges, of_edges, sobel
+from scratchgen.data.pairs import EDGE, edges, of_edges, of_outlines, sobel
+from scratchgen.data.shapes import shapes
 
 
 def write(path, array):
@@ -39,7 +41,7 @@ def values(pairs):
 
 def some(n=6, a=(1, 4, 4), b=(3, 4, 4)):
     rng = np.random.default_rng(0)
-    return Pairs(rng.random((n, *a), dtype=np.float32), rng.random((n, *b), dtype=np.float32), "some")
+    return Pairs(rng.random((n, *a), dtype=np.float32), rng.random((n, *b), dtype=np.float32), name="some")
 
 
 def test_batches_are_rows_of_both():
@@ -61,7 +63,7 @@ def test_pairs_tell_what_they_are():
     pairs = some()
     assert len(pairs) == 6 and pairs.about == "6 pairs of images, 1×4×4 to 3×4×4" and pairs.metadata() == {}
     assert repr(pairs) == "Pairs(name='some', 6 pairs of shapes (1, 4, 4) and (3, 4, 4))"
-    turned = Pairs(pairs.a, pairs.b, "some", (pairs.a[:1], pairs.b[:1])).reversed()
+    turned = dataclasses.replace(pairs, kept=(pairs.a[:1], pairs.b[:1])).reversed()
     assert turned.a is pairs.b and turned.b is pairs.a and turned.metadata()["a"].shape == (1, 3, 4, 4)
     same = some()
     other = Pairs(same.a, same.b.copy())
@@ -119,11 +121,26 @@ def test_edges_are_where_it_is_steep_in_the_mean_of_the_channels():
 
 def test_the_named_pairs_are_made_of_the_named_pictures(monkeypatch):
     x = np.random.default_rng(0).random((9, 1, 28, 28), dtype=np.float32)
-    monkeypatch.setattr(data.named, "_idx_images", lambda name: lambda split, seed: Images(x, None, (), name + split))
+    y = np.arange(9) % 2
+    monkeypatch.setattr(data.named, "_idx_images", lambda name: lambda split, seed: Images(x, y, ("a", "b"), name + split))
     pairs = load("fashion-edges", split="test")
+    assert pairs.images().x is x and pairs.images().y is y and pairs.images().classes == ("a", "b")
     assert np.array_equal(pairs.b, x) and np.array_equal(pairs.a, edges(x)) and pairs.name == "fashion-edges"
     assert np.array_equal(of_edges(Images(x), "x").a, pairs.a)
     assert len(load("fashion-edges", kind=Images)) == 9, "what has a name is what it is"
+
+
+def test_outlines_have_the_colour_of_their_shape_on_black_or_white_paper():
+    made = shapes("test", 0, 40)
+    pairs = of_outlines(made, "x")
+    assert pairs.b is made.x and pairs.a.shape == (40, 3, 32, 32) and pairs.name == "x"
+    ink, dark = made.outlines()[:, 0], made.scenes.ground.mean(1) < 0.5
+    assert 10 < dark.sum() < 30
+    for i in range(40):
+        paper, full = pairs.a[i][:, ink[i] == 0], pairs.a[i][:, ink[i] == 1].T  # (3, ·), (·, 3)
+        assert (paper == (0 if dark[i] else 1)).all(), "of the ground, no more is told than whether it is dark"
+        np.testing.assert_allclose(full, np.tile(made.scenes.rgb[i, 0], (len(full), 1)), rtol=1e-6)
+    assert (ink == 1).any((1, 2)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

@@ -48,6 +48,7 @@ TINY = {
     "toy-gan": {**FAST, "hidden": 16, "latent": 2, "ema": 0.9},
     **dict.fromkeys(("vae-conv", "beta-vae", "cvae"), {**FAST, "data": "digits", "hidden": 4, "latent": 3}),
     "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
+    "pix2pix": {**FAST, "hidden": 8},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
 }
 
@@ -76,6 +77,10 @@ def _same_generator_afterwards():
 def small_text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "small.txt"
     path.write_text("the quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 20)
+    (path.parent / "pairs").mkdir()
+    for i in range(40):
+        both = np.random.default_rng(i).integers(0, 256, (16, 32), dtype=np.uint8)
+        Image.fromarray(both).save(path.parent / "pairs" / f"{i}.png")
     return str(path)
 
 
@@ -84,7 +89,8 @@ def quiet(_):
 
 
 def begin(name, folder, small_text, steps=10, **changes):
-    more = {"data": small_text} if name == "gpt" else {}
+    pairs = str(Path(small_text).parent / "pairs")
+    more = {"gpt": {"data": small_text}, "pix2pix": {"data": pairs}}.get(name, {})
     return train(name, folder, {**TINY[name], **more, "steps": steps, **changes}, progress=False, say=quiet)
 
 
@@ -136,6 +142,7 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
         "cgan": "frechet_distance",
         "vae": "elbo",
         "cvae": "elbo",
+        "pix2pix": "sharpness",
         "gpt": "bits_per_byte",
     }[run.recipe.family.name] in found
     assert scores(run) == found

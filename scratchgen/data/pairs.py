@@ -6,7 +6,7 @@ They are made of pictures that there are (edges, outlines), or read from a folde
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ class Pairs(Dataset):
     """Pictures, and what each is to become.
 
     a: float32 (N, C_a, H, W), b: float32 (N, C_b, H, W), both in [0, 1];  a batch: rows of (a, b).
-
+    y, classes: of the pictures b, as of `Images`, where these have any; no model is told them, scores are.
     `kept`: further pairs, as arrays like a and b, that a checkpoint keeps so that samples can be drawn without the data.
     Raises DataError where the arrays are anything else, or not equally many, or of other heights or widths.
     """
 
     a: np.ndarray
     b: np.ndarray
+    y: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
     name: str = "pairs"
     kept: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -64,18 +66,18 @@ class Pairs(Dataset):
             yield self.a[rows[i : i + batch_size]], self.b[rows[i : i + batch_size]]
 
     def contents(self) -> Iterable[np.ndarray]:
-        return [np.array(self.a.shape), self.a, np.array(self.b.shape), self.b]
+        return [np.array(self.a.shape), self.a, np.array(self.b.shape), self.b, *([] if self.y is None else [self.y])]
 
     def metadata(self) -> dict[str, Any]:
         return {} if self.kept is None else {"a": self.kept[0], "b": self.kept[1]}
 
     def images(self) -> Images:
-        """The pictures b alone."""
-        return Images(self.b, name=self.name)
+        """The pictures b alone, with their classes."""
+        return Images(self.b, self.y, self.classes, self.name)
 
     def reversed(self) -> Pairs:
         """The pairs (b, a)."""
-        return Pairs(self.b, self.a, self.name, self.kept and self.kept[::-1])
+        return replace(self, a=self.b, b=self.a, kept=self.kept and self.kept[::-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,13 +116,17 @@ def edges(x: np.ndarray) -> np.ndarray:
 
 def of_edges(images: Images, name: str) -> Pairs:
     """The edges of each picture, and the picture."""
-    return Pairs(edges(images.x), images.x, name)
+    return Pairs(edges(images.x), images.x, images.y, images.classes, name)
 
 
 def of_outlines(shapes: Shapes, name: str) -> Pairs:
-    """The outline of each shape, drawn in its colour on black, and the picture: the ground is not told, and how it is lit."""
+    """The outline of each shape, in its colour on black paper or on white, and the picture.
+
+    The paper is black where the ground is dark, and tells no more of it: neither how dark, nor its tint, nor how it is lit.
+    """
+    paper = (shapes.scenes.ground.mean(1) > 0.5)[:, None, None, None].astype(np.float32)  # (N, 1, 1, 1)
     ink = shapes.scenes.rgb[:, 0, :, None, None].astype(np.float32)  # (N, 3, 1, 1)
-    return Pairs(shapes.outlines() * ink, shapes.x, name)
+    return Pairs(paper + shapes.outlines() * (ink - paper), shapes.x, name=name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ def load_pairs(folder: Path, split: str, seed: int, size: int | tuple[int, int] 
         rows = range(len(found)) if parts else deal(len(found), split, seed, folder)
         x = files.read_pictures([top / found[row] for row in rows], size, halves=True)  # (N, C, H, 2W)
         a, b = np.split(x, 2, axis=3)
-        return Pairs(np.ascontiguousarray(a), np.ascontiguousarray(b), name)
+        return Pairs(np.ascontiguousarray(a), np.ascontiguousarray(b), name=name)
     if sorted(_SIDES.get(side.lower(), "") for side in sides) != ["a", "b"] or any(len(f.parts) == 1 for f in found):
         loose = " beside images" if any(len(f.parts) == 1 for f in found) else ""
         raise DataError(
@@ -167,7 +173,7 @@ def load_pairs(folder: Path, split: str, seed: int, size: int | tuple[int, int] 
             f"{top}: expected a and b of one size, got {h}×{w} (height × width) in a and {other_h}×{other_w} in b; "
             f"size= resizes them all."
         )
-    return Pairs(a, b, name)
+    return Pairs(a, b, name=name)
 
 
 def _partners(top: Path, found: list[Path], names: dict[str, str]) -> list[tuple[Path, Path]]:
