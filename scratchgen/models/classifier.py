@@ -40,7 +40,7 @@ class ClassifierConfig:
     weight_decay: float = 1e-2
     batch_size: int = 64
     rounds: int = 30  # how often each picture is seen, but
-    most: int = 240_000  # no more pictures than these are seen
+    most: int = 240_000  # no more pictures than these are seen; of more than 32 × 32 pixels, fewer, as they are larger
     seed: int = 0
 
 
@@ -126,7 +126,8 @@ def _fit(classifier: Classifier, x: np.ndarray, y: np.ndarray) -> None:
     order = np.random.default_rng(c.seed).permutation(len(x))
     kept, seen = np.sort(order[: len(x) // 10]), np.sort(order[len(x) // 10 :])
     size = min(c.batch_size, len(seen))
-    steps = math.ceil(min(c.rounds * len(seen), c.most) / size)
+    most = min(c.most, max(10_000, c.most * 32 * 32 / math.prod(c.shape[1:])))
+    steps = math.ceil(min(c.rounds * len(seen), most) / size)
     optimizer = optim.AdamW(classifier.parameters(), lr=c.lr, weight_decay=c.weight_decay)
     for step, (rows, _) in zip(range(steps), batches(seen, size, seed=c.seed), strict=False):
         optimizer.param_groups[0]["lr"] = c.lr * optim.warmup_cosine(step, warmup=steps // 10, steps=steps, final=0.0)
