@@ -35,7 +35,7 @@ def keeping(say: Callable[[str], Any]) -> Keep:
         except (TrainingError, OSError) as error:
             say(f"a {what} is trained anew: {' '.join(str(error).split())}")
         else:
-            say(f"a {what} is trained, once for these data; it is kept in {path}.")
+            say(f"a {what} is trained, once for these data, to be kept in {path}.")
         made = make()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
