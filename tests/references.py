@@ -457,6 +457,40 @@ def _pix2pix(game, a, b):
     return [_softplus(-real).mean() + _softplus(fake).mean(), l1 + _softplus(-fake).mean()]
 
 
+@reference("models.TextGAN")
+def _text_gan(telling, x, z, ids):
+    """The players' losses over real, generated and mismatched pairs; of "dcgan" the networks, told the vector of a caption."""
+    config, net = telling.model.config, Net(telling, "model.")
+    true, false = np.split(ids, 2)
+
+    def encoded(player, ids):
+        e, p = (net.at(f"{player}.encoder.{table}.weight") for table in ("words", "places"))
+        h = (e[ids] + _relu(net.linear(f"{player}.encoder.fc", e[ids] + p), 0.2)).sum(1)
+        return h / np.sqrt((h**2).mean(1, keepdims=True) + np.finfo(h.dtype).eps)
+
+    def generator(z, c):
+        def norm(i, y):
+            gamma, beta = np.split((c @ net.at(f"generator.network.norm{i}.affine.weight").T)[:, :, None, None], 2, 1)
+            return _relu(standardized(y, (0, 2, 3), 1e-5) * (1 + gamma) + beta)
+
+        y = net.linear("generator.network.fc", np.concatenate([z, c], 1))
+        y = norm(0, y.reshape(-1, config.hidden, *(side // 4 for side in config.shape[1:])))
+        for i in (1, 2):
+            y = norm(i, net.conv(f"generator.network.conv{i}.1", y.repeat(2, 2).repeat(2, 3), padding=1))
+        return np.tanh(net.conv("generator.network.out", y, padding=1))
+
+    def discriminator(x, c):
+        for i, stride in enumerate((2, 2, 1), 1):
+            x = _relu(net.conv(f"discriminator.network.conv{i}", x, stride=stride, padding=1), 0.2)
+        v = net.linear("discriminator.network.judge.project", c)
+        d = net.linear("discriminator.network.judge.fc", x.reshape(len(x), -1))[:, 0]
+        return d + (v * x.sum((2, 3))).sum(1)
+
+    real, wrong = (discriminator(x, encoded("discriminator", ids)) for ids in (true, false))
+    fake = discriminator(generator(z, encoded("generator", true)), encoded("discriminator", true))
+    return [_softplus(-real).mean() + (_softplus(fake).mean() + _softplus(wrong).mean()) / 2, _softplus(-fake).mean()]
+
+
 @reference("models.VAE")
 def _vae(model, x):
     """log p(x | z) for a z of q(z | x), and KL(q(z | x) ‖ N(0, I)), of each picture."""

@@ -183,7 +183,7 @@ def test_loaded_by_name(test):
     assert loaded.metadata()["values"]["size"] == ["small", "large"]
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(("valid",), "'train' or 'test'"), (("train", 0, 0), "at least 1")])
+@pytest.mark.parametrize(("arguments", "said"), [(("valid",), "'train', 'test' or 'reader'"), (("train", 0, 0), "at least 1")])
 def test_refusals(arguments, said):
     with pytest.raises(DataError, match=said):
         S.shapes(*arguments)

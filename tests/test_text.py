@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchgen.text import CharTokenizer, TokenError, Tokenizer, probabilities, sample
+from scratchgen.text import CharTokenizer, TokenError, Tokenizer, WordTokenizer, probabilities, sample
 
 few = settings(derandomize=True, max_examples=60, deadline=None)
 anything = st.text(st.characters(), min_size=1, max_size=40)  # lone surrogates and NUL included
@@ -77,7 +77,7 @@ def test_decode_refuses(ids, said):
     [
         (lambda: CharTokenizer.train(""), "at least one character"),
         (lambda: CharTokenizer.train(None), "at least one character, got None"),
-        (lambda: Tokenizer.from_dict({"kind": "word"}), r"one of \['char'\S*\], got 'word'"),
+        (lambda: Tokenizer.from_dict({"kind": "syllable"}), r"one of \['char', 'word'\], got 'syllable'"),
         (lambda: Tokenizer.from_dict({}), "got None"),
         (lambda: Tokenizer.from_dict([]), "got list"),
         (lambda: Tokenizer.from_dict({"kind": "char"}), "at least one character, got None"),
@@ -86,6 +86,36 @@ def test_decode_refuses(ids, said):
 def test_bad_vocabularies(call, said):
     with pytest.raises(TokenError, match=said):
         call()
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+words = st.lists(st.text("abcxyzäé019", min_size=1, max_size=4), min_size=1, max_size=8)
+
+
+@few
+@given(words)
+def test_words_decode_to_the_text_in_its_normal_form(found):
+    text = " ".join(found)
+    tokenizer = WordTokenizer.train([text, text])
+    assert tokenizer.words == tuple(sorted(set(found))) and tokenizer.vocab_size == len(set(found))
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int64 and tokenizer.decode(ids) == text
+    assert np.array_equal(tokenizer.encode(f"  {text.upper()}! "), ids)
+    again = Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    assert isinstance(again, WordTokenizer) and again.words == tokenizer.words
+    assert all(word in tokenizer for word in found) and "no" not in tokenizer
+
+
+def test_words_by_hand():
+    tokenizer = WordTokenizer.train(["The cat's mat,", "the well-known cat"])
+    assert tokenizer.words == ("cat", "cat's", "mat", "the", "well-known")
+    assert tokenizer.encode("Mat: THE cat's, (the) mat!").tolist() == [2, 3, 1, 3, 2] and tokenizer.encode("").shape == (0,)
+    with pytest.raises(TokenError, match="the word 'dog' is not among the 5: cat, cat's, mat, the, well-known"):
+        tokenizer.encode("the dog")
+    for vocabulary, got in (([], "''"), (["a", "B"], "'B'"), (["a b"], "'a b'"), ([3], "3")):
+        with pytest.raises(TokenError, match=f"all in small letters, got {got}"):
+            WordTokenizer(vocabulary)
 
 
 # --------------------------------------------------------------------------------------------------------- sampling

@@ -289,6 +289,19 @@ class Translation(nn.Module):
         return game.discriminator(real, fake), game.generator(real, fake) + (made - b).abs().mean()
 
 
+class Telling(nn.Module):
+    """Both losses of a text-to-image GAN as functions of pictures, noise and all parameters; ids: captions, then false ones."""
+
+    def __init__(self, config: models.TextGANConfig):
+        super().__init__()
+        self.model = models.TextGAN(config)
+
+    def forward(self, x: Tensor, z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        true, false = ids.chunk(2)
+        logits = self.model.discriminator.pairs(x, self.model.generator(z, true), true, false)
+        return self.model.loss_d(*logits), self.model.objective.generator(*logits[:2])
+
+
 _PICTURE = (1, 4, 4)
 _GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4, dropout=0.2, bias=True)
 
@@ -321,6 +334,15 @@ MODELS = [
         of(models.Pix2PixConfig(hidden=8))(unit(1, 1, 9, 9), unit(1, 1, 9, 9)),
         of(models.Pix2PixConfig(2, 3, hidden=8, loss="hinge"))(unit(1, 2, 10, 9), unit(1, 3, 10, 9)),
         target=Translation,
+        seeded=True,
+        elements=2,
+    ),
+    row(
+        "models.TextGAN",
+        of(models.TextGANConfig(_PICTURE, 4, 3, 2, hidden=4, latent=1, loss="non-saturating", spectral_norm=False))(
+            unit(2, *_PICTURE), real(2, 1), whole(4, 4, 3)
+        ),
+        target=Telling,
         seeded=True,
         elements=2,
     ),

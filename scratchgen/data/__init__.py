@@ -12,7 +12,7 @@ skipping k steps costs nothing. Nothing is ever unpickled, and nothing is fetche
 that have a name · `files` the user's own · `loading` both of these by one function · `shapes` pictures made by code.
 """
 
-from scratchgen.data.captions import Captioned
+from scratchgen.data.captions import Captioned, CaptionTokens
 from scratchgen.data.checks import DataError
 from scratchgen.data.dataset import Batch, Dataset, Task
 from scratchgen.data.files import pictures_like
@@ -25,6 +25,7 @@ from scratchgen.data.texts import Text, Tokens, windows
 
 __all__ = [
     "Batch",
+    "CaptionTokens",
     "Captioned",
     "DataError",
     "Dataset",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from scratchgen.data.checks import DataError, kind
+from scratchgen.data.dataset import Batch, Dataset, shuffled, spread
 from scratchgen.data.images import Images
+from scratchgen.data.texts import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,9 @@ class Captioned(Images):
     """Pictures, each with a caption; and, where they are known, with the attributes that captions speak of.
 
     captions: N texts;  attributes: int64 (N, A), for each picture a value of each attribute, or None;
-    values: name of an attribute → names of its values, in the order of the columns.
+    values: name of an attribute → names of its values, in the order of the columns;
+    stated: int64 (N, A), what the caption states, −1 where it leaves an attribute open; where None, all of it;
+    unseen: bool (N), which pictures combine attributes as no picture to learn from does; where None, none of them.
 
     Raises DataError where there is not one caption, of at least a word, to each picture, or an attribute has no such value.
     """
@@ -25,6 +29,8 @@ class Captioned(Images):
     captions: tuple[str, ...] = ()
     attributes: np.ndarray | None = None
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stated: np.ndarray | None = None
+    unseen: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +72,86 @@ class Captioned(Images):
             wrong.append(other)
         return wrong
 
+    def to_read(self) -> Captioned:
+        """The pictures from which a classifier learns to read attributes, to judge a model that learns from these."""
+        return self
+
     def contents(self) -> Iterable[np.ndarray]:
         captions = np.frombuffer("\n".join(self.captions).encode("utf-8", "surrogatepass"), np.uint8)
         return [*super().contents(), captions, *([] if self.attributes is None else [self.attributes])]
 
     def metadata(self) -> dict[str, Any]:
         return {**super().metadata(), "values": {name: list(names) for name, names in self.values.items()}}
+
+
+class Words(Vocabulary, Protocol):
+    """What is asked of a tokenizer of captions here: the words of a text, and which of them are known."""
+
+    def split(self, text: str) -> list[str]: ...
+
+    def __contains__(self, word: str) -> bool: ...
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionTokens(Dataset):
+    """Captioned pictures, their captions as tokens, and for each a wrong caption besides.
+
+    A batch is (x, ids, wrong): x (B, C, H, W), the captions and the wrong ones int64 (B, length), −1 after the end. Words that
+    are not known, as held-out captions may have them, are left out. Wrong captions are drawn anew in each epoch, and in
+    order they are always the same ones.
+    """
+
+    pictures: Captioned
+    tokenizer: Words
+    length: int  # the most words that are kept of a caption
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.pictures.name
+
+    @property
+    def x(self) -> np.ndarray:
+        """The pictures, (N, C, H, W)."""
+        return self.pictures.x
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def about(self) -> str:
+        return f"{self.pictures.about} of {self.tokenizer.vocab_size} words"
+
+    def tokens(self, captions: Sequence[str]) -> np.ndarray:
+        """n captions → int64 (n, length), −1 after the end of each"""
+        ids = np.full((len(captions), self.length), -1)
+        for row, caption in zip(ids, captions, strict=True):
+            known = " ".join(word for word in self.tokenizer.split(caption) if word in self.tokenizer)
+            found = self.tokenizer.encode(known)[: self.length]
+            row[: len(found)] = found
+        return ids
+
+    def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        captions = [self.pictures.captions[row] for row in rows]
+        return self.pictures.x[rows], self.tokens(captions), self.tokens(self.pictures.mismatched(rows, rng))
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+        chosen = shuffled(len(self), batch_size, seed=seed, start=start)
+        return (self._batch(rows, np.random.default_rng((seed, step, 1))) for step, rows in enumerate(chosen, start))
+
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        rows = spread(len(self), limit and limit * batch_size)
+        for i in range(0, len(rows), batch_size):
+            yield self._batch(rows[i : i + batch_size], np.random.default_rng(i))
+
+    def contents(self) -> Iterable[np.ndarray]:
+        vocabulary = str((self.tokenizer.to_dict(), self.length)).encode("utf-8", "surrogatepass")
+        return [*self.pictures.contents(), np.frombuffer(vocabulary, np.uint8)]
+
+    def metadata(self) -> dict[str, Any]:
+        examples = [self.pictures.captions[row] for row in spread(len(self), 64)]
+        return {**self.pictures.metadata(), "tokenizer": self.tokenizer.to_dict(), "length": self.length, "captions": examples}
 
 
 def read_captions(text: str, where: object) -> dict[str, str]:

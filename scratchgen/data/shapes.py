@@ -11,7 +11,8 @@ An object is drawn from its signed distance d(p): negative inside, positive outs
 middle is at distance d is covered by 1/2 − d, between 0 and 1, so that edges are smooth and move by less than a pixel.
 
 Six of the 36 combinations of a colour and a shape (`UNSEEN`), each colour and each shape once, are neither drawn nor named in
-training; in the test all occur alike. A model that draws a red cross has put together what it never saw together.
+training; in the test all occur alike. A model that draws a red cross has put together what it never saw together. A third
+split, in which all occur too, is for classifiers that judge such a model.
 
 A scene holds objects (axis K), of which later ones lie over earlier ones; the data set has one in each.
 """
@@ -28,7 +29,7 @@ from scratchgen.data.captions import Captioned
 from scratchgen.data.checks import DataError, require_natural
 
 SIDE = 32  # of a picture, in pixels
-COUNTS = {"train": 20_000, "test": 2_000}
+COUNTS = {"train": 20_000, "test": 2_000, "reader": 20_000}  # pictures in each split
 
 # Attribute → value → the words for it, of which the first is the value's name.
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -265,20 +266,18 @@ def _outline(s: Scenes) -> np.ndarray:
 class Shapes(Captioned):
     """Captioned pictures of one shape each, their scenes beside them.
 
-    attributes: int64 (N, 4), what is in a picture;  stated: int64 (N, 4), what its caption states, −1 where it leaves open;
-    unseen: bool (N), combinations that never occur in training.
+    attributes, stated: int64 (N, 4), columns SIZE, COLOUR, SHAPE, POSITION;  unseen: bool (N), those of `UNSEEN`.
     """
 
     scenes: Scenes | None = None
-    stated: np.ndarray | None = None
-
-    @property
-    def unseen(self) -> np.ndarray:
-        return is_unseen(self.attributes)
 
     def outlines(self) -> np.ndarray:
         """The outline of each picture.     → float32 (N, 1, 32, 32)"""
         return outline(self.scenes)
+
+    def to_read(self) -> Shapes:
+        """Others, among which all combinations occur: a reader that never saw a red cross would call it something else."""
+        return shapes("reader")
 
     def mismatched(self, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
         """For each of these rows a caption that is false of its picture, and names nothing that is held out.
@@ -302,14 +301,14 @@ class Shapes(Captioned):
 
 
 def shapes(split: str = "train", seed: int = 0, n: int | None = None) -> Shapes:
-    """A split of the data set: 20,000 pictures to learn from or 2,000 to test, or n of them.
+    """A split of the data set: 20,000 pictures to learn from ("train"), 2,000 to test, or 20,000 for a reader; or n of them.
 
     Sizes, positions, and colours with shapes (in training those of `UNSEEN` left out) are uniform. A caption states the
     shape in 95 of 100 cases, the colour in 90, size and position in 75 each, and at least one of them.
     Raises DataError for another split, or n below 1.
     """
     if split not in COUNTS:
-        raise DataError(f"split: expected 'train' or 'test', got {split!r}.")
+        raise DataError(f"split: expected 'train', 'test' or 'reader', got {split!r}.")
     n = COUNTS[split] if n is None else n
     require_natural("n", n, 1)
     rng = np.random.default_rng((seed, list(COUNTS).index(split)))
@@ -321,4 +320,4 @@ def shapes(split: str = "train", seed: int = 0, n: int | None = None) -> Shapes:
     stated = np.where(open_, -1, attributes)
     made = scenes(attributes[:, None], rng)
     captions = tuple(say(row, rng) for row in stated)
-    return Shapes(draw(made), None, (), "shapes", captions, attributes, ATTRIBUTES, made, stated)
+    return Shapes(draw(made), None, (), "shapes", captions, attributes, ATTRIBUTES, stated, is_unseen(attributes), scenes=made)

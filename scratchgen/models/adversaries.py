@@ -169,11 +169,14 @@ class DCDiscriminator(nn.Module):
         self.norm3 = nn.BatchNorm2d(width) if norm else nn.Identity()
         self.judge = Projection(width, (h // 4, w // 4), features)
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What is judged: h of `Projection`, which no condition enters."""
         h = F.leaky_relu(self.conv1(x), LEAK)  # (B, width/2, H/2, W/2)
         h = F.leaky_relu(self.norm2(self.conv2(h)), LEAK)  # (B, width, H/4, W/4)
-        h = F.leaky_relu(self.norm3(self.conv3(h)), LEAK)  # (B, width, H/4, W/4)
-        return self.judge(h, c)  # (B)
+        return F.leaky_relu(self.norm3(self.conv3(h)), LEAK)  # (B, width, H/4, W/4)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.judge(self.features(x), c)  # (B)
 
 
 def init_dcgan(module: nn.Module) -> None:

@@ -6,6 +6,6 @@ next_id = sample(logits, temperature=0.8, top_p=0.95, rng=rng)
 """
 
 from scratchgen.text.sampling import LogitsError, probabilities, sample
-from scratchgen.text.tokenizers import CharTokenizer, TokenError, Tokenizer
+from scratchgen.text.tokenizers import CharTokenizer, TokenError, Tokenizer, WordTokenizer
 
-__all__ = ["CharTokenizer", "LogitsError", "TokenError", "Tokenizer", "probabilities", "sample"]
+__all__ = ["CharTokenizer", "LogitsError", "TokenError", "Tokenizer", "WordTokenizer", "probabilities", "sample"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,7 +114,57 @@ class CharTokenizer(Tokenizer):
         return cls(state.get("characters"))
 
 
-KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer,)}
+class WordTokenizer(Tokenizer):
+    """One token a word, numbered in alphabetical order; capitals, spaces and punctuation are not kept.
+
+    So decode(encode(text)) = text for a text of small letters with one space between two words.
+    """
+
+    kind = "word"
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """words: the vocabulary; repeats and order do not matter. Raises TokenError where there are none, or one is no word."""
+        self.words = tuple(sorted(set(words or ())))
+        for word in self.words or ("",):
+            if not isinstance(word, str) or self.split(word) != [word]:
+                raise TokenError(f"vocabulary: expected at least one word, all in small letters, got {word!r}.")
+        self._ids = {word: i for i, word in enumerate(self.words)}
+
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> WordTokenizer:
+        """The vocabulary of texts: every word that occurs in them."""
+        return cls(word for text in texts for word in cls.split(text))
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """The words of a text: runs of letters and digits, with what joins them inside a word, in small letters."""
+        return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> np.ndarray:
+        for word in self.split(text):
+            if word not in self._ids:
+                raise TokenError(f"encode: the word {word!r} is not among the {self.vocab_size}: {', '.join(self.words)}.")
+        return np.array([self._ids[word] for word in self.split(text)], dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> str:
+        return " ".join(self.words[i] for i in self._check_ids(ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "words": list(self.words)}
+
+    @classmethod
+    def _from_dict(cls, state: dict[str, Any]) -> WordTokenizer:
+        return cls(state.get("words"))
+
+
+KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer)}
 
 
 # A Python string is a sequence of code points, lone surrogates included; UTF-32 is that sequence as an array.

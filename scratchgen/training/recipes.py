@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from scratchgen import data
-from scratchgen.models import gan, gpt, pix2pix, vae
+from scratchgen.models import gan, gpt, pix2pix, text2image, vae
 from scratchgen.models.family import Family
 from scratchgen.training.folder import TrainingError
 from scratchgen.training.media import MEDIA
@@ -102,6 +102,8 @@ RECIPES = {
                sample_every=1000),
         Recipe("pix2pix", "pictures to pictures, patches judged, and L1 (Isola et al. 2017)", pix2pix.FAMILY, "fashion-edges",
                {"l1": 20.0, "lr": 1e-3}, steps=2000, batch_size=16, final=0.05, ema=0.995),
+        Recipe("text2image-gan", "told a caption of each picture (Reed et al. 2016)", text2image.FAMILY, "shapes",
+               {}, steps=6000, final=0.05, ema=0.995, sample_every=1000),
         Recipe("vae", "variational autoencoder with perceptrons (Kingma & Welling 2013)", vae.FAMILY, "digits",
                {"network": "mlp", "hidden": 256, "latent": 8}, steps=4000, final=0.1, sample_every=1000),
         Recipe("vae-conv", "variational autoencoder with convolutions", vae.FAMILY, "fashion-mnist",
