@@ -536,6 +536,24 @@ def _vae(model, x):
     return [log_p.reshape(len(x), -1).sum(1), kl.sum(1)]
 
 
+@reference("models.VQVAE")
+def _vqvae(smooth, x, q):
+    """The vectors of the encoder, and the picture of codes"""
+    net, how = Net(smooth, "model."), {"stride": 2, "padding": 1}
+
+    def block(name, y):
+        return y + net.conv(f"{name}.conv2", _relu(net.conv(f"{name}.conv1", _relu(y), padding=1)))
+
+    def transposed(name, y):
+        return conv_transpose(y, net.at(f"{name}.weight"), net.at(f"{name}.bias"), **how)
+
+    y = net.conv("encoder.conv2", _relu(net.conv("encoder.conv1", x, **how)), **how)
+    z = net.conv("encoder.out", _relu(block("encoder.block2", block("encoder.block1", y))))
+    y = net.conv("decoder.start", q, padding=1)
+    y = _relu(block("decoder.block2", block("decoder.block1", y)))
+    return [z, transposed("decoder.conv2", _relu(transposed("decoder.conv1", y)))]
+
+
 @reference("models.GPT")
 def _gpt(model, ids, targets):
     """Mean −log p(target) over all positions, the network after figure 1 of GPT-2's paper, head by head."""

@@ -47,6 +47,7 @@ TINY = {
     ),
     "toy-gan": {**FAST, "hidden": 16, "latent": 2, "ema": 0.9},
     **dict.fromkeys(("vae-conv", "beta-vae", "cvae"), {**FAST, "data": "digits", "hidden": 4, "latent": 3}),
+    **dict.fromkeys(("vqvae", "fsq"), {**FAST, "data": "digits", "hidden": 8, "codes": 9, "levels": "3,3"}),
     "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
     "pix2pix": {**FAST, "hidden": 8},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
@@ -143,6 +144,7 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
         "vae": "elbo",
         "cvae": "elbo",
         "pix2pix": "sharpness",
+        "vqvae": "error",
         "gpt": "bits_per_byte",
     }[run.recipe.family.name] in found
     assert scores(run) == found

@@ -302,6 +302,17 @@ class Telling(nn.Module):
         return self.model.loss_d(*logits), self.model.objective.generator(*logits[:2])
 
 
+class Smooth(nn.Module):
+    """What has slopes of a VQ-VAE: its encoder, and its decoder of codes that are given."""
+
+    def __init__(self, config: models.VQVAEConfig):
+        super().__init__()
+        self.model = models.VQVAE(config)
+
+    def forward(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.encoder(x), self.model.decoder(q)
+
+
 _PICTURE = (1, 4, 4)
 _GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4, dropout=0.2, bias=True)
 
@@ -364,6 +375,13 @@ MODELS = [
         ),
         seeded=True,
         elements=4,
+    ),
+    row(
+        "models.VQVAE",
+        of(models.VQVAEConfig((1, 4, 8), hidden=4, dim=2, codes=3))(unit(2, 1, 4, 8), real(2, 2, 1, 2)),
+        of(models.VQVAEConfig(_PICTURE, hidden=2, quantizer="fsq", levels="3,2,2"))(unit(1, *_PICTURE), real(1, 3, 1, 1)),
+        target=Smooth,
+        elements=3,
     ),
 ]
 

@@ -2,8 +2,8 @@
 
 `gan` the adversarial game, with `adversarial` (what the players lower) and `adversaries` (their networks) · `pix2pix` the same
 between pictures · `text2image` the same, told captions · `vae` the evidence lower bound, with `likelihoods` (of pixels) and
-`coders` (its networks) · `gpt` the chain rule of probability. `family` says what a model is, and each file ends with what its
-family tells of itself; `pictures` holds what the families that make pictures share.
+`coders` (networks) · `vqvae` codes that are symbols · `gpt` the chain rule of probability. `family` says what a model is, and
+each file ends with what its family tells of itself; `pictures` holds what the families that make pictures share.
 Nothing here knows of files, progress bars or the command line.
 """
 
@@ -12,5 +12,19 @@ from scratchgen.models.gpt import GPT, GPTConfig
 from scratchgen.models.pix2pix import Pix2Pix, Pix2PixConfig
 from scratchgen.models.text2image import TextGAN, TextGANConfig
 from scratchgen.models.vae import VAE, VAEConfig
+from scratchgen.models.vqvae import VQVAE, VQVAEConfig
 
-__all__ = ["GAN", "GANConfig", "GPT", "GPTConfig", "Pix2Pix", "Pix2PixConfig", "TextGAN", "TextGANConfig", "VAE", "VAEConfig"]
+__all__ = [
+    "GAN",
+    "GANConfig",
+    "GPT",
+    "GPTConfig",
+    "Pix2Pix",
+    "Pix2PixConfig",
+    "TextGAN",
+    "TextGANConfig",
+    "VAE",
+    "VAEConfig",
+    "VQVAE",
+    "VQVAEConfig",
+]

@@ -107,3 +107,50 @@ class ConvDecoder(nn.Module):
 def beside(x: Tensor, c: Tensor | None) -> Tensor:
     """x with the condition beside it, where there is one.     (B, n), (B, features) → (B, n + features)"""
     return x if c is None else cat([x, c], 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codes that are grids of vectors, as a quantiser wants them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """x + W₂ max(W₁ max(x, 0), 0), W₁ a 3 × 3 and W₂ a 1 × 1 convolution.     (B, n, h, w) → same"""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(n, n // 2, 3, padding=1)
+        self.conv2 = nn.Conv2d(n // 2, n, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class GridEncoder(nn.Module):
+    """x → a vector for each 4 × 4 patch, which sees its surroundings.     (B, C, H, W) → (B, dim, H/4, W/4)"""
+
+    def __init__(self, shape: Shape, width: int, dim: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(shape[0], width // 2, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width // 2, width, 4, stride=2, padding=1)
+        self.block1, self.block2 = ResidualBlock(width), ResidualBlock(width)
+        self.out = nn.Conv2d(width, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(F.relu(self.conv1(x)))  # (B, width, H/4, W/4)
+        return self.out(F.relu(self.block2(self.block1(h))))
+
+
+class GridDecoder(nn.Module):
+    """The same turned round.     (B, dim, H/4, W/4) → (B, C, H, W)"""
+
+    def __init__(self, shape: Shape, width: int, dim: int):
+        super().__init__()
+        self.start = nn.Conv2d(dim, width, 3, padding=1)
+        self.block1, self.block2 = ResidualBlock(width), ResidualBlock(width)
+        self.conv1 = nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1)
+        self.conv2 = nn.ConvTranspose2d(width // 2, shape[0], 4, stride=2, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = F.relu(self.block2(self.block1(self.start(z))))  # (B, width, H/4, W/4)
+        return self.conv2(F.relu(self.conv1(h)))  # (B, C, H, W)

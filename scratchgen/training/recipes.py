@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from scratchgen import data
-from scratchgen.models import gan, gpt, pix2pix, text2image, vae
+from scratchgen.models import gan, gpt, pix2pix, text2image, vae, vqvae
 from scratchgen.models.family import Family
 from scratchgen.training.folder import TrainingError
 from scratchgen.training.media import MEDIA
@@ -115,6 +115,10 @@ RECIPES = {
         Recipe("iwae", "importance-weighted bound of five samples (Burda et al. 2016)", vae.FAMILY, "fashion-mnist",
                {"network": "mlp", "hidden": 200, "latent": 50, "layers": 2, "activation": "tanh", "pixels": "binary",
                 "samples": 5}, steps=6000, batch_size=100, final=0.1, sample_every=1000),
+        Recipe("vqvae", "codes that are symbols (van den Oord et al. 2017)", vqvae.FAMILY, "fashion-mnist", {}, steps=3000,
+               batch_size=128, final=0.05),
+        Recipe("fsq", "the same without a codebook (Mentzer et al. 2023)", vqvae.FAMILY, "fashion-mnist", {"quantizer": "fsq"},
+               steps=3000, batch_size=128, final=0.05),
         Recipe("gpt", "decoder-only transformer on characters (Radford et al. 2019)", gpt.FAMILY, "python-docs",
                {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}, steps=2000, batch_size=16, warmup=100,
                final=0.1),
