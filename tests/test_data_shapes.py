@@ -14,7 +14,7 @@ ALL = np.array(list(itertools.product(range(2), range(6), range(6), range(9)))) 
 
 @pytest.fixture(scope="module")
 def train():
-    return S.shapes("train", n=4000)
+    return S.shapes("train", n=2000)
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +165,10 @@ def test_wrong_captions_are_false_of_their_picture_in_what_they_state(train):
 
 
 def test_equal_seeds_give_equal_data_and_splits_differ(train):
-    again, other = S.shapes("train", n=4000), S.shapes("train", seed=1, n=4000)
+    again, other = S.shapes("train", n=2000), S.shapes("train", seed=1, n=2000)
     assert np.array_equal(again.x, train.x) and again.captions == train.captions
-    assert not np.array_equal(other.x, train.x) and not np.array_equal(S.shapes("test", n=4000).attributes, train.attributes)
-    assert len(train.scenes.radius) == 4000 and np.array_equal(S.draw(train.scenes[5:7]), train.x[5:7])
+    assert not np.array_equal(other.x, train.x) and not np.array_equal(S.shapes("test", n=2000).attributes, train.attributes)
+    assert len(train.scenes.radius) == 2000 and np.array_equal(S.draw(train.scenes[5:7]), train.x[5:7])
     one, two = (train.mismatched(np.arange(9), np.random.default_rng(4)) for _ in range(2))
     assert one == two
 
