@@ -139,7 +139,13 @@ def test_a_family_of_ones_own_trains_and_resumes_bit_for_bit(tmp_path, monkeypat
     assert np.abs(threes - samples(trained, 500, 1, digit="0").mean(0)).max() > 0.2, "the digit asked for is drawn"
     report.page(tmp_path / "index.html", [(trained, scores(trained))])
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    for words in ("One picture for each class", "Each class has <i>one</i> picture.", "−log <i>p</i> ↓", "Threes.", "step 6"):
+    for words in (
+        "One picture for each class",
+        "Each class has <i>one</i> picture.",
+        "−log <i>p</i> ↓",
+        "Threes.",
+        "a column each",
+    ):
         assert words in text
     with pytest.raises(TrainingError, match="no recipe is called 'toy'"):
         open_run(tmp_path / "whole")
