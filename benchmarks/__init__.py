@@ -16,6 +16,7 @@ What is measured, a module each:
     pieces       each op of U-Nets and transformers through the engine, both passes, beside PyTorch
     convolution  convolutions, both passes, beside PyTorch
     steps        whole training steps of models, beside PyTorch and JAX
+    critics      steps of a discriminator alone, with penalties on its slope, beside PyTorch and JAX
     startup      import, and the compiling of the kernels
     cuda         the kernels on a GPU, and their ladder: only when named
 

@@ -20,6 +20,7 @@ import numpy as np
 
 import kernels
 from scratchgen.autograd import Function
+from scratchgen.ops.elementwise import added
 from scratchgen.ops.operands import as_tensor, operands
 from scratchgen.tensors import Tensor
 
@@ -44,18 +45,22 @@ class Geometry:
 
 
 class Convolve(Function):
-    """y = x ⋆ w              x̄ = w ⋆ᵀ ȳ,  w̄ = ConvolveWeight(x, ȳ)      (N, C, …), (O, C/groups, …) → (N, O, …)"""
+    """y = x ⋆ w + b          x̄ = w ⋆ᵀ ȳ,  w̄ = ConvolveWeight(x, ȳ),  b̄ = Σ_{n,i} ȳ        the bias b may be left out
 
-    def forward(self, x: Any, w: Any, *, geometry: Geometry) -> Any:
+    (N, C, …), (O, C/groups, …), (O) → (N, O, …).   One node, not three, as a sweep meets each again, and a second sweep twice.
+    """
+
+    def forward(self, x: Any, w: Any, *bias: Any, geometry: Geometry) -> Any:
         self.geometry = geometry
-        return kernels.conv(x, w, **vars(geometry))
+        y = kernels.conv(x, w, **vars(geometry))
+        return added(y, bias[0].reshape((-1,) + (1,) * (y.ndim - 2))) if bias else y
 
     def backward(self, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = self.inputs
-        needs_x, needs_w = self.needs_input_grad
+        x, w = self.inputs[:2]
+        needs_x, needs_w, *needs_b = self.needs_input_grad
         dx = ConvolveTransposed.apply(dy, w, size=x.shape[2:], geometry=self.geometry) if needs_x else None
         dw = ConvolveWeight.apply(x, dy, size=w.shape[2:], geometry=self.geometry) if needs_w else None
-        return dx, dw
+        return dx, dw, *[dy.sum((0, *range(2, dy.ndim))) if needed else None for needed in needs_b]
 
 
 class ConvolveTransposed(Function):
@@ -151,9 +156,8 @@ def _conv(
             f"{name}: expected an input at least as large as the kernel, {tuple(r + 1 for r in reach)}, "
             f"got {x.shape[2:]} with padding {padding}"
         )
-    y = Convolve.apply(x, w, geometry=Geometry(stride, padding, dilation, groups))
-    if b is not None:
-        y = y + b.reshape((-1,) + (1,) * n)
+    inputs = (x, w) if b is None else (x, w, b)
+    y = Convolve.apply(*inputs, geometry=Geometry(stride, padding, dilation, groups))
     return y if had_batch else y.squeeze(0)
 
 

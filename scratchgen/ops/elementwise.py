@@ -53,7 +53,7 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-MANY, LONG = 1 << 14, 64  # elements, and elements of a row, from which on NumPy's broadcasting costs more than a kernel
+MANY, LONG = 1 << 14, 16  # elements, and elements of a row, from which on NumPy's broadcasting costs more than a kernel
 
 
 def _by_rows(kernel: Callable, a: Any, b: Any) -> Any:
@@ -76,14 +76,19 @@ def _by_rows(kernel: Callable, a: Any, b: Any) -> Any:
     return kernel(x.reshape(len(constants), -1), constants).reshape(x.shape)
 
 
+def added(a: Any, b: Any) -> Any:
+    """a + b, two arrays"""
+    y = None if a.size == b.size else _by_rows(kernels.add_to_rows, a, b)
+    return a + b if y is None else y
+
+
 class Add(Function):
     """y = a + b          ā = ȳ,  b̄ = ȳ"""
 
     keeps_inputs = False
 
     def forward(self, a: Any, b: Any) -> Any:
-        y = None if a.size == b.size else _by_rows(kernels.add_to_rows, a, b)
-        return a + b if y is None else y
+        return added(a, b)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, ...]:
         return dy, dy

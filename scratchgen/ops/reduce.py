@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import kernels
+from scratchgen import device as devices
 from scratchgen.autograd import Function
 from scratchgen.ops.choice import Kept, Step, maximum, minimum, where
 from scratchgen.ops.operands import Number, as_tensor, broadcast, cast, floating
@@ -251,7 +252,8 @@ SMALL, LARGE = 2.0**-60, 2.0**60
 class Norm(Function):
     """y = √Σ_j x_j²          x̄_j = ȳ x_j / y;  0 where y = 0, whatever ȳ
 
-    In the form m √Σ (x_j/m)², m = max |x_j|, which neither overflows nor underflows.
+    In the form m √Σ (x_j/m)², m = max |x_j|, which neither overflows nor underflows; nor does the square of a float32 number in
+    float64, which takes half the time.
     """
 
     keeps_outputs = True
@@ -260,23 +262,28 @@ class Norm(Function):
         self.dims = dims
         if 0 in [x.shape[d] for d in dims]:  # nothing to scale by
             y = np.sum(x, axis=dims, keepdims=True)
-            return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
-        self.m = m = _nonzero(np.max(np.abs(x), axis=dims, keepdims=True))
-        y = np.sqrt(_total(np.square(x / m), dims)) * m
+        elif x.dtype == np.float32 and devices.on_host(x):
+            y = np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=dims, keepdims=True)).astype(np.float32)
+        else:
+            m = self._largest(x)
+            y = np.sqrt(_total(np.square(x / m), dims)) * m
         return y if keepdim else y.reshape(tuple(n for d, n in enumerate(y.shape) if d not in dims))
 
     def backward(self, dy: Tensor) -> Tensor:
         (x,) = self.inputs
         if not x.numel():
             return x * 0
-        if self.m.min() < SMALL or self.m.max() > LARGE:  # ȳ / y could be ∞ or 0: x / y = (x/m) / ‖x/m‖, m any constant
-            x = x / constant(self.m)
+        y = _spread(self.outputs[0], x.shape, self.dims)
+        if y.data.min() < SMALL or y.data.max() > LARGE:  # ȳ / y could be ∞ or 0: x / y = (x/m) / ‖x/m‖, m any constant
+            x = x / constant(self._largest(x.data))
             y = Norm.apply(x, dims=self.dims, keepdim=True)
-        else:
-            y = _spread(self.outputs[0], x.shape, self.dims)
         zero = y.data == 0
         y = where(constant(zero), 1.0, y)
         return x * (Kept.apply(_spread(dy, x.shape, self.dims), c=~zero) / y)
+
+    def _largest(self, x: Any) -> Any:
+        """m, or 1 where that is 0 or ∞, with its dimensions kept"""
+        return _nonzero(np.max(np.abs(x), axis=self.dims, keepdims=True))
 
 
 def _nonzero(m: Any) -> Any:
