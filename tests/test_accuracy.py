@@ -547,6 +547,15 @@ def test_other_norms_of_any_size(engine, p, size):
     assert units(sg.tensor(far).norm(p).data, (np.abs(np.float64(far)) ** p).sum() ** (1 / p)) <= 8
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_double_norms_of_any_size(size):
+    """No number is squared by itself: its square may be beyond the range of float64."""
+    t = sg.tensor(np.array([3.0, -4.0, 0.0]) * size, requires_grad=True)
+    y = t.norm()
+    assert y.item() == pytest.approx(5 * size, rel=1e-15)
+    np.testing.assert_allclose(sg.grad(y, t)[0].data, [0.6, -0.8, 0.0], rtol=1e-15)
+
+
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("x", [np.inf, -np.inf])
 def test_binary_cross_entropy_of_infinite_logits(backend, x, t):

@@ -6,7 +6,7 @@ import pytest
 
 import kernels.cpu.attention_ladder
 import kernels.cpu.ladder
-from benchmarks import assembly, clock, machine, pieces
+from benchmarks import assembly, clock, critics, machine, pieces
 from benchmarks.__main__ import main
 
 
@@ -30,6 +30,13 @@ def test_the_table_names_the_instructions_of_each_side(monkeypatch):
 def test_a_piece_is_checked_and_can_be_timed():
     for which in pieces.PASSES:
         pieces.build("ours", f"silu {which}")()
+
+
+@pytest.mark.parametrize("case", [case for case, (model, _) in critics.CASES.items() if model["network"] == "mlp"])
+def test_steps_of_a_critic_lower_what_it_lowers(case):
+    step = critics.build("ours", case)
+    values = [step() for _ in range(8)]
+    assert values[-1] < values[0] - 0.3
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -34,11 +34,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scratchgen import device as devices
 from scratchgen import functional as F
 from scratchgen import nn, optim, random
 from scratchgen.autograd import grad
-from scratchgen.ops import sigmoid
-from scratchgen.tensors import Tensor
+from scratchgen.ops import ones_like, sigmoid
+from scratchgen.tensors import Tensor, constant
 
 
 def softplus(t: Tensor) -> Tensor:
@@ -117,10 +118,10 @@ def objective(name: str) -> Objective:
 def slopes(logits: Tensor, x: Tensor) -> Tensor:
     """∇ₓ D(x), one for each sample, as part of the graph.     logits: (B), of x: (B, …) → (B, …)
 
-    The sum over the batch is differentiated: D judges each sample alone (no batch normalisation in D), so that
-    ∂ Σ_i D(x_i) / ∂x_j = ∇D(x_j).
+    The cotangent of each logit is 1, so the sum over the batch is differentiated: D judges each sample alone (no batch
+    normalisation in D), so that ∂ Σ_i D(x_i) / ∂x_j = ∇D(x_j).
     """
-    (slope,) = grad(logits.sum(), x, create_graph=True)
+    (slope,) = grad(logits, x, ones_like(logits), create_graph=True)
     return slope
 
 
@@ -129,7 +130,7 @@ def zero_centred(slope: Tensor) -> Tensor:
 
     Source: Mescheder et al. 2018, arXiv:1801.04406, eq. 9 and 10 (there with γ in front).
     """
-    return 0.5 * slope.flatten(1).square().sum(1).mean()
+    return 0.5 * slope.square().sum() / len(slope)
 
 
 def one_centred(slope: Tensor) -> Tensor:
@@ -143,8 +144,8 @@ def one_centred(slope: Tensor) -> Tensor:
 def between(real: Tensor, fake: Tensor, *, generator: np.random.Generator | None = None) -> Tensor:
     r"""x̂ = ε x + (1 − ε) x̃,  ε ~ U(0, 1), one for each pair: where WGAN-GP looks at D's slope.     (B, …) → (B, …)"""
     shape = (len(real), *(1,) * (real.ndim - 1))
-    share = Tensor(random.generator(generator).random(shape), real.dtype, real.device)
-    return share * real.detach() + (1 - share) * fake.detach()
+    share = devices.beside(random.generator(generator).random(shape).astype(real.dtype), real.data)
+    return constant(share * real.data + (1 - share) * fake.data)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
