@@ -3,6 +3,18 @@ r"""Steps of a discriminator alone, beside PyTorch eager and JAX jit: where a sw
 D lowers its objective and a penalty on its slope ∇ₓD, over one batch of real pictures and one of generated ones, which stay as
 they are. Weights, batches, the ε of WGAN-GP's x̂ = ε x + (1 − ε) x̃ for the first two steps, and Adam are the same for all; the
 losses of these two steps must agree. D is written once for both rivals, as a function of its weights, `judge`.
+
+Where the time of such a step goes, and what was tried (CPU time of one thread, on a busy AMD EPYC with AVX-512):
+
+    Of the perceptron's step, 5.8 ms, the 22 products of matrices take 3.2 ms at 95 to 105 Gflop/s, Adam 0.3, all other ops 1.0,
+    and Python about 1.2: 5 µs a node in `apply`, as much in the sweeps. No op of it is differentiated in a composed form.
+    Of the convolutional one, 52 ms, convolutions take 40 ms; each of the 28 is needed, and none is computed twice.
+
+    A convolution's bias in its node, slopes from given cotangents, x̂ made of arrays, the zero-centred penalty as one sum: 138
+    nodes became 102 (WGAN-GP), 151 became 117 (R3GAN), 81 became 75 (perceptron).
+    Tried and left: real and generated pictures as one batch through D: 1 % of the perceptron's step (the parts have to be put
+    together and taken apart), 4 % of the WGAN-GP and 8 % of the R3GAN convolutional one, 3 % of PyTorch's and JAX's too.
+    The product x Wᵀ as (W xᵀ)ᵀ, which copies x, not W, into panels: 252 µs in place of 258.
 """
 
 from __future__ import annotations
