@@ -224,7 +224,7 @@ MEANINGS = (
         "kernel_distance", "kernel distance", -1, "the same by a cubic kernel, without bias: the mean of ten disjoint tenths"
     ),
     Score("kernel_distance_error", "its standard error"),
-    Score("precision", "precision", 1, "share of samples that lie among the data"),
+    Score("precision", "precision", 1, "share of samples that lie among the data; blur may raise it, and coverage tells"),
     Score("recall", "recall", 1, "share of the data that lie among samples"),
     Score("density", "density", 1, "precision, less moved by outliers"),
     Score("coverage", "coverage", 1, "share of the data with a sample near by"),
