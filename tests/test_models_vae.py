@@ -22,6 +22,7 @@ VARIANTS = {
     "learned Gaussian": {"likelihood": "learned-gaussian", "sigma_min": 0.1, "pixels": "dequantized"},
     "discretized logistic": {"likelihood": "discretized-logistic", "network": "conv", "hidden": 4},
     "binary pixels": {"pixels": "binary"},
+    "drawn pixels": {"pixels": "drawn"},
     "sampled KL": {"kl": "sampled"},
     "free bits": {"free_bits": 0.2, "beta": 0.5},
     "mean over pixels": {"reduction": "mean"},
@@ -118,8 +119,9 @@ def test_beta_rises_over_its_share_of_the_steps():
 def test_what_the_model_sees():
     x = batch()[0]
     assert (build(PLAIN).observe(x).data == x).all()
-    binary = build(dataclasses.replace(PLAIN, pixels="binary"))
-    many = np.stack([binary.observe(x, generator=np.random.default_rng(i)).data for i in range(300)])
+    assert (build(dataclasses.replace(PLAIN, pixels="binary")).observe(x).data == (x > 0.5)).all()
+    drawn = build(dataclasses.replace(PLAIN, pixels="drawn"))
+    many = np.stack([drawn.observe(x, generator=np.random.default_rng(i)).data for i in range(300)])
     assert set(np.unique(many)) == {0, 1} and np.abs(many.mean(0) - x).max() < 0.15
     seen = build(dataclasses.replace(PLAIN, pixels="dequantized")).observe(x).data
     assert (np.floor(seen * 256) == np.round(x * 255)).all() and len(np.unique(seen)) > 500
@@ -149,7 +151,7 @@ def test_a_class_is_drawn_by_its_name():
     ("how", "words"),
     [
         ({"activation": "gelu"}, "activation 'relu' or 'tanh', got 'gelu'"),
-        ({"pixels": "dark"}, "pixels 'grey', 'binary' or 'dequantized', got 'dark'"),
+        ({"pixels": "dark"}, "pixels 'grey', 'binary', 'drawn' or 'dequantized', got 'dark'"),
         ({"reduction": "none"}, "reduction 'sum' or 'mean'"),
         ({"kl": "exact"}, "kl 'analytic' or 'sampled'"),
         ({"gradient": "score"}, "gradient 'dreg' or 'reparameterized'"),

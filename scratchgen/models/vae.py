@@ -67,7 +67,7 @@ class VAEConfig:
     sigma: float = 0.1  # of the likelihood "gaussian"
     sigma_min: float = 0.002  # the least scale of "learned-gaussian" and "discretized-logistic"
     levels: int = 256  # of grey, of "discretized-logistic" and of pixels "dequantized"
-    pixels: str = "grey"  # as they are; or "binary": 1 with their value as chance; or "dequantized": level + U(0, 1)
+    pixels: str = "grey"  # as they are; or "binary": 1 above ½; "drawn": 1 with their value as chance; "dequantized"
     reduction: str = "sum"  # over the pixels; or "mean", under which the KL counts as many times more as there are pixels
     kl: str = "analytic"  # or "sampled"
     beta_warmup: float = 0.0  # share of the steps over which β rises from 0
@@ -91,7 +91,7 @@ class VAE(nn.Module):
         for setting, known in (
             ("network", ("mlp", "conv")),
             ("activation", ("relu", "tanh")),
-            ("pixels", ("grey", "binary", "dequantized")),
+            ("pixels", ("grey", "binary", "drawn", "dequantized")),
             ("reduction", ("sum", "mean")),
             ("kl", ("analytic", "sampled")),
             ("gradient", ("dreg", "reparameterized")),
@@ -119,13 +119,16 @@ class VAE(nn.Module):
     # What the model sees
 
     def observe(self, x: Any, *, generator: np.random.Generator | None = None) -> Tensor:
-        """Pictures in [0, 1] as the model sees them: grey, or, drawn anew each time, binary or dequantized.
+        """Pictures in [0, 1] as the model sees them: grey; binary, x > ½; or, anew each time, drawn or dequantized.
 
-        Binary: x ~ B(value) (Salakhutdinov & Murray 2008). Dequantized: (level + u) / L with u ~ U(0, 1), so that
-        E_u log p(x) is a bound on the log of the chance that p gives to a level.
+        Drawn: x ~ B(value) (Salakhutdinov & Murray 2008), whose noise costs nats, so that these do not compare with those of
+        binary pixels. Dequantized: (level + u) / L with u ~ U(0, 1), so that E_u log p(x) is a bound on the log of the chance
+        that p gives to a level.
         """
         x = as_tensor(x).to(self.device)
         if self.config.pixels == "binary":
+            return (x > 0.5).to(x.dtype)
+        if self.config.pixels == "drawn":
             return x.bernoulli(generator=generator)
         if self.config.pixels == "dequantized":
             return (x * (self.config.levels - 1) + rand_like(x, generator=generator)) / self.config.levels
@@ -355,7 +358,7 @@ def remarks(config: VAEConfig, task: data.Task) -> Iterable[str]:
             "another, and eval tells which."
         )
     grey = ((task.train.x[:1000] > 0) & (task.train.x[:1000] < 1)).any()
-    if config.likelihood == "bernoulli" and config.pixels != "binary" and grey:
+    if config.likelihood == "bernoulli" and config.pixels not in ("binary", "drawn") and grey:
         yield (
             "the pixels are grey, of which the Bernoulli is no likelihood: the loss is a cross-entropy, good to train with, "
             "and its nats compare with no other model's (pixels=binary or likelihood=continuous-bernoulli would give such)."
@@ -399,7 +402,7 @@ def probe(model: VAE, task: data.Task, rng: np.random.Generator) -> dict[str, fl
 def _levels(config: VAEConfig, x: np.ndarray) -> int | None:
     """The levels by which a density is to be divided to be the chance of one; 1 for chances; None where neither holds."""
     if config.likelihood == "bernoulli":
-        return 1 if config.pixels == "binary" or not ((x > 0) & (x < 1)).any() else None
+        return 1 if config.pixels in ("binary", "drawn") or not ((x > 0) & (x < 1)).any() else None
     if config.likelihood == "discretized-logistic":
         return 1 if config.pixels == "grey" else None
     return config.levels if config.pixels == "dequantized" else None
