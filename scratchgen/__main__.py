@@ -236,7 +236,8 @@ def data(args: argparse.Namespace) -> int:
     for source in data.catalogue():
         _say(f"{source.name}: {source.what}")
         _say(f"    from {source.where or 'the network, when first used'}\n    {source.licence}")
-    _say("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images or points.")
+    _say("\n--data also takes a .txt file or a folder of them, a folder of images, and a .npz file of images or points;")
+    _say("pix2pix a folder of pairs of images: a and b side by side in one, or of equal names in sub-folders a and b.")
     return 0
 
 
@@ -436,10 +437,10 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true", help="plain lines instead of a progress bar")
 
     p = command("sample", sample, "draw from a trained model: pictures and points as a PNG file, text on the screen",
-                "sample runs/gan -n 100 --out digits.png",
+                "sample runs/gan -n 100 --out digits.png", "sample runs/pix2pix --image sketch.png --out made.png",
                 "sample runs/gpt --prompt 'The class ' --temperature 0.7 --top-p 0.95")  # fmt: skip
     p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
-    p.add_argument("-n", type=_many, metavar="N", help="how many (64 pictures, 2500 points, or 1 text)")
+    p.add_argument("-n", type=_many, metavar="N", help="how many (64 pictures, 16 held-out pairs, 2500 points, or 1 text)")
     p.add_argument("--seed", type=_natural, default=0, metavar="S", help="the same seed draws the same (0)")
     on_device(p)
     p.add_argument(

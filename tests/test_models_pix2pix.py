@@ -16,7 +16,7 @@ from scratchgen.models import Pix2Pix, Pix2PixConfig
 from scratchgen.models.adversarial import OBJECTIVES
 from scratchgen.models.family import OptionError
 from scratchgen.models.pix2pix import FAMILY, KEPT, PatchDiscriminator, UNet, prepare, sample
-from scratchgen.training import loop, open_run, pictures, samples
+from scratchgen.training import loop, open_run, pictures, report, samples
 
 
 def build(**settings):
@@ -286,6 +286,9 @@ def test_a_run_of_a_folder_of_pairs(folder, monkeypatch, capsys):
     assert main(["eval", "whole"]) == 0
     found = json.loads(Path("whole/eval.json").read_text())["scores"]
     assert {"l1", "sharpness", "frechet_distance", "frechet_distance_real"} <= set(found) and 0 < found["l1"] < 1
+    report.page(Path("index.html"), [(run, found)])
+    page = Path("index.html").read_text(encoding="utf-8")
+    assert "judges besides, patch by patch" in page and "Held-out pictures; below each" in page
 
 
 def test_mistakes_at_the_command_line(folder, monkeypatch, capsys):

@@ -44,7 +44,7 @@ class Dataset(ABC):
         """Arrays that tell these examples from any others; their checksum is kept with a run."""
 
     def metadata(self) -> dict[str, Any]:
-        """What a sample needs to be made and read without the data, as JSON values: a tokenizer, the names of classes."""
+        """What a sample needs to be made and read without the data, as JSON values or arrays: a tokenizer, names of classes."""
         return {}
 
 

@@ -56,6 +56,10 @@ class Objective(NamedTuple):
     judgement: Callable[[Tensor], Tensor] = sigmoid  # what D's logits mean: the probability of being real, or nothing more
     equations: tuple[str, ...] = ()  # both losses as `Page.equations` writes them, with r = D(x) and f = D(G(z))
 
+    def judgements(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        """The means of what D's logits of real and of generated pictures mean."""
+        return {name: self.judgement(d.detach()).mean().item() for name, d in (("d_real", real), ("d_fake", fake))}
+
 
 def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
     """−V(D, G) = −E log σ(d_r) − E log(1 − σ(d_f))"""

@@ -202,14 +202,10 @@ class GAN(nn.Module):
             "loss_d": loss_d.item(),
             "loss_g": loss_g.item(),
             "penalty": 0.0 if penalty is None else penalty.item(),
-            **self._judgements(d_real.detach(), d_fake.detach()),
+            **self.objective.judgements(d_real, d_fake),
             "grad_d": grad_d,
             "grad_g": grad_g,
         }
-
-    def _judgements(self, d_real: Tensor, d_fake: Tensor) -> dict[str, float]:
-        judge = self.objective.judgement
-        return {"d_real": judge(d_real).mean().item(), "d_fake": judge(d_fake).mean().item()}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
@@ -225,7 +221,7 @@ class GAN(nn.Module):
             fake.append(self.discriminator(self.generator(self.noise(len(x)), c), c).data)
         d_real, d_fake = Tensor(np.concatenate(real)), Tensor(np.concatenate(fake))
         value = -self.objective.discriminator(d_real, d_fake)
-        return {"value": value.item(), **self._judgements(d_real, d_fake)}
+        return {"value": value.item(), **self.objective.judgements(d_real, d_fake)}
 
     @no_grad()
     def judge(self, x: np.ndarray) -> np.ndarray:

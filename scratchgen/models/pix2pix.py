@@ -173,13 +173,9 @@ class Pix2Pix(nn.Module):
                     beside = self.discriminator(a, b)
             loss_g = game.generator(beside, self.discriminator(a, made))
             loss = loss + config.adversarial * loss_g
-            told |= {"loss_d": loss_d.item(), "loss_g": loss_g.item(), **self._judgements(d_real.detach(), d_fake.detach())}
+            told |= {"loss_d": loss_d.item(), "loss_g": loss_g.item(), **game.judgements(d_real, d_fake)}
         told["grad_g"] = adversarial.descend(optimizers["generator"], self.generator, loss)
         return told | {"l1": 0.5 * l1.item()}
-
-    def _judgements(self, d_real: Tensor, d_fake: Tensor) -> dict[str, float]:
-        judge = self.objective.judgement
-        return {"d_real": judge(d_real).mean().item(), "d_fake": judge(d_fake).mean().item()}
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -197,7 +193,7 @@ class Pix2Pix(nn.Module):
                 fake.append(self.discriminator(self._inside(a), self._inside(made)).data)
         judged = {"d_real": 0.0, "d_fake": 0.0}
         if real:
-            judged = self._judgements(Tensor(np.concatenate(real)), Tensor(np.concatenate(fake)))
+            judged = self.objective.judgements(Tensor(np.concatenate(real)), Tensor(np.concatenate(fake)))
         return {"l1": l1 / n, "sharpness": float(slope[0] / max(slope[1], 1e-12)), **judged}
 
     @no_grad()
@@ -280,13 +276,19 @@ def page(model: Pix2Pix, metadata: Mapping[str, Any], task: data.Task, draw: Dra
     a, b = test.a[rows], test.b[rows]
     three = _alike(a, draw(len(a), np.random.default_rng(7), image=a), b)
     strips = [x[i : i + columns] for i in range(0, len(a), columns) for x in three]
-    return Page(
-        "A generator *G* turns pictures *a* into pictures *b*. That it comes near the true *b*, pixel by pixel, is not "
-        "enough: where several *b* would do it would give their mean, a blur. So a discriminator *D* judges besides, patch by "
-        "patch, whether *b* looks real beside *a*.",
-        ("min__G max__D 𝔼 [ log D ( a , b ) ] + 𝔼 [ log ( 1 − D ( a , G ( a ) ) ) ] + λ 𝔼 ‖ b − G ( a ) ‖_1",),
-        (Pictures(np.concatenate(strips), columns, "Held-out pictures; below each what *G* makes of it, and the true one."),),
-    )
+    distance = "λ 𝔼 [ ‖ b − G ( a ) ‖_1 ]"
+    equations = (f"L_G = {distance}",)
+    lead = "A generator *G* turns pictures *a* into pictures *b*, by L1 alone: where several *b* would do, it gives a blur."
+    if model.config.adversarial:
+        loss_d, loss_g = model.objective.equations
+        equations = (loss_d, f"{loss_g} + {distance}", "r = D ( a , b ) f = D ( a , G ( a ) )")
+        lead = (
+            "A generator *G* turns pictures *a* into pictures *b*. That it comes near the true *b*, pixel by pixel, is not "
+            "enough: where several *b* would do, it would give what lies between them, a blur. So a discriminator *D* judges "
+            "besides, patch by patch, whether *b* looks real beside *a*."
+        )
+    shown = Pictures(np.concatenate(strips), columns, "Held-out pictures; below each what *G* makes of it, and the true one.")
+    return Page(lead, equations, (shown,))
 
 
 FAMILY = Family(
