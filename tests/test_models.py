@@ -434,6 +434,15 @@ def test_gan_walk_keeps_the_length_of_the_code():
     assert (lengths > 0.7 * low).all() and (lengths < 1.4 * high).all()
 
 
+def test_truncation_shrinks_the_codes_down_to_one_picture_for_each_class():
+    config = GANConfig((1, 8, 8), network="dcgan", hidden=8, latent=5, classes=3)
+    model, classes = build(config).eval(), {"classes": ["a", "b", "c"]}
+    whole, less, none = (gan.sample_classes(model, classes, 6, np.random.default_rng(0), truncation=t) for t in (1.0, 0.5, 0.0))
+    np.testing.assert_array_equal(none[:3], none[3:])
+    assert 0 < (less[:3] - less[3:]).std() < (whole[:3] - whole[3:]).std()
+    np.testing.assert_array_equal(whole, model.generate(6, y=np.arange(6) % 3, generator=np.random.default_rng(0)))
+
+
 def test_gan_walk_between_uniform_codes_is_straight_and_stays_among_them():
     model = build(dataclasses.replace(GANS[0], noise="uniform")).eval()
     seen = []

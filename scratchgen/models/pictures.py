@@ -53,16 +53,19 @@ def prepare_classes(train: Images, test: Images, settings: Mapping[str, Any]) ->
 
 
 def sample_classes(
-    model: Any, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, label: str | None = None
+    model: Any, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, label: str | None = None, **how: Any
 ) -> np.ndarray:
-    """n pictures of the class of that name or number, or else of each class in turn.     → (n, C, H, W) in [0, 1]"""
+    """n pictures of the class of that name or number, or else of each class in turn.     → (n, C, H, W) in [0, 1]
+
+    `how` are further arguments of the model's `generate`.
+    """
     names = list(metadata["classes"])
     y = np.arange(n) % len(names)
     if label is not None:
         if label not in names and not (label.isdecimal() and int(label) < len(names)):
             raise OptionError(f"--label: expected one of {', '.join(names)}, or its number, got {label!r}.")
         y = np.full(n, names.index(label) if label in names else int(label))
-    made = [model.generate(len(y[i : i + 256]), y=y[i : i + 256], generator=rng) for i in range(0, n, 256)]
+    made = [model.generate(len(y[i : i + 256]), y=y[i : i + 256], generator=rng, **how) for i in range(0, n, 256)]
     return np.concatenate(made)
 
 
