@@ -256,6 +256,6 @@ def test_a_run_remembers_what_computed_it_and_remarks_on_a_change(tmp_path, monk
 def test_a_rate_that_follows_another_is_not_advised():
     """A discriminator's rate of 0 is the generator's: after a divergence only a rate that is set can be lowered."""
     raised = adjust(recipe("dcgan"), {"lr": 10})
-    assert divergence.advice(raised) == "try --set lr=0.0002 instead of 10, in another folder (--out)"
+    assert divergence.advice(raised) == "try --set lr=0.001 instead of 10, in another folder (--out)"
     both = adjust(recipe("dcgan"), {"lr_d": 10})
-    assert divergence.advice(both).startswith("try --set lr=2e-05 instead of 0.0002 and --set lr_d=0 instead of 10")
+    assert divergence.advice(both).startswith("try --set lr=0.0001 instead of 0.001 and --set lr_d=0 instead of 10")
