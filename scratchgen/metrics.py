@@ -18,6 +18,7 @@ __all__ = [
     "Novelty",
     "active_units",
     "agreement",
+    "auc",
     "bits_per_byte",
     "bits_per_dim",
     "class_divergence",
@@ -33,6 +34,7 @@ __all__ = [
     "novelty",
     "perplexity",
     "precision_recall",
+    "spacing",
 ]
 
 
@@ -363,6 +365,18 @@ def diversity(x: np.ndarray) -> float:
     return float(sum(distance.sum() for _, distance in _distances(x, x)) / (len(x) * (len(x) - 1)))
 
 
+def spacing(x: np.ndarray) -> float:
+    """The mean distance from a member of a set to the nearest other one: 0 when each has a double.
+
+        1/n Σ_i min_{j ≠ i} ‖x_i − x_j‖
+
+    Where `diversity` is that of a wide set, since a few points lie far apart, this tells whether they are few. It falls as n
+    grows, so only sets of equal size are compared.
+    x: (n, d), n ≥ 2; in feature units.   Raises ValueError: other shapes, NaN or infinity.
+    """
+    return float(_neighbour_radius(_features("x", x, least=2), 1).mean())
+
+
 def distinct_ngrams(tokens: np.ndarray, n: int) -> float:
     """The share of n-grams that are not repeats of another: low for a text that goes round in circles.
 
@@ -467,6 +481,23 @@ def linear_probe(features: np.ndarray, classes: np.ndarray, held_out: np.ndarray
     with np.errstate(under="ignore"):
         w = minimize(loss, np.zeros(math.prod(size)), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
     return float((known[(t @ w.reshape(size)).argmax(axis=1)] == its_classes).mean())
+
+
+# ---------------------------------------------------------------------------------------------------------- judgement
+
+
+def auc(a: np.ndarray, b: np.ndarray) -> float:
+    """How often a judgement of one kind is above one of the other: ½ where the judge can tell nothing, 1 where it always can.
+
+        P(a_i > b_j) + ½ P(a_i = b_j)                        the area under the curve of true over false positives
+
+    a: (n,), b: (m,), neither empty.   Raises ValueError: other shapes, NaN.   Source: Hanley & McNeil 1982.
+    """
+    a, b = _numbers("a", a), _numbers("b", b)
+    if a.ndim != 1 or b.ndim != 1 or not a.size or not b.size:
+        raise ValueError(f"a, b: expected judgements of shapes (n,), (m,), at least one of each, got {a.shape}, {b.shape}.")
+    b = np.sort(b)
+    return float((np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")).mean() / (2 * b.size))
 
 
 # ----------------------------------------------------------------------------------------------------------- checks

@@ -55,8 +55,9 @@ class Objective(NamedTuple):
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
-    pairs: bool = False  # does G's loss read D's logits of real pictures?
+    blind: float  # what D lowers, where it can tell nothing and is at its best
     judgement: Callable[[Tensor], Tensor] = sigmoid  # what D's logits mean: the probability of being real, or nothing more
+    pairs: bool = False  # does G's loss read D's logits of real pictures?
     equations: tuple[str, ...] = ()  # both losses as `Page.equations` writes them, with r = D(x) and f = D(G(z))
 
     def judgements(self, real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -77,32 +78,43 @@ _CROSS_ENTROPY = "L_D = − 𝔼 [ log σ ( r ) ] − 𝔼 [ log ( 1 − σ ( f 
 
 OBJECTIVES = {
     "minimax": Objective(
-        _cross_entropy, lambda real, fake: -softplus(fake).mean(), equations=(_CROSS_ENTROPY, "L_G = 𝔼 [ log ( 1 − σ ( f ) ) ]")
+        _cross_entropy,
+        lambda real, fake: -softplus(fake).mean(),
+        blind=math.log(4),
+        equations=(_CROSS_ENTROPY, "L_G = 𝔼 [ log ( 1 − σ ( f ) ) ]"),
     ),
     "non-saturating": Objective(
-        _cross_entropy, lambda real, fake: softplus(-fake).mean(), equations=(_CROSS_ENTROPY, "L_G = − 𝔼 [ log σ ( f ) ]")
+        _cross_entropy,
+        lambda real, fake: softplus(-fake).mean(),
+        blind=math.log(4),
+        equations=(_CROSS_ENTROPY, "L_G = − 𝔼 [ log σ ( f ) ]"),
     ),
     "least-squares": Objective(
         lambda real, fake: 0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
         lambda real, fake: 0.5 * (fake - 1).square().mean(),
+        blind=0.25,
         judgement=_as_it_is,
         equations=("L_D = ½ 𝔼 [ ( r − 1 )^2 ] + ½ 𝔼 [ f^2 ]", "L_G = ½ 𝔼 [ ( f − 1 )^2 ]"),
     ),
     "hinge": Objective(
         lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
         lambda real, fake: -fake.mean(),
+        blind=2.0,
         judgement=_as_it_is,
         equations=("L_D = 𝔼 [ max ( 0 , 1 − r ) ] + 𝔼 [ max ( 0 , 1 + f ) ]", "L_G = − 𝔼 [ f ]"),
     ),
     "wasserstein": Objective(
         lambda real, fake: fake.mean() - real.mean(),
         lambda real, fake: -fake.mean(),
+        blind=0.0,
         judgement=_as_it_is,
         equations=("L_D = 𝔼 [ f ] − 𝔼 [ r ]", "L_G = − 𝔼 [ f ]"),
     ),
     "relativistic": Objective(
         lambda real, fake: softplus(fake - real).mean(),
         lambda real, fake: softplus(real - fake).mean(),
+        blind=math.log(2),
+        judgement=_as_it_is,  # no probability: any constant may be added to all judgements
         pairs=True,
         judgement=_as_it_is,  # up to a constant, which the differences of pairs do not see
         equations=("L_D = − 𝔼 [ log σ ( r − f ) ]", "L_G = − 𝔼 [ log σ ( f − r ) ]"),

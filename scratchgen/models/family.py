@@ -45,6 +45,7 @@ class Panel(NamedTuple):
     title: str
     lines: tuple[Line, ...]
     level: tuple[float, str] | None = None  # a value worth comparing with, and what it is
+    log: bool = False  # is the axis logarithmic? Then only what is above 0 is drawn
 
 
 class Score(NamedTuple):
@@ -230,6 +231,8 @@ class Family:
     remarks: Callable[[Any, Task], Iterable[str]] = lambda config, task: ()
     meanings: tuple[Score, ...] = ()  # of the scores of `evaluate` and `scores`; any other is shown under its key
     curves: tuple[Panel, ...] = ()
+    # (rows of the metrics up to now, config of the model) → one sentence on what they show to be wrong, or None
+    rules: tuple[Callable[[Sequence[Mapping[str, Any]], Any], str | None], ...] = ()
     page: Callable[[Any, Any, Task, Draw], Page] = field(default=lambda model, metadata, task, draw: Page("", ()))
 
     def __post_init__(self) -> None:
@@ -244,6 +247,11 @@ class Family:
         for option in self.options:
             if option.name not in parameters:
                 raise ValueError(f"family {self.name!r}: its option {option.name!r} is no keyword of its sample.")
+
+    def diagnose(self, rows: Sequence[Mapping[str, Any]], config: Any) -> dict[int, str]:
+        """What the rules say of a run by these rows of its metrics: number of the rule -> sentence."""
+        said = {i: rule(rows, config) for i, rule in enumerate(self.rules)} if rows else {}
+        return {i: sentence for i, sentence in said.items() if sentence is not None}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.calculus import checkpoint
 from scratchgen.grad_mode import no_grad
+from scratchgen.models import doctor
 from scratchgen.models.family import Draw, Family, Keep, Line, Option, Page, Panel, Score, Texts
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
@@ -319,5 +320,6 @@ FAMILY = Family(
         Score("uniform", "loss of guessing", 0, "nats per token, where all are held equally likely"),
     ),
     curves=(Panel("loss, nats per token", (Line("loss", "training"), Line("test_nll", "held out", 1, True))),),
+    rules=(doctor.flat("loss"), doctor.held_out("nll")),
     page=page,
 )  # fmt: skip

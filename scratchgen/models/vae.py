@@ -45,7 +45,7 @@ import numpy as np
 from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import likelihoods, pictures
+from scratchgen.models import doctor, likelihoods, pictures
 from scratchgen.models.coders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import logsumexp, maximum, rand_like, randn, randn_like
@@ -498,6 +498,7 @@ FAMILY = Family(
         ),
         Panel("KL, nats per picture", (Line("kl", "training"), Line("test_kl", "held out", held_out=True))),
     ),
+    rules=(doctor.flat("loss"), doctor.held_out("elbo", sign=-1)),
     page=page,
 )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import operator
 import signal
@@ -341,6 +342,8 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
             raise Diverged(
                 f"step {step}: {error}, so the run stops; the checkpoint of step {saved} is kept; {divergence.advice(recipe)}."
             ) from error
+        if shown:
+            _diagnose(state, log.rows, bar)
         if shown or due:
             bar.draw(folder / CURVES, lambda: pictures.curves(recipe.family.curves, log.rows))
         if due:
@@ -352,17 +355,30 @@ def _loop(state: State, folder: Path, log: MetricsLog, bar: _Progress, received:
 
 
 def _show(state: State, folder: Path, bar: _Progress) -> dict[str, float]:
-    """Write samples of the model as it is, and return its scores on held-out data. Raises Diverged."""
+    """Write samples of the model as it is; returns its scores on held-out data and on training data. Raises Diverged."""
     recipe, task, medium = state.recipe, state.task, MEDIA[state.family.makes]
     with state.apart() as model:
         rng, snapshot = np.random.default_rng(recipe.seed), state.family.snapshot
         samples = snapshot(task, state.draw, rng) if snapshot else state.draw(state.family.many, rng)
         found = model.evaluate(task.held_out(recipe.eval_batches))
+        learned = model.evaluate(itertools.islice(task.batches(), recipe.eval_batches))  # the same pictures each time
     divergence.check(found, recipe.family, of="held-out ")
+    divergence.check(learned, recipe.family, of="training ")
     bar.draw(folder / SAMPLES / f"{state.step:06d}{medium.suffix}", lambda: medium.file(samples))
     if medium.film:
         bar.draw(folder / FILM, lambda: medium.film(kept_samples(folder, state.step, medium.suffix, most=10), samples))
-    return {f"test_{key}": value for key, value in found.items()}
+    return {f"{of}_{key}": value for of, scores in (("test", found), ("train", learned)) for key, value in scores.items()}
+
+
+def _diagnose(state: State, rows: list[dict[str, Any]], bar: _Progress) -> None:
+    """Tell what the rules of the family say and did not say at the snapshot before; at the last step, all that they say."""
+    family, config, before = state.recipe.family, state.model.config, len(rows) - 1
+    while before and not any(key.startswith("test_") for key in rows[before - 1]):
+        before -= 1
+    known = family.diagnose(rows[:before], config) if state.step < state.recipe.steps else {}
+    for rule, sentence in family.diagnose(rows, config).items():
+        if rule not in known:
+            bar.tell(f"step {state.step}: {sentence}.")
 
 
 def _save(state: State, folder: Path, log: MetricsLog) -> None:
@@ -426,9 +442,12 @@ class _Progress:
         except Exception as error:
             if not self.remarked:
                 why = textwrap.shorten(str(error) or type(error).__name__, 200)
-                remark = f"{path} cannot be drawn ({why}); the run goes on, and says so only once."
-                self.bar.write(remark, file=sys.stderr) if self.bar is not None else self.say(remark)
+                self.tell(f"{path} cannot be drawn ({why}); the run goes on, and says so only once.")
             self.remarked = True
+
+    def tell(self, remark: str) -> None:
+        """Print a line beside the bar."""
+        self.bar.write(remark, file=sys.stderr) if self.bar is not None else self.say(remark)
 
     def show(self, step: int, losses: dict[str, float], *, always: bool) -> None:
         if self.bar is not None:

@@ -87,10 +87,23 @@ def points(rows: list[dict[str, Any]], line: Line, *, at_most: int = 400) -> tup
     return whole[:, 0], whole[:, 1]
 
 
+def lines(panel: Panel, rows: list[dict[str, Any]]) -> list[tuple[Line, np.ndarray, np.ndarray]]:
+    """The lines of a panel that tell something, with their steps and values: not one that is 0 throughout."""
+    found = []
+    for line in panel.lines:
+        steps, values = points(rows, line)
+        if panel.log:
+            steps, values = steps[values > 0], values[values > 0]
+        if values.any():
+            found.append((line, steps, values))
+    return found
+
+
 def curves(panels: Sequence[Panel], rows: list[dict[str, Any]]) -> bytes:
     """The panels of a family (at least one), drawn from the rows of `metrics.jsonl`, as the bytes of a PNG file."""
-    margins = {"left": 0.32 / len(panels) ** 0.5 / 2.6, "right": 0.985, "bottom": 0.14, "top": 0.9, "wspace": 0.2}
-    return _drawn(len(panels), (5.2 * len(panels), 3.4), margins, lambda all_axes: _curves(panels, rows, all_axes))
+    width = 5.2 * len(panels)
+    margins = {"left": 0.75 / width, "right": 1 - 0.1 / width, "bottom": 0.13, "top": 0.83, "wspace": 0.18}
+    return _drawn(len(panels), (width, 3.7), margins, lambda all_axes: _curves(panels, rows, all_axes))
 
 
 def _drawn(
@@ -113,14 +126,20 @@ def _drawn(
 
 
 def _curves(panels: Sequence[Panel], rows: list[dict[str, Any]], all_axes: Any) -> None:
+    from matplotlib.ticker import LogFormatter
+
     for axes, panel in zip(all_axes, panels, strict=True):
-        for line in panel.lines:
-            axes.plot(*points(rows, line), label=line.label, linewidth=1.2, marker="o" if line.held_out else None, markersize=4)
+        for line, steps, values in lines(panel, rows):
+            axes.plot(steps, values, label=line.label, linewidth=1.2, marker="o" if line.held_out else None, markersize=4)
         if panel.level:
             axes.axhline(panel.level[0], color="0.6", linewidth=0.8, linestyle="--", label=panel.level[1])
-        axes.set_title(panel.title, fontsize=10)
+        if panel.log and axes.lines:
+            axes.set_yscale("log")
+            axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 0.4, not 4 × 10⁻¹
+        axes.set_title(panel.title, fontsize=10, pad=24)
         axes.set_xlabel("step")
-        axes.legend(frameon=False, fontsize=9)
+        # over the axes, where it hides no line
+        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=4, columnspacing=1.2)
         axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import os
 import platform
 import re
@@ -80,12 +81,20 @@ def _section(run: Run, scores: dict[str, float]) -> str:
 <p>{_marked(told.lead)}</p>
 <div class="equations">{"".join(map(_math, told.equations))}</div>
 <p class="facts">{facts}</p>
+{_diagnosis(run)}
 {"".join(map(_shown, told.figures))}
 {_growth(run)}
 <div class="curves">{curves}</div>
 {_scores(family, scores)}
 </section>
 """
+
+
+def _diagnosis(run: Run) -> str:
+    """What the curves say is wrong, as `train` said at the end."""
+    rows = [row for row in run.rows if row["step"] <= run.step]
+    said = run.recipe.family.diagnose(rows, run.model.config).values()
+    return "".join(f'<p class="remark">{html.escape(sentence[:1].upper() + sentence[1:])}.</p>' for sentence in said)
 
 
 def _marked(text: str) -> str:
@@ -208,11 +217,14 @@ _GROWTH: dict[str, Callable[[list[tuple[int, Path]]], str]] = {
 
 def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: int = 230) -> str:
     """A panel as a drawing that takes its colours from the page."""
-    left, right, top, bottom = 40, 20, 30, 34
-    lines = [(line, *pictures.points(rows, line)) for line in panel.lines]
-    values = np.concatenate([y for _, _, y in lines] + ([[panel.level[0]]] if panel.level else []))
-    if not len(values):
+    left, right, top, bottom = 46, 20, 30, 34
+    lines, level = pictures.lines(panel, rows), panel.level
+    if not lines:
         return ""
+    if panel.log:  # what is drawn and marked are the logarithms
+        lines = [(line, steps, np.log10(values)) for line, steps, values in lines]
+        level = level and (np.log10(level[0]), level[1])
+    values = np.concatenate([y for _, _, y in lines] + ([[level[0]]] if level else []))
     last = max(row["step"] for row in rows)
     # a loss falls from far above in its first steps: the highest 2 % of the values are cut off, to show the rest
     low, high = float(values.min()), float(np.quantile(values, 0.98))
@@ -223,23 +235,21 @@ def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: i
         return left + (width - left - right) * step / last, height - bottom - (height - top - bottom) * share
 
     drawn = []
-    for value in _ticks(low, high):
-        y = position(0, value)[1]
+    for value in _decades(low, high) if panel.log else _ticks(low, high):
+        y, shown = position(0, value)[1], 10**value if panel.log else value
         drawn.append(
             f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>'
-            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
+            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(shown)}</text>'
         )
     for step in _ticks(0, last):
         drawn.append(
             f'<text class="tick" x="{position(step, low)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">'
             f"{step:,.0f}</text>"
         )
-    if panel.level:
-        drawn.append(f'<path class="level" d="M{left} {position(0, panel.level[0])[1]:.1f}H{width - right}"/>')
+    if level:
+        drawn.append(f'<path class="level" d="M{left} {position(0, level[0])[1]:.1f}H{width - right}"/>')
     legend = []
     for i, (line, steps, y) in enumerate(lines):
-        if not len(y):
-            continue
         path = "L".join("{:.1f} {:.1f}".format(*position(s, v)) for s, v in zip(steps, y, strict=True))
         drawn.append(f'<path class="line c{i}" d="M{path}"/>')
         if line.held_out:
@@ -248,8 +258,8 @@ def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: i
                 for s, v in zip(steps, y, strict=True)
             ]
         legend.append(f'<span class="c{i}">{line.label}</span>')
-    if panel.level:
-        legend.append(f'<span class="l">{panel.level[1]}</span>')
+    if level:
+        legend.append(f'<span class="l">{level[1]}</span>')
     return (
         f"<figure><figcaption><b>{panel.title}</b> {' '.join(legend)}</figcaption>"
         f'<svg viewBox="0 {top - 12} {width} {height - top + 12}" role="img" aria-label="{html.escape(panel.title)}">'
@@ -258,7 +268,8 @@ def _curve(panel: Panel, rows: list[dict[str, Any]], width: int = 420, height: i
 
 
 def _tick(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
+    small = 0 < abs(value) < 1e-3
+    return (f"{value:.0e}".replace("e-0", "e-") if small else f"{value:g}").replace("-", "−")
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -267,6 +278,15 @@ def _ticks(low: float, high: float) -> list[float]:
     size = 10 ** np.floor(np.log10(raw))
     size *= min((m for m in (1, 2, 5, 10) if m * size >= raw), default=10)
     return [round(float(k * size), 10) for k in range(int(np.ceil(low / size)), int(np.floor(high / size)) + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Logarithms, from low to high, of the powers of ten; where these are few, of 1, 2 and 5 times these too."""
+    whole = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [float(k) for k in whole if low <= k <= high]
+    if len(ticks) < 3:
+        ticks = [k + math.log10(m) for k in whole for m in (1, 2, 5) if low <= k + math.log10(m) <= high]
+    return ticks[:: -(-len(ticks) // 6) or 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -302,9 +322,11 @@ def _term(symbol: str) -> str:
 
 
 _STYLE = """
-:root { --paper: #fbfaf6; --ink: #1d1c1a; --soft: #6d6a63; --line: #dedad0; --c0: #b5452c; --c1: #2b6a8f; --block: #f3f1ea; }
+:root { --paper: #fbfaf6; --ink: #1d1c1a; --soft: #6d6a63; --line: #dedad0; --c0: #b5452c; --c1: #2b6a8f;
+  --c2: #6f7d1f; --block: #f3f1ea; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #161513; --ink: #e9e6df; --soft: #9b968b; --line: #35322d; --c0: #e58a6f; --c1: #7fb6d6; --block: #1e1d1a; }
+  :root { --paper: #161513; --ink: #e9e6df; --soft: #9b968b; --line: #35322d; --c0: #e58a6f; --c1: #7fb6d6;
+    --c2: #b9c46a; --block: #1e1d1a; }
 }
 * { box-sizing: border-box; }
 html { background: var(--paper); color: var(--ink); font: 17px/1.6 "Iowan Old Style", Palatino, Georgia, serif; }
@@ -317,6 +339,7 @@ h3 { font: 600 .78rem/1.4 system-ui, sans-serif; color: var(--soft); margin: 0 0
 .lead { font-size: 1.12rem; }
 section { border-top: 1px solid var(--line); margin-top: 4rem; padding-top: 2.4rem; }
 a { color: inherit; text-decoration-color: var(--c0); text-underline-offset: .18em; }
+.remark { border-left: 3px solid var(--c0); padding-left: .9rem; font-size: .95rem; }
 .equations { margin: 1.4rem 0; overflow-x: auto; display: grid; justify-items: start; }
 math { font-size: 1.18rem; margin: .5rem 0; }
 .facts, .caption, figcaption { font: .82rem/1.5 system-ui, sans-serif; color: var(--soft); }
@@ -351,11 +374,11 @@ svg { display: block; width: 100%; margin-top: .4rem; }
 .grid { stroke: var(--line); }
 .level { stroke: var(--soft); stroke-dasharray: 4 4; }
 .line { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
-.line.c0 { stroke: var(--c0); } .line.c1 { stroke: var(--c1); }
-circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
+.line.c0 { stroke: var(--c0); } .line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); }
+circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); }
 figcaption b { color: var(--ink); font-weight: 600; }
 figcaption span::before { content: "●"; margin: 0 .3em 0 .8em; }
-span.c0::before { color: var(--c0); } span.c1::before { color: var(--c1); }
+span.c0::before { color: var(--c0); } span.c1::before { color: var(--c1); } span.c2::before { color: var(--c2); }
 figcaption span.l::before { content: "┄"; }
 footer { border-top: 1px solid var(--line); margin-top: 4rem; padding-top: 1rem; color: var(--soft); font-size: .9rem; }
 @media (max-width: 40rem) {

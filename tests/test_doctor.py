@@ -1,0 +1,280 @@
+"""What the curves of a run say: each rule beside its figures by hand, and on a run that was made to fail in its way."""
+
+import dataclasses
+import html
+import math
+
+import numpy as np
+import pytest
+
+from scratchgen import data, random
+from scratchgen.models import GAN, adversarial, doctor, gan, gpt, vae
+from scratchgen.models.gan import GANConfig
+from scratchgen.tensors import Tensor
+from scratchgen.training import RECIPES, loop, open_run, pictures, report, train
+from tests.strategies import DEEP
+
+HEALTHY = ["gan", "dcgan", "lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan", "vae"]
+TINY = {"data": "digits", "hidden": 16, "batch_size": 16, "eval_batches": 16, "ema": 0.9, "save_every": 1000}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr(pictures, "curves", lambda panels, rows: b"")
+
+
+@pytest.fixture(autouse=True)
+def _same_generator_afterwards():
+    state = random.get_rng_state()
+    yield
+    random.set_rng_state(state)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs made to fail
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def told(folder, name="gan", table=RECIPES, resume=False, **changes):
+    """What `train` says of a run's curves: each remark with its step."""
+    said = []
+    train(name, folder, changes, resume=resume, progress=False, say=said.append, table=table)
+    return [line for line in said if line.startswith("step ")]
+
+
+GAME = {**TINY, "sample_every": 1000}
+FEW = {"batch_size": 16, "sample_every": 50, "data": "few"}
+
+
+@pytest.mark.parametrize(
+    "name, changes, expected",
+    [
+        ("gan", {**GAME, "steps": 320, "loss": "minimax", "lr_d": 2e-2, "dropout": 0},
+         "D has won: real 1, generated |for 300 steps|gradient has vanished|--set loss=non-saturating or --set lr_d=0.002"),
+        ("gan", {**GAME, "steps": 320, "lr_d": 1e-6, "lr": 2e-3}, "D has lost: for 300 steps|--set lr_d=1e-05"),
+        ("gan", {**GAME, "steps": 500, "lr": 0.1, "lr_d": 2e-4, "sample_every": 100},
+         "G has collapsed: |, at steps 400 and 500|--set lr=0.01"),
+        ("gan", {**GAME, **FEW, "steps": 350, "lr": 1e-3, "lr_d": 3e-3, "hidden": 64, "dropout": 0},
+         "D overfits: |generated |--set r1=1"),
+        ("vae", {**FEW, "steps": 400, "lr": 1e-2, "hidden": 64, "final": 1}, "by heart: held-out elbo was -27.|on more data"),
+        ("vae", {**TINY, "ema": 0, "steps": 500, "lr": 1e-8, "sample_every": 1000}, "loss is flat: loss was 4|--set lr=1e-07"),
+    ],
+)  # fmt: skip
+def test_a_run_made_to_fail_is_told_so(name, changes, expected, tmp_path):
+    if changes["data"] == "few":
+        learned, held_out = data.load("digits"), data.load("digits", split="test")
+        np.savez(tmp_path / "few.npz", x_train=learned.x[:32], x_test=held_out.x)
+        changes = {**changes, "data": str(tmp_path / "few.npz")}
+    (said,) = told(tmp_path / "run", name, **changes)[-1:]
+    assert said.startswith(f"step {changes['steps']}: ") and said.endswith(".")
+    for words in expected.split("|"):
+        assert words in said, said
+
+
+@pytest.mark.parametrize("name", HEALTHY if DEEP else ["gan"])
+def test_a_healthy_run_is_left_alone(name, tmp_path):
+    assert not told(tmp_path / "run", name, data="digits", hidden=32, steps=800 if DEEP else 500, sample_every=100)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rules, by hand
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rows(steps=range(10, 610, 10), **values):
+    """Rows of metrics; a value is a number, or what makes one of a step."""
+    return [{"step": s, "seconds": 0.0, **{k: v(s) if callable(v) else v for k, v in values.items()}} for s in steps]
+
+
+def test_lately_is_so_many_steps_and_so_many_rows():
+    def window(run, **how):
+        found = doctor.lately(run, **how)
+        return (found[0]["step"], found[-1]["step"], len(found)) if found else None
+
+    assert window(rows()) == (300, 600, 31) and window(rows(range(10, 310, 10))) is None
+    assert window(rows(range(10, 320, 10))) == (10, 310, 31)
+    assert window(rows(range(0, 6000, 500))) == (1000, 5500, 10), "a row each 500 steps: ten of them"
+    assert window(rows(range(0, 4500, 500))) is None and window([]) is None
+    assert window(rows(), steps=100, least=3) == (500, 600, 11)
+
+
+SURE = {"loss_d": 0.02, "d_real": 0.99, "d_fake": 0.01, "grad_g": lambda step: 3.0 if step < 110 else 1e-6}
+
+
+def test_d_has_won():
+    config = GANConfig(loss="minimax", lr_d=0.02)
+    assert doctor.d_has_won(rows(**SURE), config) == (
+        "D has won: real 0.99, generated 0.01 for 300 steps, its loss 1 % of what it is where D can tell nothing; G's gradient "
+        "has vanished, from 3 to 1e-06: give D less of an advantage (--set loss=non-saturating or --set lr_d=0.002)"
+    )
+    still = doctor.d_has_won(rows(**{**SURE, "grad_g": 3.0}), GANConfig())
+    assert "G's gradient went from 3 to 3" in still and still.endswith("(--set lr_d=2e-05)")
+    assert not doctor.d_has_won(rows(range(10, 310, 10), **SURE), config), "not for 300 steps yet"
+    for name, objective in adversarial.OBJECTIVES.items():
+        for share, said in ((0.049, True), (0.051, False)):
+            found = doctor.d_has_won(rows(**{**SURE, "loss_d": share * objective.blind}), GANConfig(loss=name))
+            assert bool(found) == (said and name != "wasserstein"), "a critic's loss has no floor"
+
+
+@pytest.mark.parametrize("name", adversarial.OBJECTIVES)
+def test_blind_is_the_least_that_a_discriminator_lowers_that_judges_all_alike(name):
+    objective = adversarial.OBJECTIVES[name]
+    losses = [objective.discriminator(d, d).item() for d in (Tensor(np.full(4, c)) for c in np.linspace(-3, 3, 601))]
+    assert min(losses) == pytest.approx(objective.blind, abs=1e-12)
+
+
+def test_d_has_lost():
+    wrong = {"d_fake": 0.7, "d_real": 0.4}
+    said = doctor.d_has_lost(rows(**wrong), GANConfig(lr=2e-4))
+    assert said.startswith("D has lost: for 300 steps it has judged generated pictures above real ones (0.7 and 0.4)")
+    assert "--set lr_d=0.002" in said
+    for right, found in ((3, True), (4, False)):  # of 31 steps
+        odd = rows(d_real=0.4, d_fake=lambda step, right=right: 0.3 if step > 600 - 10 * right else 0.7)
+        assert bool(doctor.d_has_lost(odd, GANConfig())) == found
+    assert not doctor.d_has_lost(rows(d_fake=0.5, d_real=0.5), GANConfig()), "where D can tell nothing it has not lost"
+
+
+@pytest.mark.parametrize(
+    "spacing, found",
+    [
+        ([0.9, 0.9, 0.1, 0.1], True),
+        ([0.9, 0.9, 0.1, 0.109], True),
+        ([0.9, 0.9, 0.1, 0.112], False),  # on its way back
+        ([0.9, 0.9, 0.21, 0.1], False),  # not for two snapshots yet
+        ([0.1, 0.1, 0.1, 0.21], False),
+        ([0.1, 0.1], False),  # as the pictures of every G are at first
+        ([0.0, 0.0, 0.0], True),
+    ],
+)
+def test_collapse(spacing, found):
+    run = [{"step": 200 * (i + 1), "test_spacing": x} for i, x in enumerate(spacing)]
+    assert bool(doctor.collapse(run, GANConfig())) == found
+
+
+def test_d_overfits():
+    def said(*aucs):
+        judged = {"train_d_real": 0.93, "test_d_real": 0.31, "test_d_fake": 0.12}
+        return doctor.d_overfits(
+            [{"step": i, "train_auc": a, "test_auc": b, **judged} for i, (a, b) in enumerate(aucs)], GANConfig()
+        )
+
+    assert said((0.98, 0.6), (0.99, 0.55)).startswith(
+        "D overfits: it judges pictures to learn from 0.93, held-out ones 0.31 and generated ones 0.12, and ranks the first "
+        "above the last in 98 % of pairs, but held-out ones in 60 %"
+    )
+    assert not said((0.98, 0.6)) and not said((0.98, 0.9), (0.98, 0.6)), "not for two snapshots yet"
+    assert not said((0.98, 0.75), (0.98, 0.75)), "half of what D knows holds for others too"
+    assert not said((0.89, 0.5), (0.89, 0.5))
+
+
+def test_flat():
+    rule = doctor.flat("loss")
+    assert rule(rows(loss=3.0), vae.VAEConfig()) == (
+        "the loss is flat: loss was 3 in its first steps and is 3 after 600, so the model learns nothing; raise its learning "
+        "rate (--set lr=0.01)"
+    )
+    assert not rule(rows(range(10, 490, 10), loss=3.0), vae.VAEConfig()), "it is early yet"
+    for last, found in ((2.95, True), (2.93, False)):
+        assert bool(rule(rows(loss=lambda step, last=last: 3.0 if step < 100 else last), vae.VAEConfig())) == found
+    assert not rule(rows(loss=lambda step: -10.0 * step), vae.VAEConfig()), "a density's loss may be below 0"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_held_out(sign):
+    rule = doctor.held_out("nll", sign)
+
+    def said(tested, learned):
+        scores = zip(tested, learned, strict=True)
+        run = [{"step": 0, "loss": 4.0}, {"step": 1, "loss": 4.0}, {"step": 2, "loss": 4.0}]
+        run += [{"step": 100 * i + 100, "test_nll": sign * a, "train_nll": sign * b} for i, (a, b) in enumerate(scores)]
+        return rule(run, vae.VAEConfig())
+
+    heart = said([3.0, 2.5, 2.5, 2.5, 2.49], [3.0, 2.4, 2.2, 2.1, 2.0])
+    low, high = f"{sign * 2.5:.4g}", f"{sign * 2.49:.4g}"
+    assert heart == (
+        f"the model learns by heart: held-out nll was {low} at step 200 and is {high} now, that of training data went from "
+        f"{sign * 2.4:.4g} to {sign * 2.0:.4g}; train for 200 steps, on more data, or a smaller model"
+    )
+    assert not said([3.0, 2.5, 2.5, 2.49], [3.0, 2.4, 2.1, 2.0]), "not for three snapshots yet"
+    assert not said([3.0, 2.5, 2.4, 2.3, 2.2], [3.0, 2.3, 2.0, 1.8, 1.6]), "apart, but held-out data are learned too"
+    assert not said([3.0, 2.2, 2.2, 2.2, 2.2], [3.0, 2.0, 2.0, 2.0, 2.0]), "no longer learning"
+    lost = said([3.0, 2.0, 2.3, 2.4], [3.0, 2.0, 2.3, 2.4])
+    assert lost.startswith("the model unlearns: held-out nll was ") and lost.endswith("(--set lr=0.0001)")
+    assert not said([3.0, 2.0, 2.4, 2.1], [3.0, 2.0, 2.4, 2.1]), "made good"
+
+
+def test_rows_that_do_not_tell_what_a_rule_reads_say_nothing():
+    for family in (gan.FAMILY, gan.CONDITIONAL, vae.FAMILY, gpt.FAMILY):
+        assert family.rules and family.diagnose([], family.config()) == {}
+        assert family.diagnose([{"step": 1000, "seconds": 1.0}], family.config()) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the rules read of a game
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_a_generator_that_makes_one_picture():
+    random.manual_seed(0)
+    model = GAN(GANConfig(shape=(1, 4, 4), hidden=8, latent=3)).eval()
+    rng = np.random.default_rng(0)
+    batches = [(rng.random((100, 1, 4, 4), dtype=np.float32), None) for _ in range(4)]
+    assert 0.01 < model.evaluate(batches)["spacing"] < 1
+    last = list(model.generator.parameters())[-2]
+    last.data = np.zeros_like(last.data)
+    found = model.evaluate(batches)
+    judged = model.discriminator(Tensor(np.concatenate([x for x, _ in batches]) * 2 - 1)).data
+    one = model.discriminator(model.generator(model.noise(1))).data
+    assert found["spacing"] == 0 and found["auc"] == np.mean(judged > one)
+    assert model.evaluate([(x[:1], y) for x, y in batches[:1]])["spacing"] == 1, "of one picture nothing can be said"
+    last.data = np.full_like(last.data, np.nan)
+    with np.errstate(all="ignore"):
+        assert all(map(math.isnan, (model.evaluate(batches)[key] for key in ("value", "auc", "spacing"))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who is told, and when
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def speaking(*when):
+    """A table whose recipe "vae" has rules that speak at these steps."""
+    rules = tuple(lambda rows, config, at=at: f"at <{rows[-1]['step']}>" if rows[-1]["step"] in at else None for at in when)
+    recipe = RECIPES["vae"]
+    return {"vae": dataclasses.replace(recipe, family=dataclasses.replace(recipe.family, rules=rules))}
+
+
+STEPS = {"data": "digits", "hidden": 4, "latent": 2, "batch_size": 4, "eval_batches": 1, "log_every": 1, "sample_every": 2}
+
+
+def test_a_sentence_is_said_once_and_again_when_it_comes_back_and_at_the_end(tmp_path):
+    table = speaking({4, 6, 10, 12}, {3, 7}, {2, 12})
+    said = told(tmp_path / "run", "vae", table, steps=12, **STEPS)
+    assert said == [f"step {s}: at <{s}>." for s in (2, 4, 10, 12, 12)], "rules are asked at each snapshot"
+
+
+def test_a_resumed_run_says_the_same(tmp_path, monkeypatch):
+    table, steps = speaking({4, 6, 8, 12}, {6, 10, 12}), {**STEPS, "steps": 12, "save_every": 3}
+    whole = told(tmp_path / "whole", "vae", table, **steps)
+    assert whole == [f"step {s}: at <{s}>." for s in (4, 6, 10, 12, 12)]
+    real, said = loop.State.advance, []
+
+    def dies(self, batch):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(loop.State, "advance", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train("vae", tmp_path / "cut", steps, progress=False, say=said.append, table=table)
+    monkeypatch.setattr(loop.State, "advance", real)
+    before = [line for line in said if line.startswith("step ")]
+    assert before + told(tmp_path / "cut", "vae", table, resume=True) == whole
+
+
+def test_a_remark_stands_beside_a_bar_and_on_the_page(tmp_path, capsys):
+    table = speaking({4})
+    train("vae", tmp_path / "run", {**STEPS, "steps": 4}, progress=True, say=lambda line: None, table=table)
+    assert "step 4: at <4>.\n" in capsys.readouterr().err
+    report.page(tmp_path / "index.html", [(open_run(tmp_path / "run", table=table), {})])
+    assert f'<p class="remark">{html.escape("At <4>.")}</p>' in (tmp_path / "index.html").read_text(encoding="utf-8")
