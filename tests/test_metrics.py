@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from scratchgen.data import mixture, mixture_modes
 from scratchgen.metrics import (
     agreement,
+    auc,
     bits_per_byte,
     bits_per_dim,
     class_divergence,
@@ -25,6 +26,7 @@ from scratchgen.metrics import (
     novelty,
     perplexity,
     precision_recall,
+    spacing,
 )
 
 few = settings(derandomize=True, max_examples=25, deadline=None)
@@ -277,6 +279,36 @@ def test_mode_coverage_refuses():
             mode_coverage(x, centres, radius=radius)
     with pytest.raises(ValueError, match="points: expected features"):
         mode_coverage(x[:0], centres, radius=1)
+
+
+def test_spacing_by_hand():
+    """0, 1 and 5: the nearest other of each is 1, 1 and 4 away."""
+    assert spacing(np.array([[0.0], [1.0], [5.0]])) == 2
+    far, doubled = np.array([[0.0, 0], [30, 40]]), np.array([[0.0, 0], [0, 0], [30, 40], [30, 40]])
+    assert spacing(far) == diversity(far) == 50 and spacing(doubled) == 0 < diversity(doubled), "few points, far apart"
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    assert spacing(x) == pytest.approx(cKDTree(x).query(x, 2)[0][:, 1].mean(), rel=1e-12)
+    for bad in (x[:1], x[0], np.where(x > 2, np.inf, x)):
+        with pytest.raises(ValueError, match="x: expected"):
+            spacing(bad)
+
+
+@few
+@given(seed=seeds, n=st.integers(1, 30), m=st.integers(1, 30))
+def test_auc_is_the_share_of_pairs_in_order(seed, n, m):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 6, n), rng.integers(0, 6, m)  # with ties
+    expected = np.mean([(x > y) + 0.5 * (x == y) for x in a for y in b])
+    assert auc(a, b) == pytest.approx(expected, rel=1e-12)
+    assert auc(a, b) + auc(b, a) == pytest.approx(1, rel=1e-12)
+    assert auc(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / (n * m), rel=1e-12)
+
+
+def test_auc_refuses():
+    assert auc(np.ones(3), np.ones(5)) == 0.5 and auc(np.ones(3), np.zeros(2)) == 1
+    for a in (np.zeros(0), np.zeros((2, 1)), np.array([np.nan])):
+        with pytest.raises(ValueError):
+            auc(a, np.zeros(3))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
