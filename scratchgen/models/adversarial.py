@@ -114,7 +114,6 @@ OBJECTIVES = {
         lambda real, fake: softplus(fake - real).mean(),
         lambda real, fake: softplus(real - fake).mean(),
         blind=math.log(2),
-        judgement=_as_it_is,  # no probability: any constant may be added to all judgements
         pairs=True,
         judgement=_as_it_is,  # up to a constant, which the differences of pairs do not see
         equations=("L_D = − 𝔼 [ log σ ( r − f ) ]", "L_G = − 𝔼 [ log σ ( f − r ) ]"),
