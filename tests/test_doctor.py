@@ -50,7 +50,7 @@ FEW = {"batch_size": 16, "sample_every": 50, "data": "few"}
     "name, changes, expected",
     [
         ("gan", {**GAME, "steps": 320, "loss": "minimax", "lr_d": 2e-2, "dropout": 0},
-         "D has won: real 1, generated |for 300 steps|gradient has vanished|--set loss=non-saturating or --set lr_d=0.002"),
+         "D has won: real 1, generated |for 300 steps|G's gradient went from |--set loss=non-saturating or --set lr_d=0.002"),
         ("gan", {**GAME, "steps": 320, "lr_d": 1e-6, "lr": 2e-3}, "D has lost: for 300 steps|--set lr_d=1e-05"),
         ("gan", {**GAME, "steps": 500, "lr": 0.1, "lr_d": 2e-4, "sample_every": 100},
          "G has collapsed: |, at steps 400 and 500|--set lr=0.01"),
