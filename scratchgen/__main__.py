@@ -53,7 +53,7 @@ def train(args: argparse.Namespace) -> int:
         if not equals or not key:
             raise UsageError(f"--set: expected KEY=VALUE, got {setting!r}.")
         changes[key] = value
-    changes |= {key: value for key in ("data", "steps", "seed") if (value := getattr(args, key)) is not None}
+    changes |= {key: value for key in ("data", "begun_from", "steps", "seed") if (value := getattr(args, key)) is not None}
     folder = args.out or f"runs/{args.recipe}"
     progress = False if args.quiet else None
     outcome = training.train(args.recipe, folder, changes, resume=args.resume, device=device, progress=progress, say=_say,
@@ -144,6 +144,23 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def edit(args: argparse.Namespace) -> int:
+    from scratchgen.training import edit, open_run
+
+    run = open_run(args.run, _device(args.device), args.table)
+    told = {field.name: getattr(args, field.name) for field in dataclasses.fields(edit.Options)}
+    options = edit.Options(**{name: value for name, value in told.items() if value is not None})
+    try:
+        paths = edit.edit(run, args.how, args.pictures, options, Path(args.out) if args.out else None)
+    except OSError as error:
+        raise UsageError(
+            _sentence(error).rstrip(".") + ("" if args.out else "; another file can be named (--out)") + "."
+        ) from error
+    for path in paths:
+        _say(str(path))
+    return 0
+
+
 def evaluate(args: argparse.Namespace) -> int:
     from scratchgen.models.family import side_by_side
     from scratchgen.training import folder, moved, open_run, scores
@@ -209,6 +226,17 @@ def dirac(args: argparse.Namespace) -> int:
     folder.write_whole(out, pictures.paths(drawn))
     _say(f"\n{out}")
     return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    from scratchgen.training import compare
+
+    again = ["compare", *_option("--data", args.data, "fashion-mnist"), *_option("--minutes", args.minutes, 5.0),
+             *_option("--seed", args.seed, 0), *_option("--out", args.out, "runs/compare")]  # fmt: skip
+    outcome = compare.run(
+        Path(args.out), name_or_path=args.data, minutes=args.minutes, seed=args.seed, say=_say, table=args.table
+    )
+    return _end(outcome, again)
 
 
 def gradcheck(args: argparse.Namespace) -> int:
@@ -420,6 +448,7 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     p.add_argument("recipe", metavar="RECIPE", help="a name that `scratchgen recipes` lists")
     p.add_argument("--data", type=_path, metavar="D", help="a name that `scratchgen data` lists, or a path (the recipe's own); "
                    "with --resume, where the run's data are now")  # fmt: skip
+    p.add_argument("--from", type=_path, dest="begun_from", metavar="RUN", help="the finished run that a `prior` builds on")
     p.add_argument("--steps", type=_positive, metavar="N", help="length of the run; with --resume, a larger one extends it")
     p.add_argument("--seed", type=_natural, metavar="S", help="of everything random")
     on_device(p)
@@ -453,6 +482,31 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
         p.add_argument(_flag(option.name), dest=_CONDITION + option.name, type=_reads(option), metavar=option.metavar,
                        help=option.what)  # fmt: skip
 
+    p = command("edit", edit, "work with the codes of a trained autoencoder, and write a picture of it",
+                "edit runs/vae interpolate 3 17 --way spherical", "edit runs/vae arithmetic --minus sandal --plus 'ankle boot'",
+                "edit runs/vae map", "edit runs/cvae transfer my-shoe.png --label Sneaker")  # fmt: skip
+    p.add_argument("run", type=_path, metavar="RUN", help="folder of the run")
+    p.add_argument("how", metavar="HOW", choices=("reconstruct", "interpolate", "arithmetic", "traverse", "map", "transfer"),
+                   help="reconstruct, interpolate, arithmetic, traverse, map or transfer")  # fmt: skip
+    p.add_argument(
+        "pictures", nargs="*", type=_path, metavar="PICTURE", help="a file, or the number of a held-out picture (some)"
+    )
+    p.add_argument("--minus", metavar="CLASS", help="arithmetic: what is taken away")
+    p.add_argument("--plus", metavar="CLASS", help="arithmetic: what is added")
+    p.add_argument("--amount", type=_reader(float, -100, "a number from -100 to 100", 100), metavar="A", help="of it (1)")
+    p.add_argument("--way", metavar="WAY", help="interpolate: linear or spherical (linear)")
+    p.add_argument(
+        "--steps",
+        type=_reader(int, 2, "a whole number from 2 to 100", 100),
+        metavar="N",
+        help="interpolate: pictures on the way (12)",
+    )
+    p.add_argument("--label", metavar="K", help="the class of pictures from files, where the model is told classes")
+    p.add_argument("--to", metavar="K", help="transfer: to this class only")
+    p.add_argument("--seed", type=_natural, metavar="S", help="which held-out pictures, where none is named (0)")
+    on_device(p)
+    p.add_argument("--out", type=_file, metavar="FILE", help="where to write (RUN/edits/HOW.png)")
+
     p = command(
         "eval",
         evaluate,
@@ -472,6 +526,19 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
 
     p = command("dirac", dirac, "draw the smallest adversarial game: four ways to play it, and where they lead", "dirac")
     p.add_argument("--out", type=_file, default="dirac.png", metavar="PNG", help="where to write (dirac.png)")
+
+    p = command("compare", compare, "a GAN, a VAE, codes with a transformer and a flow, each trained for the same minutes",
+                "compare --minutes 1", "compare --data my-pictures/ --minutes 10")  # fmt: skip
+    p.add_argument(
+        "--data", type=_path, default="fashion-mnist", metavar="D", help="pictures: a name or a path (fashion-mnist)"
+    )
+    p.add_argument(
+        "--minutes", type=_reader(float, 0.01, "a number of at least 0.01"), default=5.0, metavar="M", help="for each (5)"
+    )
+    p.add_argument("--seed", type=_natural, default=0, metavar="S", help="of everything random (0)")
+    p.add_argument(
+        "--out", type=_path, default="runs/compare", metavar="DIR", help="folder of the runs and the page (runs/compare)"
+    )
 
     p = command(
         "gradcheck",

@@ -491,6 +491,28 @@ def _text_gan(telling, x, z, ids):
     return [_softplus(-real).mean() + (_softplus(fake).mean() + _softplus(wrong).mean()) / 2, _softplus(-fake).mean()]
 
 
+@reference("models.Flow")
+def _flow(model, x, y, t, noise):
+    """‖v̂ − u‖², or ‖ε̂ − ε‖², of points on the way from noise to x, through four layers that are told t and y."""
+    config, net = model.config, Net(model, "net.")
+    s, quarter = t[:, None], np.pi / 2
+    if config.path == "linear":
+        at, u = s * x + (1 - s) * noise, x - noise
+    else:
+        at = np.sin(quarter * s) * x + np.cos(quarter * s) * noise
+        u = quarter * (np.cos(quarter * s) * x - np.sin(quarter * s) * noise)
+    silu = REFERENCES["silu"]
+    angle = s * model.net.condition.omega.data
+    e = silu(net.linear("condition.fc1", np.concatenate([np.cos(angle), np.sin(angle)], 1)))
+    e = net.linear("condition.fc2", e)
+    if config.classes:
+        e = e + net.at("condition.classes.weight")[y]
+    h = silu(net.linear("fc1", at) + e)
+    h = silu(net.linear("fc3", silu(net.linear("fc2", h))))
+    error = net.linear("out", h) - (u if config.predicts == "velocity" else noise)
+    return (error**2).mean(1)
+
+
 @reference("models.VAE")
 def _vae(model, x):
     """log p(x | z) for a z of q(z | x), and KL(q(z | x) ‖ N(0, I)), of each picture."""

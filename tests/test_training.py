@@ -50,6 +50,8 @@ TINY = {
     **dict.fromkeys(("vqvae", "fsq"), {**FAST, "data": "digits", "hidden": 8, "codes": 9, "levels": "3,3"}),
     "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
     "pix2pix": {**FAST, "hidden": 8},
+    "flow": {**FAST, "data": "digits", "hidden": 8},
+    "prior": {**FAST, "n_layer": 1, "n_head": 2, "n_embd": 16},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
 }
 
@@ -91,7 +93,13 @@ def quiet(_):
 
 def begin(name, folder, small_text, steps=10, **changes):
     pairs = str(Path(small_text).parent / "pairs")
-    more = {"gpt": {"data": small_text}, "pix2pix": {"data": pairs}}.get(name, {})
+    if name == "prior" and not (base := Path(small_text).parent / "vqvae").exists():
+        begin("vqvae", base, small_text)
+    more = {
+        "prior": {"begun_from": str(Path(small_text).parent / "vqvae")},
+        "gpt": {"data": small_text},
+        "pix2pix": {"data": pairs},
+    }.get(name, {})
     return train(name, folder, {**TINY[name], **more, "steps": steps, **changes}, progress=False, say=quiet)
 
 
@@ -145,6 +153,8 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
         "cvae": "elbo",
         "pix2pix": "sharpness",
         "vqvae": "error",
+        "flow": "loss_1",
+        "prior": "nats_per_code",
         "gpt": "bits_per_byte",
     }[run.recipe.family.name] in found
     assert scores(run) == found

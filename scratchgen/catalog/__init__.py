@@ -78,6 +78,7 @@ NOT_DIFFERENTIABLE = {
         "nn.utils.parametrizations"
     ).split(),
     "is the checker": ["calculus.gradcheck"],
+    "is made of models that are in this table": ["models.Prior"],
 }
 
 

@@ -318,6 +318,16 @@ _GPT = models.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=
 
 MODELS = [
     row(
+        "models.Flow",
+        of(models.FlowConfig(shape=(3,), hidden=4, classes=2), via="loss")(
+            real(2, 3), whole(3, 2), fixed([0.3, 0.8]), real(2, 3)
+        ),
+        of(models.FlowConfig(shape=(2,), hidden=3, path="cosine", predicts="noise"), via="loss")(
+            real(2, 2), None, fixed([0.2, 0.9]), real(2, 2)
+        ),
+        elements=4,
+    ),
+    row(
         "models.GAN",
         of(models.GANConfig(shape=_PICTURE, hidden=3, latent=2))(unit(3, *_PICTURE), real(3, 2)),
         of(models.GANConfig(shape=_PICTURE, network="dcgan", hidden=4, latent=1, loss="minimax"))(

@@ -216,9 +216,14 @@ class Family:
     decided: Mapping[str, Callable[[Any], Any]]  # field of the config -> what the data to learn from decide of it
     makes: str  # "pictures", "text" or "points": what a sample is, and so how it is checked, written and shown
     sample: Callable[..., Any]  # (model, metadata, n, rng, **options) → n samples
-    prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Dataset, Dataset]] = _as_they_are  # (train, test, settings)
+    # (train, test, settings) → both as the model learns from them; with `builds_on` the other model is a fourth argument
+    prepare: Callable[..., tuple[Dataset, Dataset]] = _as_they_are
     read_metadata: Callable[[Mapping[str, Any]], Any] = dict
     rates: tuple[str, ...] = ("lr",)  # the settings that are learning rates: after a divergence, smaller ones are advised
+    builds_on: tuple[str, ...] = ()  # families: a finished model of one of them is what this one learns from, and draws with
+    base: str = ""  # the path of the submodule that is a copy of this other model
+    adopt: Callable[[Any, Any], Any] = lambda model, train: None  # takes up the other model, and what else training data tell
+    edits: tuple[str, ...] = ()  # what can be done with codes of pictures, as `training/edit.py` names it
     averaged: str = ""  # the path of the submodule whose weights are averaged, as in `get_submodule`; "" is the whole model
     options: tuple[Option, ...] = ()  # that `sample` takes
     many: int = 64  # how many samples are drawn where nobody says

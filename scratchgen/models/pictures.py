@@ -52,6 +52,18 @@ def prepare_classes(train: Images, test: Images, settings: Mapping[str, Any]) ->
     return prepare(train, test, settings)
 
 
+def labels(names: Sequence[str], n: int, label: str | None = None) -> np.ndarray:
+    """The classes of n pictures: that of this name or number, or else each in turn.     → (n)
+
+    Raises OptionError where there is no such class.
+    """
+    if label is None:
+        return np.arange(n) % len(names)
+    if label not in names and not (label.isdecimal() and int(label) < len(names)):
+        raise OptionError(f"--label: expected one of {', '.join(names)}, or its number, got {label!r}.")
+    return np.full(n, list(names).index(label) if label in names else int(label))
+
+
 def sample_classes(
     model: Any, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, label: str | None = None, **how: Any
 ) -> np.ndarray:
@@ -59,12 +71,7 @@ def sample_classes(
 
     `how` are further arguments of the model's `generate`.
     """
-    names = list(metadata["classes"])
-    y = np.arange(n) % len(names)
-    if label is not None:
-        if label not in names and not (label.isdecimal() and int(label) < len(names)):
-            raise OptionError(f"--label: expected one of {', '.join(names)}, or its number, got {label!r}.")
-        y = np.full(n, names.index(label) if label in names else int(label))
+    y = labels(metadata["classes"], n, label)
     made = [model.generate(len(y[i : i + 256]), y=y[i : i + 256], generator=rng, **how) for i in range(0, n, 256)]
     return np.concatenate(made)
 

@@ -475,6 +475,7 @@ FAMILY = Family(
     decided={**pictures.SHAPE, "classes": lambda images: 0},
     makes="pictures",
     sample=pictures.sample,
+    edits=("reconstruct", "interpolate", "arithmetic", "traverse", "map"),
     scores=pictures.scores,
     probe=probe,
     remarks=remarks,
@@ -509,6 +510,7 @@ CONDITIONAL = dataclasses.replace(
     prepare=prepare_classes,
     decided=pictures.SHAPE_AND_CLASSES,
     sample=pictures.sample_classes,
+    edits=("reconstruct", "interpolate", "arithmetic", "traverse", "map", "transfer"),
     options=(pictures.LABEL,),
     page=page_of_classes,
 )

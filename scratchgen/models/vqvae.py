@@ -34,7 +34,7 @@ has to beat.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -333,6 +333,21 @@ def _perplexity(chance: np.ndarray) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def sample(
+    model: VQVAE, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, of: np.ndarray | None = None
+) -> np.ndarray:
+    """The pictures `of` (n, C, H, W) through their codes and back; without them n pictures as `generate` draws them."""
+    if of is None:
+        return pictures.sample(model, metadata, n, rng)
+    return np.concatenate([model.reconstruct(of[i : i + 256]) for i in range(0, len(of), 256)])
+
+
+def snapshot(task: data.Task, draw: Draw, rng: np.random.Generator) -> np.ndarray:
+    """Held-out pictures, each beside what its codes restore of it.     → (64, C, H, W)"""
+    x = task.test.x[:32]
+    return np.stack([x, draw(len(x), rng, of=x)], axis=1).reshape(-1, *x.shape[1:])
+
+
 def page(model: VQVAE, metadata: dict[str, Any], task: data.Task, draw: Draw) -> Page:
     """What the page of a run shows: held-out pictures through their codes, and what codes independent of each other give."""
     x = task.test.x[np.random.default_rng(7).permutation(len(task.test))][:32]
@@ -370,7 +385,9 @@ FAMILY = Family(
     prepare=pictures.prepare,
     decided={**pictures.SHAPE, "variance": lambda images: max(float(images.x.var(dtype=np.float64)), 1e-12)},
     makes="pictures",
-    sample=pictures.sample,
+    sample=sample,
+    snapshot=snapshot,
+    edits=("reconstruct",),
     scores=pictures.scores,
     meanings=(
         Score("error", "squared error", -1, "of held-out pictures through their codes, in variances of the data"),

@@ -28,7 +28,7 @@ import numpy as np
 import scratchgen
 from scratchgen import data, optim, random
 from scratchgen.models.family import Family
-from scratchgen.training import divergence, machine, pictures, recipes, tasks
+from scratchgen.training import divergence, machine, pictures, recipes, runs, tasks
 from scratchgen.training.divergence import Diverged
 from scratchgen.training.folder import (
     CHECKPOINT,
@@ -92,12 +92,13 @@ def train(
             checksums = tasks.checksums(tree)
             if _but_for(tree["recipe"]) != _but_for(recipes.to_json(recipe)):
                 raise TrainingError(f"{folder}: {CONFIG} and {CHECKPOINT} belong to different runs.")
+    recipe, base = _base(recipe, folder if tree else None, table)
     if data.reads(recipe.data, folder):
         raise TrainingError(
             f"{folder}: lies inside the data, {recipe.data}, which would take the samples of the run for data; choose a folder "
             f"elsewhere (--out)."
         )
-    task = tasks.load_again(recipe, folder, checksums, table) if tree else tasks.load(recipe, table)
+    task = tasks.load_again(recipe, folder, checksums, table, base) if tree else tasks.load(recipe, table, base)
     _rehearse(recipe, task, device)
     random.manual_seed(recipe.seed)
     state = State(recipe, task, device)
@@ -127,6 +128,32 @@ def train(
         with contextlib.closing(log), _Progress(recipe, state.step, progress, say) as bar, _signals() as received:
             _loop(state, folder, log, bar, received)
     return Outcome(folder, state.step, recipe.steps, received[0] if received else None)
+
+
+def _base(recipe: Recipe, begun: Path | None, table: Mapping[str, Recipe]) -> tuple[Recipe, Any]:
+    """The model that the recipe's family builds on, None for most; and the recipe, with that model's data where it names none.
+
+    A run that has `begun` holds a copy, so that it can go on without the run it was begun from.
+    """
+    allowed = recipe.family.builds_on
+    if begun is not None:
+        return recipe, runs.open_run(begun, table=table).base if allowed else None
+    if not allowed:
+        if recipe.begun_from:
+            raise TrainingError(f"recipe {recipe.name!r}: begins anew, so it takes nothing from {recipe.begun_from} (--from).")
+        return recipe, None
+    kinds = [name for name, r in table.items() if r.family.name in allowed]
+    if not recipe.begun_from:
+        raise TrainingError(
+            f"recipe {recipe.name!r}: builds on a finished run of {' or '.join(kinds)}; tell which (--from RUN)."
+        )
+    run = runs.open_run(recipe.begun_from, table=table)
+    if run.recipe.family.name not in allowed:
+        raise TrainingError(
+            f"recipe {recipe.name!r}: builds on a run of {' or '.join(kinds)}, and {recipe.begun_from} is one of "
+            f"{run.recipe.name!r}."
+        )
+    return recipes.adjust(recipe, {} if recipe.data else {"data": run.recipe.data}), run.model
 
 
 def _plan(name: str, folder: Path, changes: dict[str, Any], resume: bool, table: Mapping[str, Recipe]) -> tuple[Recipe, bool]:
@@ -213,7 +240,9 @@ class State:
     def __init__(self, recipe: Recipe, task: data.Task, device: str = "cpu"):
         self.recipe, self.task, self.step = recipe, task, 0
         self.family, self.decided, self.metadata = recipe.family, recipes.decided(recipe, task.train), task.train.metadata()
-        self.model = recipes.build(recipe, self.decided).to(device=device)
+        self.model = recipes.build(recipe, self.decided)
+        self.family.adopt(self.model, task.train)
+        self.model.to(device=device)
         self.optimizers = self.model.optimizers()
         self.rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
         self.ema = optim.EMA(recipes.averaged(recipe, self.model), recipe.ema) if recipe.ema else None

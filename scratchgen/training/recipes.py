@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from scratchgen import data
-from scratchgen.models import gan, gpt, pix2pix, text2image, vae, vqvae
+from scratchgen.models import flow, gan, gpt, pix2pix, priors, text2image, vae, vqvae
 from scratchgen.models.family import Family
 from scratchgen.training.folder import TrainingError
 from scratchgen.training.media import MEDIA
@@ -29,8 +29,9 @@ class Recipe:
     name: str
     what: str
     family: Family
-    data: str  # a name or path that `data.load` takes
+    data: str  # a name or path that `data.load` takes; "": those of the run that it builds on
     model: dict[str, Any] = field(default_factory=dict)  # settings of the family's config; its defaults otherwise
+    begun_from: str = ""  # the folder of the run that a family with `builds_on` builds on
     seed: int = 0
     steps: int = 2000
     batch_size: int = 64
@@ -121,6 +122,10 @@ RECIPES = {
                batch_size=128, final=0.05),
         Recipe("fsq", "the same without a codebook (Mentzer et al. 2023)", vqvae.FAMILY, "fashion-mnist", {"quantizer": "fsq"},
                steps=3000, batch_size=128, final=0.05),
+        Recipe("prior", "on a finished vae, vqvae or fsq: which codes are those of pictures (--from RUN)", priors.FAMILY, "",
+               steps=2000, final=0.02, warmup=50, ema=0.995),
+        Recipe("flow", "flow matching, told the class (Lipman et al. 2023)", flow.FAMILY, "fashion-mnist",
+               {"guidance": 2.0}, steps=4000, final=0.02, ema=0.995, warmup=100),
         Recipe("gpt", "decoder-only transformer on characters (Radford et al. 2019)", gpt.FAMILY, "python-docs",
                {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}, steps=2000, batch_size=16, warmup=100,
                final=0.1),
@@ -163,10 +168,13 @@ def adjust(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             near = difflib.get_close_matches(name, known, n=1)
             guess = f" (did you mean {near[0]!r}?)" if near else ""
             raise TrainingError(f"the recipe {recipe.name!r} has no setting {name!r}{guess}; it has {', '.join(known)}.")
+        if value == known[name] == "":  # a text that nobody has set
+            continue
         value = _read(name, value, types[name], least=1 if name in recipe.model else 0)
         (model if name in recipe.model else own)[name] = value
-    if "data" in own:
-        own["data"] = _absolute(own["data"])
+    for name in ("data", "begun_from"):
+        if name in own:
+            own[name] = _absolute(own[name])
     return dataclasses.replace(recipe, model=model, **own)
 
 

@@ -38,6 +38,12 @@ class Run:
         return read_metrics(self.folder / METRICS)
 
     @property
+    def base(self) -> Any:
+        """The copy, within the model, of the one that it builds on; None where it builds on none."""
+        family = self.recipe.family
+        return self.model.get_submodule(family.base) if family.builds_on else None
+
+    @property
     def draw(self) -> Draw:
         """Samples of the model. Raises Diverged, OptionError, and what the family's `sample` raises."""
         return divergence.drawing(self.recipe.family, self.model, self.metadata)
@@ -78,7 +84,7 @@ def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: Non
 
     Raises DataError or TrainingError where the data are gone or are not those the run was begun with; Diverged.
     """
-    task, family = tasks.load_again(run.recipe, run.folder, run.checksums, run.table), run.recipe.family
+    task, family = tasks.load_again(run.recipe, run.folder, run.checksums, run.table, run.base), run.recipe.family
     with _unseen(seed), _told(run), np.errstate(all="ignore"):  # an overflow shows in the scores, which are checked
         found = run.model.evaluate(task.held_out())
         divergence.check(found, family)
@@ -90,7 +96,7 @@ def scores(run: Run, seed: int = 0, say: Callable[[str], Any] = lambda text: Non
 
 def page(run: Run) -> Page:
     """What the family shows of the run. Raises what `tasks.load` raises, and Diverged."""
-    task: data.Task = tasks.load(run.recipe, run.table)
+    task: data.Task = tasks.load(run.recipe, run.table, run.base)
     with _told(run):
         return run.recipe.family.page(run.model, run.metadata, task, run.draw)
 

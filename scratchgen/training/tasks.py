@@ -11,8 +11,8 @@ from scratchgen.training.folder import TrainingError
 from scratchgen.training.recipes import RECIPES, Recipe
 
 
-def load(recipe: Recipe, table: Mapping[str, Recipe] = RECIPES) -> data.Task:
-    """What a recipe learns from and what is held out, in batches of its size.
+def load(recipe: Recipe, table: Mapping[str, Recipe] = RECIPES, base: Any = None) -> data.Task:
+    """What a recipe learns from and what is held out, in batches of its size; `base` is the model that its family builds on.
 
     Raises DataError, or TrainingError where the data are of a kind that the recipe does not learn from; `table` holds the
     recipes that may do so.
@@ -26,17 +26,20 @@ def load(recipe: Recipe, table: Mapping[str, Recipe] = RECIPES) -> data.Task:
             f"{type(train).__name__.lower()}, from which {others or 'no recipe'} can learn."
         )
     test = data.load(recipe.data, split="test", seed=recipe.seed, size=size, kind=family.learns_from)
-    return data.Task(*family.prepare(train, test, recipe.model), recipe.batch_size, recipe.seed)
+    on = [base] if family.builds_on else []
+    return data.Task(*family.prepare(train, test, recipe.model, *on), recipe.batch_size, recipe.seed)
 
 
-def load_again(recipe: Recipe, folder: Path, checksums: Mapping[str, str], table: Mapping[str, Recipe] = RECIPES) -> data.Task:
+def load_again(
+    recipe: Recipe, folder: Path, checksums: Mapping[str, str], table: Mapping[str, Recipe] = RECIPES, base: Any = None
+) -> data.Task:
     """The data of the run in `folder`, from where its recipe says they are, compared with the run's checksums.
 
     Raises what `load` does, and TrainingError where the data are gone or are others than the run was begun with.
     """
     if Path(recipe.data).is_absolute() and not Path(recipe.data).exists():
         raise TrainingError(f"{folder}: its data are no longer at {recipe.data}; tell where they are now (--data).")
-    task = load(recipe, table)
+    task = load(recipe, table, base)
     for part, checksum in checksums.items():
         if checksum != task.checksums[part]:
             raise TrainingError(

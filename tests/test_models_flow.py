@@ -1,0 +1,107 @@
+"""The flow as a family: a step moves it, it learns few pictures by heart, samples as asked, refuses what it cannot do."""
+
+import numpy as np
+import pytest
+
+import scratchgen as sg
+from scratchgen.models import flow
+from scratchgen.models.family import OptionError
+from scratchgen.models.flow import Flow, FlowConfig
+
+
+def few(n=8, classes=2):
+    rng = np.random.default_rng(0)
+    return rng.random((n, 1, 8, 8)).astype(np.float32), np.arange(n) % classes
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (5,)])
+def test_a_step_moves_every_parameter_that_can_move(shape):
+    """Layers that begin at 0 hold back those before them for a step each; the row of a class that no example has stays."""
+    sg.manual_seed(0)
+    model = Flow(FlowConfig(shape=shape, hidden=8, classes=3, withheld=0.5))
+    before = {name: p.data.copy() for name, p in model.named_parameters()}
+    optimizers = model.optimizers()
+    x, y = np.random.default_rng(0).random((16, *shape)).astype(np.float32), np.arange(16) % 2
+    for _ in range(5):
+        model.training_step((x, y), optimizers)
+    moved = {name: p.data != before[name] for name, p in model.named_parameters()}
+    for name, where in moved.items():
+        assert where.any(), name
+    table = next(where for name, where in moved.items() if name.endswith("classes.weight"))
+    assert table[[0, 1, 3]].any(1).all() and not table[2].any()  # two classes, and "withheld"
+
+
+def test_the_loss_at_the_start_is_that_of_foretelling_nothing():
+    r"""the network gives 0 at first, so that ‖v̂ − u‖² = ‖x − ε‖², of mean x² + 1"""
+    sg.manual_seed(0)
+    model = Flow(FlowConfig(shape=(1, 8, 8), hidden=8))
+    x = np.full((512, 1, 8, 8), 0.75, np.float32)  # ½ inside
+    assert model.evaluate([(x, None)])["loss"] == pytest.approx(0.25 + 1, rel=0.02)
+
+
+def test_four_points_are_learned_by_heart():
+    sg.manual_seed(0)
+    x, y = (2 * np.random.default_rng(0).standard_normal((4, 6))).astype(np.float32), np.arange(4)
+    model = Flow(FlowConfig(shape=(6,), hidden=32, classes=4, withheld=0.0, lr=1e-2))
+    optimizers = model.optimizers()
+    for _ in range(300):
+        model.training_step((np.repeat(x, 8, 0), np.repeat(y, 8)), optimizers)
+    made = model.generate(8, y=np.arange(8) % 4, generator=np.random.default_rng(0), steps=8)
+    apart = ((made[:, None] - x[None]) ** 2).mean(2)
+    assert (apart.argmin(1) == np.arange(8) % 4).all()
+    assert apart.min(1).mean() < 0.05 * x.var()
+
+
+def test_the_network_of_pictures_learns_four_of_them():
+    sg.manual_seed(0)
+    x, y = few(4, 4)
+    model = Flow(FlowConfig(shape=(1, 8, 8), hidden=8, classes=4, withheld=0.0, lr=1e-2))
+    optimizers = model.optimizers()
+    losses = [model.training_step((np.repeat(x, 4, 0), np.repeat(y, 4)), optimizers)["loss"] for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_each_example_is_told_its_class_or_not_by_itself():
+    sg.manual_seed(0)
+    model = Flow(FlowConfig(shape=(2,), hidden=4, classes=3, withheld=0.25))
+    told = model._told(np.full(4000, 1)).data
+    assert set(told) == {1, 3}
+    assert (told == 3).mean() == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS)
+def test_the_same_generator_draws_the_same(solver):
+    sg.manual_seed(0)
+    model = Flow(FlowConfig(shape=(1, 8, 8), hidden=8, classes=2))
+    draw = lambda: flow.sample(model, {"classes": ["a", "b"]}, 5, np.random.default_rng(3), steps=2, solver=solver)  # noqa: E731
+    x = draw()
+    assert x.shape == (5, 1, 8, 8) and x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1
+    np.testing.assert_array_equal(draw(), x)
+
+
+def test_options_that_cannot_be():
+    model, rng = Flow(FlowConfig(shape=(1, 8, 8), hidden=8)), np.random.default_rng(0)
+    with pytest.raises(OptionError, match="--label: the pictures that this model learned from have no classes"):
+        flow.sample(model, {"classes": []}, 1, rng, label="a")
+    with pytest.raises(OptionError, match="--solver: expected heun, euler, ddim, got 'rk4'"):
+        flow.sample(model, {"classes": []}, 1, rng, solver="rk4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"path": "curved"}, "expected path 'linear' or 'cosine', got 'curved'"),
+        ({"predicts": "x"}, "expected predicts 'velocity' or 'noise', got 'x'"),
+        ({"times": "early"}, "expected times 'logit-normal' or 'uniform', got 'early'"),
+        ({"withheld": 1.0}, "expected withheld, a share, below 1, got 1.0"),
+        ({"shape": (1, 10, 8)}, r"pictures with sides divisible by 4, got shape \(1, 10, 8\)"),
+    ],
+)
+def test_settings_that_cannot_be(settings, says):
+    with pytest.raises(ValueError, match=says):
+        Flow(FlowConfig(**{"shape": (1, 8, 8), **settings}))
+
+
+def test_a_likelihood_is_of_points():
+    with pytest.raises(ValueError, match="the likelihood is that of points"):
+        Flow(FlowConfig(shape=(1, 8, 8), hidden=8)).log_likelihood(np.zeros((1, 1, 8, 8)))
