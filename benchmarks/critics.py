@@ -11,8 +11,8 @@ Where the time of such a step goes, and what was tried (CPU time of one thread, 
     Of the convolutional one, 52 ms, convolutions take 40 ms; each of the 28 is needed, and none is computed twice.
 
     A convolution's bias in its node, slopes from given cotangents, x̂ made of arrays, the zero-centred penalty as one sum: 138
-    nodes became 102 (WGAN-GP), 151 became 117 (R3GAN), 81 became 75 (perceptron). In time that is 1 to 3 % at most, which other
-    work on the machine hides: the same step in two processes differed by more than that.
+    nodes became 102 (WGAN-GP), 151 became 117 (R3GAN), 81 became 75 (perceptron). In time no gain could be told from what two
+    processes of the same code differ by: new beside old was 0.97 and 1.03 (WGAN-GP), 0.91 (R3GAN, once), 1.00 (perceptron).
     Tried and left: real and generated pictures as one batch through D: 1 % of the perceptron's step (the parts have to be put
     together and taken apart), 4 % of the WGAN-GP and 8 % of the R3GAN convolutional one; 1 to 3 % of PyTorch's and JAX's.
     The product x Wᵀ as (W xᵀ)ᵀ, which copies x, not W, into panels: 252 µs in place of 258.
