@@ -510,7 +510,7 @@ CONDITIONAL = dataclasses.replace(
     prepare=prepare_classes,
     decided=pictures.SHAPE_AND_CLASSES,
     sample=pictures.sample_classes,
-    edits=("reconstruct", "interpolate", "arithmetic", "traverse", "map", "transfer"),
+    edits=("reconstruct", "interpolate", "traverse", "map", "transfer"),
     options=(pictures.LABEL,),
     page=page_of_classes,
 )

@@ -289,7 +289,7 @@ def _map_picture(uv: np.ndarray, y: np.ndarray | None, names: Sequence[str], mad
         right.imshow(sheet, cmap="gray" if sheet.ndim == 2 else None, interpolation="nearest")
         right.axis("off")
         canvas.draw()
-        return pictures.png(np.asarray(canvas.buffer_rgba())[:, :, :3], colours=128)
+        return pictures.png(np.asarray(canvas.buffer_rgba())[:, :, :3])
 
 
 def _map_page(uv: np.ndarray, y: np.ndarray | None, names: Sequence[str], at: np.ndarray, made: np.ndarray) -> bytes:
