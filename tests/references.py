@@ -409,7 +409,7 @@ def _gan(game, x, z):
         d = net.linear("discriminator.judge.fc", x.reshape(len(x), -1))[:, 0]
         if classes is not None:
             v = net.linear("discriminator.judge.project", classes)
-            d = d + (v * x.sum((2, 3))).sum(1) / np.sqrt(x.shape[1])
+            d = d + (v * x.sum((2, 3))).sum(1)
         return d
 
     real = discriminator(x)
