@@ -414,8 +414,8 @@ def mode_coverage(points: np.ndarray, centres: np.ndarray, *, radius: float) -> 
     One point makes a hit, by which the count of hits grows with n and a spray of points has them all; so `found` asks for a
     quarter of a mode's share. The reverse KL counts all points, each for the mode nearest to it.
     points: (n, d), centres: (K, d), radius usually 3σ.   Raises ValueError: other shapes, NaN or infinity, radius ≤ 0.
-    Source: hits and near points Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761, §4.1, with n = 2,500; reverse KL Lin et al.
-    2018 (PacGAN), arXiv:1712.04086, §4.1.
+    Source: hits and near points Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761; reverse KL Lin et al. 2018 (PacGAN),
+    arXiv:1712.04086.
     """
     points, centres = _feature_pair("points", points, "centres", centres, least=1)
     if not radius > 0:

@@ -50,6 +50,7 @@ TINY = {
     **dict.fromkeys(("vqvae", "fsq"), {**FAST, "data": "digits", "hidden": 8, "codes": 9, "levels": "3,3"}),
     "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
     "pix2pix": {**FAST, "hidden": 8},
+    "text2image-gan": {**FAST, "hidden": 8, "features": 8, "latent": 4},
     "flow": {**FAST, "data": "digits", "hidden": 8},
     "prior": {**FAST, "n_layer": 1, "n_head": 2, "n_embd": 16},
     "gpt": {**FAST, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1, "warmup": 3},
@@ -84,6 +85,13 @@ def small_text(tmp_path_factory):
     for i in range(40):
         both = np.random.default_rng(i).integers(0, 256, (16, 32), dtype=np.uint8)
         Image.fromarray(both).save(path.parent / "pairs" / f"{i}.png")
+    (path.parent / "captioned").mkdir()
+    for i in range(40):
+        picture = np.full((8, 8, 3), [255 * (i % 2), 0, 255 * (i % 3 == 0)], np.uint8)
+        picture[: 1 + i % 5] = 0
+        Image.fromarray(picture).save(path.parent / "captioned" / f"{i}.png")
+    captions = (f"{i}.png\t{('dark', 'red')[i % 2]} {('short', 'tall')[i % 5 > 2]} pole\n" for i in range(40))
+    (path.parent / "captioned" / "captions.tsv").write_text("".join(captions))
     return str(path)
 
 
@@ -92,13 +100,14 @@ def quiet(_):
 
 
 def begin(name, folder, small_text, steps=10, **changes):
-    pairs = str(Path(small_text).parent / "pairs")
-    if name == "prior" and not (base := Path(small_text).parent / "vqvae").exists():
+    beside = Path(small_text).parent
+    if name == "prior" and not (base := beside / "vqvae").exists():
         begin("vqvae", base, small_text)
     more = {
-        "prior": {"begun_from": str(Path(small_text).parent / "vqvae")},
+        "prior": {"begun_from": str(beside / "vqvae")},
         "gpt": {"data": small_text},
-        "pix2pix": {"data": pairs},
+        "pix2pix": {"data": str(beside / "pairs")},
+        "text2image-gan": {"data": str(beside / "captioned")},
     }.get(name, {})
     return train(name, folder, {**TINY[name], **more, "steps": steps, **changes}, progress=False, say=quiet)
 
@@ -152,6 +161,7 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
         "vae": "elbo",
         "cvae": "elbo",
         "pix2pix": "sharpness",
+        "text2image": "frechet_distance",
         "vqvae": "error",
         "flow": "loss_1",
         "prior": "nats_per_code",

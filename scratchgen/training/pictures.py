@@ -138,6 +138,8 @@ def _curves(panels: Sequence[Panel], rows: list[dict[str, Any]], all_axes: Any) 
             axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 0.4, not 4 × 10⁻¹
         axes.set_title(panel.title, fontsize=10, pad=24)
         axes.set_xlabel("step")
+        if not axes.lines:  # all of the panel's lines are 0 throughout: of a model without a codebook, none is revived
+            continue
         # over the axes, where it hides no line
         axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=4, columnspacing=1.2)
         axes.spines[["top", "right"]].set_visible(False)
