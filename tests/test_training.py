@@ -141,6 +141,9 @@ class Killed(BaseException):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+FIRST = {r.family.name: r.name for r in reversed(RECIPES.values())}.values()  # the first recipe of each family
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     outcome = begin(name, tmp_path / "run", small_text)
@@ -152,6 +155,8 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     assert Image.open(io.BytesIO((folder / "curves.png").read_bytes())).size[0] > 300
     run = open_run(folder)
     assert run.step == 10 and not run.model.training and recipes.to_json(run.recipe)["model"] == run.recipe.model
+    if name not in FIRST:  # recipes of one family are scored alike
+        return
     found = scores(run)
     assert all(np.isfinite(value) for value in found.values())
     assert {
