@@ -25,7 +25,7 @@ import numpy as np
 
 from scratchgen import data, metrics, nn, optim, random
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import adversarial, dirac, doctor, pictures, points
+from scratchgen.models import adversarial, dirac, doctor, latent, pictures, points
 from scratchgen.models.adversaries import (
     DCDiscriminator,
     DCGenerator,
@@ -263,18 +263,11 @@ class GAN(nn.Module):
     def walk(self, rows: int, steps: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
         """Walks from one code to another on which every code is as likely as these.     → (rows · steps, C, H, W)
 
-        z(t) = [sin((1 − t) θ) a + sin(t θ) b] / sin θ,  θ the angle between a and b: great circles, which stay as long as
-        codes of N(0, I) are; between codes of U(−1, 1) straight lines, z(t) = (1 − t) a + t b.
+        Great circles between codes of N(0, I), whose length they keep; between codes of U(−1, 1) straight lines.
         """
         ends = self.noise(2 * rows, generator=random.generator(generator)).cpu().data.reshape(rows, 2, -1).astype(np.float64)
-        a, b = ends[:, :1], ends[:, 1:]  # (rows, 1, latent)
-        t = np.linspace(0, 1, steps)[:, None]  # (steps, 1)
-        if self.config.noise == "gaussian":
-            cosine = (a * b).sum(-1, keepdims=True) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))[..., None]
-            theta = np.arccos(np.clip(cosine, -1 + 1e-9, 1 - 1e-9))
-            z = (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)  # (rows, steps, latent)
-        else:
-            z = (1 - t) * a + t * b
+        way = latent.arc if self.config.noise == "gaussian" else latent.line
+        z = way(ends[:, 0], ends[:, 1], steps)  # (rows, steps, latent)
         dtype = next(self.parameters()).dtype
         y = np.arange(rows).repeat(steps) % self.config.classes if self.config.classes else None  # a class a row
         return self._pictures(Tensor(z.reshape(rows * steps, -1), dtype, self.device), y)

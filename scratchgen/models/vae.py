@@ -45,7 +45,7 @@ import numpy as np
 from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import doctor, likelihoods, pictures
+from scratchgen.models import doctor, latent, likelihoods, pictures
 from scratchgen.models.coders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import logsumexp, maximum, rand_like, randn, randn_like
@@ -302,7 +302,7 @@ class VAE(nn.Module):
         (C, H, W) twice → (steps, C, H, W)
         """
         za, zb = self.encode(np.stack([a, b]), [y, y])
-        return self.decode(_line(za, zb, steps), [y] * steps)
+        return self.decode(latent.line(za, zb, steps), [y] * steps)
 
     def walk(self, rows: int, steps: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
         """Straight lines between pairs of codes drawn from p(z), where there are classes of one a row.
@@ -311,12 +311,8 @@ class VAE(nn.Module):
         """
         ends = random.generator(generator).standard_normal((rows, 2, self.config.latent)).astype(self.decoder.fc.weight.dtype)
         y = np.arange(rows).repeat(steps) % self.config.classes if self.config.classes else None
-        return self.decode(np.concatenate([_line(a, b, steps) for a, b in ends]), y)
-
-
-def _line(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
-    t = np.linspace(0, 1, steps, dtype=a.dtype)[:, None]
-    return (1 - t) * a + t * b
+        between = latent.line(ends[:, 0], ends[:, 1], steps)  # (rows, steps, latent)
+        return self.decode(between.reshape(rows * steps, -1), y)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
