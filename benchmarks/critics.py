@@ -4,18 +4,19 @@ D lowers its objective and a penalty on its slope ∇ₓD, over one batch of rea
 they are. Weights, batches, the ε of WGAN-GP's x̂ = ε x + (1 − ε) x̃ for the first two steps, and Adam are the same for all; the
 losses of these two steps must agree. D is written once for both rivals, as a function of its weights, `judge`.
 
-Where the time of such a step goes, and what was tried (CPU time of one thread, on a busy AMD EPYC with AVX-512):
+A D without batch norm judges both batches as one, here and in the rivals.
 
-    Of the perceptron's step, 5.8 ms, the 22 products of matrices take 3.2 ms at 95 to 105 Gflop/s, Adam 0.3, all other ops 1.0,
-    and Python about 1.2: 5 µs a node in `apply`, as much in the sweeps. No op of it is differentiated in a composed form.
-    Of the convolutional one, 52 ms, convolutions take 40 ms; each of the 28 is needed, and none is computed twice.
+Where the time of such a step goes (two threads, Intel Xeon with AVX-512, quiet):
 
-    A convolution's bias in its node, slopes from given cotangents, x̂ made of arrays, the zero-centred penalty as one sum: 138
-    nodes became 102 (WGAN-GP), 151 became 117 (R3GAN), 81 became 75 (perceptron). In time no gain could be told from what two
-    processes of the same code differ by: new beside old was 0.97 and 1.03 (WGAN-GP), 0.91 (R3GAN, once), 1.00 (perceptron).
-    Tried and left: real and generated pictures as one batch through D: 1 % of the perceptron's step (the parts have to be put
-    together and taken apart), 4 % of the WGAN-GP and 8 % of the R3GAN convolutional one; 1 to 3 % of PyTorch's and JAX's.
-    The product x Wᵀ as (W xᵀ)ᵀ, which copies x, not W, into panels: 252 µs in place of 258.
+    Of the perceptron's step, 3.4 ms, products of matrices take 1.8 ms at 210 Gflop/s, Adam 0.2, all other ops 0.4, and Python
+    about 1: 5 µs a node in `apply`, as much in the sweeps. JAX, which compiles the whole step, takes 2.2 ms for all of it.
+    Of the convolutional one, 20 ms, convolutions take 15 ms, leaky ReLUs 1, and Python about 3, of which a tenth is the
+    flattening of what each convolution is told into a record of integers.
+
+    What gained: one batch of real and generated pictures in place of two: 11 % of the perceptron's WGAN-GP step, 18 % of its
+    R3GAN step, 5 % and 9 % of the convolutional ones. What gained nothing that could be told from what two processes of the
+    same code differ by: fewer nodes (a bias in its convolution's node, slopes from given cotangents, x̂ made of arrays, the
+    zero-centred penalty as one sum: 138 became 102); the product x Wᵀ as (W xᵀ)ᵀ, which copies x, not W, into panels.
 """
 
 from __future__ import annotations
@@ -88,15 +89,15 @@ def build(who: str, case: str) -> Callable[[], float]:
 
 def ours(model: GAN, real: np.ndarray, fake: np.ndarray) -> Callable[[], float]:
     """The step of D in `GAN.training_step`."""
-    D, optimizer = model.discriminator, model.optimizers()["discriminator"]
-    parameters = list(D.parameters())
-    x, made = (sg.tensor(a, requires_grad=model.penalised) for a in (real, fake))
+    optimizer = model.optimizers()["discriminator"]
+    parameters = list(model.discriminator.parameters())
+    x, made = sg.tensor(real), sg.tensor(fake)
 
     def step() -> float:
-        d_real, d_fake = D(x), D(made)
+        d_real, d_fake, penalty = model.judged(x, made, None)
         loss = model.objective.discriminator(d_real, d_fake)
-        if model.penalised:
-            loss = loss + model.penalty(x, made, d_real, d_fake, None)
+        if penalty is not None:
+            loss = loss + penalty
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
         optimizer.step()
@@ -131,23 +132,25 @@ def torch_twin(model: GAN, real: np.ndarray, fake: np.ndarray) -> Callable[[], f
     F, c, trained = torch.nn.functional, model.config, dict(model.discriminator.named_parameters())
     w = {name: torch.tensor(np.array(a), requires_grad=name in trained) for name, a in model.discriminator.state_dict().items()}
     optimizer = torch.optim.Adam([w[name] for name in trained], c.lr, (c.beta1, c.beta2))
-    x, made = (torch.tensor(a, requires_grad=model.penalised) for a in (real, fake))
+    x, made = torch.tensor(real), torch.tensor(fake)
     first = [torch.tensor(share) for share in _shares()]
 
     def slopes(d: Any, at: Any) -> Any:
         return torch.autograd.grad(d.sum(), at, create_graph=True)[0].flatten(1)
 
     def step() -> float:
-        d_real, d_fake = judge(model, F, w, x), judge(model, F, w, made)
+        both = torch.cat([x, made]).requires_grad_(c.loss == "relativistic")
+        d = None if model.norm else judge(model, F, w, both)
+        d_real, d_fake = d.split(BATCH) if d is not None else (judge(model, F, w, x), judge(model, F, w, made))
         if c.loss == "wasserstein":
             share = first.pop(0) if first else torch.rand(BATCH, 1, 1, 1)
-            middle = (share * x.detach() + (1 - share) * made.detach()).requires_grad_()
+            middle = (share * x + (1 - share) * made).requires_grad_()
             slope = slopes(judge(model, F, w, middle), middle)
             loss = d_fake.mean() - d_real.mean() + c.gradient_penalty * (slope.norm(dim=1) - 1).square().mean()
         elif c.loss == "relativistic":
             loss = F.softplus(d_fake - d_real).mean()
-            for gamma, d, at in ((c.r1, d_real, x), (c.r2, d_fake, made)):
-                loss = loss + gamma / 2 * slopes(d, at).square().sum(1).mean()
+            for gamma, slope in zip((c.r1, c.r2), slopes(d, both).split(BATCH), strict=True):
+                loss = loss + gamma / 2 * slope.square().sum(1).mean()
         else:
             loss = F.softplus(-d_real).mean() + F.softplus(d_fake).mean()
         optimizer.zero_grad()
@@ -195,13 +198,16 @@ def jax_twin(model: GAN, real: np.ndarray, fake: np.ndarray) -> Callable[[], flo
     slopes = jax.value_and_grad(of, argnums=1, has_aux=True)
 
     def loss_of(w: Any, x: Any, made: Any, share: Any) -> Any:
+        both = jnp.concatenate([x, made])
         if c.loss == "wasserstein":
             middle = share * x + (1 - share) * made
             slope = slopes(w, middle)[1].reshape(BATCH, -1)
             penalty = c.gradient_penalty * jnp.mean((jnp.linalg.norm(slope, axis=1) - 1) ** 2)
-            return judge(model, F, w, made).mean() - judge(model, F, w, x).mean() + penalty
-        ((_, d_real), at_real), ((_, d_fake), at_fake) = slopes(w, x), slopes(w, made)
-        penalty = sum(g / 2 * jnp.sum(s**2) / BATCH for g, s in ((c.r1, at_real), (c.r2, at_fake)))
+            d_real, d_fake = jnp.split(judge(model, F, w, both), 2)
+            return d_fake.mean() - d_real.mean() + penalty
+        (_, d), at_both = slopes(w, both)
+        d_real, d_fake = jnp.split(d, 2)
+        penalty = sum(g / 2 * jnp.sum(s**2) / BATCH for g, s in zip((c.r1, c.r2), jnp.split(at_both, 2), strict=True))
         return jax.nn.softplus(d_fake - d_real).mean() + penalty
 
     def adam(state: Any, x: Any, made: Any, share: Any) -> Any:

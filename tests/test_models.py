@@ -163,7 +163,10 @@ def test_training_steps_of_the_gan_by_hand(config):
         sg.manual_seed(seed)
         x = sg.tensor(2 * data[0] - 1)
         fake = other.generator(other.noise(len(x)))
-        real, judged = other.discriminator(x), other.discriminator(fake.detach())
+        if other.norm:
+            real, judged = other.discriminator(x), other.discriminator(fake.detach())
+        else:  # one draw of dropout for both
+            real, judged = other.discriminator(sg.cat([x, fake.detach()])).chunk(2)
         loss_d = F.softplus(-real).mean() + F.softplus(judged).mean()
         d = players["discriminator"]
         grads = {k: sg.grad(loss_d, p, retain_graph=True)[0].data for k, p in d.parameters.items()}

@@ -178,7 +178,7 @@ def test_three_steps_by_hand(settings):
         adam_g.step({f"generator.net.{k}": v for k, v in g.backward(by_x, kept_g).items()})
 
         expected = {"loss_d": loss_d, "loss_g": loss_g, "penalty": total}
-        assert {k: losses[k] for k in expected} == pytest.approx(expected, rel=1e-9)
+        assert {k: losses[k] for k in expected} == pytest.approx(expected, rel=1e-9, abs=1e-9)
         for k, p in model.named_parameters():
             by_hand = (adam_d.state | adam_g.state)[k]
             np.testing.assert_allclose(p.data, by_hand, rtol=1e-8, atol=1e-10, err_msg=k)

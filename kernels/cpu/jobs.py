@@ -64,7 +64,9 @@ def integers(job: Any) -> list[int]:
     """The fields of a job in the order of its record."""
     numbers: list[int] = []
     for field in job:
-        if isinstance(field, Held):
+        if type(field) is int:  # as most are
+            numbers.append(field)
+        elif isinstance(field, Held):
             numbers.append(field.address)
         elif isinstance(field, np.ndarray):
             numbers.append(field.ctypes.data)

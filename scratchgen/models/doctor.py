@@ -138,7 +138,7 @@ def collapse(rows: Rows, config: Any) -> str | None:
     if len(kept) < 2 or kept[-1]["step"] < 500:
         return None
     before, now = (row["test_spacing"] for row in kept[-2:])
-    if not (max(before, now) < 0.2 and now <= 1.1 * before):
+    if not (max(before, now) < 0.2 and now <= max(1.1 * before, 0.05)):  # not where it is on the way out again
         return None
     return (
         f"G has collapsed: from a picture that it makes to the nearest other it is {now:.2g} of what it is between real "

@@ -49,7 +49,7 @@ from scratchgen.models.family import (
     Score,
     lattice,
 )
-from scratchgen.ops import rand, randn
+from scratchgen.ops import cat, rand, randn
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
 
@@ -98,7 +98,8 @@ class GAN(nn.Module):
             raise ValueError(f"GAN: expected upsample 'nearest' or 'transposed', got {config.upsample!r}")
         self.penalised = bool(config.gradient_penalty or config.r1 or config.r2)
         # batch norm would make D's judgement of a picture depend on the others, so that its slope is not a sample's own
-        self._build(config, norm=not (config.spectral_norm or self.penalised))
+        self.norm = config.network == "dcgan" and not (config.spectral_norm or self.penalised)
+        self._build(config, norm=self.norm)
         if config.spectral_norm:
             for module in self.discriminator.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
@@ -165,18 +166,28 @@ class GAN(nn.Module):
             "generator": optim.Adam(self.generator.parameters(), lr=c.lr, betas=betas),
         }
 
-    def penalty(self, x: Tensor, fake: Tensor, d_real: Tensor, d_fake: Tensor, c: Tensor | None) -> Tensor:
-        """λ E (‖∇D(x̂)‖ − 1)² + γ₁/2 E ‖∇D(x)‖² + γ₂/2 E ‖∇D(G(z))‖², of those that are asked for; x and fake are leaves."""
+    def judged(self, x: Tensor, fake: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """D(x), D(G(z)), and what D lowers besides its objective; x and G(z) are constants.     (B, …) twice → (B), (B), ()
+
+        λ E (‖∇D(x̂)‖ − 1)² + γ₁/2 E ‖∇D(x)‖² + γ₂/2 E ‖∇D(G(z))‖², of those that are asked for; None where none is.
+
+        A D that judges each picture alone is shown both kinds as one batch, which says the same in half as many, larger
+        products. Under batch norm it would not be the same: there each kind has its own mean and variance.
+        """
         config, terms = self.config, []
-        if config.r1:
-            terms.append(config.r1 * adversarial.zero_centred(adversarial.slopes(d_real, x)))
-        if config.r2:
-            terms.append(config.r2 * adversarial.zero_centred(adversarial.slopes(d_fake, fake)))
+        if self.norm:
+            return self.discriminator(x, c), self.discriminator(fake, c), None
+        both = cat([x, fake]).requires_grad_(bool(config.r1 or config.r2))  # (2 B, …)
+        d = self.discriminator(both, None if c is None else cat([c, c]))  # (2 B)
+        if both.requires_grad:
+            sides = adversarial.slopes(d, both).split(len(x))
+            terms += [γ * adversarial.zero_centred(side) for γ, side in zip((config.r1, config.r2), sides, strict=True) if γ]
         if config.gradient_penalty:
             middle = adversarial.between(x, fake).requires_grad_()
             slope = adversarial.slopes(self.discriminator(middle, c), middle)
             terms.append(config.gradient_penalty * adversarial.one_centred(slope))
-        return sum(terms[1:], terms[0])
+        d_real, d_fake = d.split(len(x))
+        return d_real, d_fake, sum(terms[1:], terms[0]) if terms else None
 
     def training_step(self, batch: tuple[Any, Any], optimizers: dict[str, optim.Optimizer]) -> dict[str, float]:
         """One step of D, then one of G against it; batch (x, y), pictures in [0, 1] and, where D is told them, their classes.
@@ -188,12 +199,8 @@ class GAN(nn.Module):
         c = self.condition(batch[1])
         fake = self.generator(self.noise(len(x)), c)
         # D: the generated pictures are constants here, so that only D moves
-        constant = fake.detach()
-        if self.penalised:
-            x, constant = x.detach().requires_grad_(), constant.requires_grad_()
-        d_real, d_fake = self.discriminator(x, c), self.discriminator(constant, c)
+        d_real, d_fake, penalty = self.judged(x, fake.detach(), c)
         loss_d = self.objective.discriminator(d_real, d_fake)
-        penalty = self.penalty(x, constant, d_real, d_fake, c) if self.penalised else None
         total = loss_d if penalty is None else loss_d + penalty
         grad_d = adversarial.descend(optimizers["discriminator"], self.discriminator, total)
         # G: judged by the D just improved; gradients pass through D, and D's own are not asked for
