@@ -152,12 +152,15 @@ def edit(args: argparse.Namespace) -> int:
     options = edit.Options(**{name: value for name, value in told.items() if value is not None})
     try:
         paths = edit.edit(run, args.how, args.pictures, options, Path(args.out) if args.out else None)
+        judged = edit.judge(run, args.how, options, args.judge, lambda text: _tell(f"scratchgen: {text}")) if args.judge else ""
     except OSError as error:
         raise UsageError(
             _sentence(error).rstrip(".") + ("" if args.out else "; another file can be named (--out)") + "."
         ) from error
     for path in paths:
         _say(str(path))
+    if judged:
+        _say(judged)
     return 0
 
 
@@ -503,6 +506,8 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     )
     p.add_argument("--label", metavar="K", help="the class of pictures from files, where the model is told classes")
     p.add_argument("--to", metavar="K", help="transfer: to this class only")
+    p.add_argument("--judge", type=_reader(int, 1, "a whole number of at least 1"), metavar="N",
+                   help="also say what a classifier takes N held-out pictures for, edited so")  # fmt: skip
     p.add_argument("--seed", type=_natural, metavar="S", help="which held-out pictures, where none is named (0)")
     on_device(p)
     p.add_argument("--out", type=_file, metavar="FILE", help="where to write (RUN/edits/HOW.png)")

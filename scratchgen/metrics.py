@@ -344,6 +344,26 @@ def agreement(asked: np.ndarray, read: np.ndarray, classes: int) -> np.ndarray:
     return np.divide(right, all_, out=np.full(classes, np.nan), where=all_ > 0)
 
 
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> Interval:
+    r"""What a probability is likely to be, of which so many trials succeeded: Wilson's interval, by default of 95 %.
+
+    The p with |p̂ − p| ≤ z √(p (1 − p) / n), p̂ = successes / n: between the roots of a quadratic. It stays within 0 and 1, and
+    is no point where all trials or none succeed.   Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
+    """
+    _require_natural("trials", trials, 1)
+    if not 0 <= successes <= trials:
+        raise ValueError(f"wilson_interval: expected from 0 to {trials} successes, got {successes}")
+    share, n = successes / trials, trials
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + side) / (1 + z * z / n) for side in (-half, half))
+    return Interval(max(0.0, low), min(1.0, high))
+
+
 def _shares(name: str, counts: np.ndarray) -> np.ndarray:
     counts = _numbers(name, counts)
     if counts.ndim != 1 or len(counts) < 2 or not np.isfinite(counts).all() or counts.min() < 0 or not counts.sum() > 0:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scratchgen import data
 from scratchgen.__main__ import main
 from scratchgen.models import latent
-from scratchgen.training import train
-from scratchgen.training.edit import FRAMES, SIDE
+from scratchgen.training import open_run, train
+from scratchgen.training.edit import FRAMES, SIDE, Options, judge
 
 
 @pytest.mark.parametrize("way", latent.WAYS)
@@ -118,6 +119,40 @@ def test_transfer_is_offered_where_the_model_is_told_classes(cvae, vae, tmp_path
     assert size(tmp_path / "t.png") == (cells(2), cells(1))
     assert run(vae, "transfer") == 2
     assert "the recipe 'vae' cannot be asked to transfer; expected reconstruct, interpolate" in capsys.readouterr().err
+
+
+def test_a_judge_counts_what_a_classifier_takes_edits_for(vae, cvae, tmp_path, capsys):
+    """Three steps teach a decoder nothing, so that little is as asked"""
+    ask = ["--judge", 40, "--out", tmp_path / "o.png"]
+    assert run(vae, "arithmetic", "--minus", "3", "--plus", "8", *ask) == 0
+    assert run(cvae, "transfer", *ask) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"3 − 3 \+ 8: a classifier takes \d of 28 for what was asked", told)  # all the held-out threes there are
+    assert re.search(r"the style of one class as another class: a classifier takes 1?\d of 40 for what", told)
+    assert run(vae, "traverse", *ask) == 2
+    assert "--judge: traverse asks for no class; expected one of arithmetic, transfer" in capsys.readouterr().err
+
+
+def test_edits_that_are_right_are_judged_so(cvae, vae, monkeypatch):
+    """Decoders that draw a real picture of the class of the nearest mean, or of the class that is told"""
+    opened, told = open_run(vae), open_run(cvae)
+    x, y = data.load("digits").x, data.load("digits").y
+    means = latent.class_means(x.reshape(len(x), -1), y, 10)
+    of = ((x.reshape(len(x), 1, -1) - means) ** 2).sum(2).argmin(0)  # the picture nearest to the mean of each class
+    monkeypatch.setattr(type(told.model), "decode", lambda self, z, y=None: x[of[np.broadcast_to(y, len(z))]])
+    assert "takes 50 of 50" in judge(told, "transfer", Options(), 50)
+    assert "takes 50 of 50" in judge(told, "transfer", Options(to="7"), 50)
+    monkeypatch.setattr(type(opened.model), "encode", lambda self, x, y=None: x.reshape(len(x), -1))
+
+    def nearest(self, z, y=None):
+        return x[of[((z[:, None] - means) ** 2).sum(2).argmin(1)]]
+
+    monkeypatch.setattr(type(opened.model), "decode", nearest)
+    sentence = judge(opened, "arithmetic", Options(minus="3", plus="8"), 20)
+    found = int(re.search(r"takes (\d+) of 20", sentence)[1])
+    assert sentence.startswith("3 − 3 + 8: ") and found >= 17
+    backwards = judge(opened, "arithmetic", Options(minus="3", plus="8", amount=0.0), 20)
+    assert int(re.search(r"takes (\d+) of 20", backwards)[1]) <= 5
 
 
 def test_pictures_of_ones_own(vae, cvae, tmp_path, capsys):

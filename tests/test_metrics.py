@@ -27,6 +27,7 @@ from scratchgen.metrics import (
     perplexity,
     precision_recall,
     spacing,
+    wilson_interval,
 )
 
 few = settings(derandomize=True, max_examples=25, deadline=None)
@@ -508,3 +509,20 @@ def test_agreement_by_hand():
 def test_classes_refuse(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How sure a share is
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("successes, trials", [(0, 10), (7, 10), (184, 200), (200, 200)])
+def test_wilsons_interval_is_where_the_share_is_z_deviations_off(successes, trials):
+    found = wilson_interval(successes, trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-7)
+    for p in found:
+        if 0 < p < 1:
+            assert abs(successes / trials - p) == pytest.approx(1.959964 * np.sqrt(p * (1 - p) / trials), abs=1e-8)
+    with pytest.raises(ValueError, match="expected from 0 to 10 successes, got 11"):
+        wilson_interval(11, 10)

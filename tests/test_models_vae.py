@@ -9,6 +9,7 @@ import pytest
 import scratchgen as sg
 from scratchgen import data, metrics
 from scratchgen.models import VAE, VAEConfig, vae
+from scratchgen.models.coders import ClassCentre
 from scratchgen.models.family import OptionError
 from scratchgen.training import recipes
 from scratchgen.training.folder import TrainingError
@@ -82,7 +83,7 @@ def test_pictures_codes_and_scores(config):
 @every_variant
 def test_the_loss_is_made_of_its_terms(config):
     """β and λ weigh the KL, the mean divides −log p(x | z), and k samples give L_k of the same weights"""
-    model = build(config).double()
+    model = build(config).double().eval()  # so that the centre of a class stays where it is
     x = sg.tensor(batch()[0].astype(np.float64))
     c = model.condition(batch()[1])
     sg.manual_seed(3)
@@ -300,3 +301,32 @@ def test_a_linear_probe_is_as_good_as_the_best_linear_rule():
     assert abs(metrics.linear_probe(x[:3000], rng.permutation(y[:3000]), x[3000:], y[3000:]) - 0.5) < 0.06
     with pytest.raises(ValueError, match="classes: expected 3000 integers"):
         metrics.linear_probe(x[:3000], y[:10], x[3000:], y[3000:])
+
+
+def test_the_codes_of_each_class_are_centred_at_0():
+    """In training by a running mean, (1 − 0.9ⁿ) of what each class has after n batches; in use the mean stays as it is"""
+    rng = np.random.default_rng(0)
+    centre, offset = ClassCentre(4, 3), rng.standard_normal((4, 3)).astype(np.float32)
+    c = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]  # of the last class no picture
+    h = offset[[0, 0, 1, 2]] + np.array([[1], [-1], [0], [0]], np.float32)
+    for _ in range(10):
+        out = centre(sg.tensor(h), sg.tensor(c))
+    left = 0.9**10
+    np.testing.assert_allclose(centre.running_mean.data, (1 - left) * offset * [[1], [1], [1], [0]], atol=1e-6)
+    np.testing.assert_allclose(out.data, h - (1 - left) * offset[[0, 0, 1, 2]], atol=1e-6)
+    kept = centre.eval().running_mean.data.copy()
+    x = sg.tensor(h, requires_grad=True)
+    centre(x, sg.tensor(c)).sum().backward()
+    np.testing.assert_array_equal(x.grad.data, 1)
+    np.testing.assert_array_equal(centre.running_mean.data, kept)
+    config = VAEConfig((1, 8, 8), hidden=4, latent=3, classes=4)
+    model, y = VAE(config), np.array([0, 1, 2, 3] * 8)
+    pictures = (rng.random((32, 1, 8, 8)) * y[:, None, None, None] / 3).astype(np.float32)
+    for _ in range(60):
+        model.elbo(sg.tensor(pictures), model.condition(y))
+    codes = model.encode(pictures, y)
+    assert (
+        np.abs([codes[y == k].mean(0) for k in range(4)]).max()
+        < 0.02
+        < np.abs(model.encoder(sg.tensor(pictures), model.condition(y))[0].data.mean(0)).max()
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from scratchgen import functional as F
 from scratchgen import nn
 from scratchgen.ops import cat
@@ -102,6 +104,28 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         h = F.relu(self.fc(beside(z, c))).reshape(-1, *self.start)  # (B, 2 width, H/4, W/4)
         return self.conv2(F.relu(self.conv1(h)))  # (B, outputs · C, H, W)
+
+
+class ClassCentre(nn.Module):
+    """h less the running mean of h over its class, a constant to gradients.     h: (B, n), c: (B, classes), one-hot → (B, n)
+
+    The codes of each class are to be distributed as the prior, so their mean is to be 0, and what a code says of the class is
+    wasted where the decoder is told it. Descent finds that too, but slowly, since encoder and decoder have to move together.
+    """
+
+    def __init__(self, classes: int, n: int, momentum: float = 0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", Tensor(np.zeros((classes, n), np.float32)))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        mean = self.running_mean.data  # (classes, n)
+        if self.training:
+            count = c.data.sum(0)[:, None]  # (classes, 1)
+            here = np.where(count > 0, c.data.T @ h.data / count.clip(1), mean)
+            mean = mean + self.momentum * (here - mean)
+            self.running_mean.copy_(mean)
+        return h - Tensor(c.data @ mean)
 
 
 def beside(x: Tensor, c: Tensor | None) -> Tensor:

@@ -46,7 +46,7 @@ from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.grad_mode import no_grad
 from scratchgen.models import doctor, latent, likelihoods, pictures
-from scratchgen.models.coders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from scratchgen.models.coders import ClassCentre, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import logsumexp, maximum, rand_like, randn, randn_like
 from scratchgen.ops.operands import as_tensor
@@ -115,6 +115,7 @@ class VAE(nn.Module):
         encoder, decoder = (MLPEncoder, MLPDecoder) if c.network == "mlp" else (ConvEncoder, ConvDecoder)
         self.encoder = encoder(c.shape, c.hidden, c.latent, **how)
         self.decoder = decoder(c.shape, c.hidden, c.latent, outputs=self.likelihood.outputs, **how)
+        self.centre = ClassCentre(c.classes, c.latent) if c.classes else None
 
     # What the model sees
 
@@ -140,11 +141,16 @@ class VAE(nn.Module):
 
     # The bounds, of pictures as the model sees them
 
+    def posterior(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """μ and log σ² of q(z | x); where the model is told classes, μ less its mean over the class.     → (B, Z) twice"""
+        mean, log_var = self.encoder(x, c)
+        return mean if c is None else self.centre(mean, c), log_var
+
     def forward(
         self, x: Tensor, c: Tensor | None = None, *, generator: np.random.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the decoder says of the pixels, by one sample z of the code; z; μ and log σ².     z, μ, log σ²: (B, Z)"""
-        mean, log_var = self.encoder(x, c)
+        mean, log_var = self.posterior(x, c)
         z = F.reparameterize(mean, log_var, randn_like(mean, generator=generator))  # (3)
         return self.decoder(z, c), z, mean, log_var
 
@@ -169,7 +175,7 @@ class VAE(nn.Module):
         With `path`, gradients reach the encoder along z_i only, not by way of log q's own μ and σ.
         (B, C, H, W) → (k, B), (k, B), (k, B, Z)
         """
-        mean, log_var = self.encoder(x, c)
+        mean, log_var = self.posterior(x, c)
         noise = randn(k, *mean.shape, dtype=mean.dtype, device=self.device, generator=generator)
         z = F.reparameterize(mean, log_var, noise)  # (k, B, Z)
         if path:
@@ -270,7 +276,7 @@ class VAE(nn.Module):
     @no_grad()
     def encode(self, x: np.ndarray, y: Any = None) -> np.ndarray:
         """The mean code μ(x).     (B, C, H, W) → (B, latent)"""
-        return self.encoder(Tensor(x, device=self.device), self.condition(y))[0].cpu().data
+        return self.posterior(Tensor(x, device=self.device), self.condition(y))[0].cpu().data
 
     @no_grad()
     def decode(self, z: np.ndarray, y: Any = None) -> np.ndarray:

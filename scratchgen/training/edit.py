@@ -8,6 +8,9 @@
     transfer       another class in the same style, and the same class in other styles
 
 A picture is told by the path of a file, or by its number among the held-out ones.
+
+Whether an edit does what it is asked is no matter of taste: `judge` makes it of many held-out pictures, and a classifier,
+trained apart on the pictures to learn from, says what it takes the results for.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from scratchgen import data
+from scratchgen import data, metrics
 from scratchgen.data.files import pictures_like
 from scratchgen.models import latent
+from scratchgen.models.classifier import ClassifierConfig, trained
 from scratchgen.models.pictures import labels
 from scratchgen.training import pictures, tasks
 from scratchgen.training.folder import TrainingError, write_whole
+from scratchgen.training.kept import keeping
 from scratchgen.training.runs import Run
 
 EDITS = "edits"  # the folder, within that of the run, where edits are written
@@ -121,6 +126,12 @@ class Editor:
         matching = [k for k, known in enumerate(self.names) if known.lower() == name.lower()]
         return matching[0] if matching else int(labels(self.names, 1, name)[0])
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The classes that arithmetic takes away and adds."""
+        minus, plus = (self.class_of(getattr(self.options, option), f"--{option}") for option in ("minus", "plus"))
+        return minus, plus
+
     def encode(self, x: np.ndarray, y: np.ndarray | None) -> np.ndarray:
         parts = [slice(i, i + 512) for i in range(0, len(x), 512)]
         return np.concatenate([self.codec.encode(x[p], y[p]) if self.told else self.codec.encode(x[p]) for p in parts])
@@ -171,15 +182,21 @@ def interpolate(editor: Editor, named: Sequence[str]) -> dict[str, bytes]:
 
 def arithmetic(editor: Editor, named: Sequence[str]) -> dict[str, bytes]:
     """A row for each picture: itself, its code decoded, and z + a (mean of `plus` − mean of `minus`) for growing a."""
-    minus, plus = (editor.class_of(getattr(editor.options, o), f"--{o}") for o in ("minus", "plus"))
+    minus, plus = editor.ends
     x, y = editor.pictures(named, of=minus)
-    z, means = editor.encode(x, y), latent.class_means(*editor.encoded(), len(editor.names))
     amounts = np.linspace(0, editor.options.amount, 6)
-    moved = np.stack([latent.analogy(z, means[minus], means[plus], a) for a in amounts], axis=1)  # (N, 6, d)
-    told = np.repeat(y, len(amounts)) if editor.told else None
-    made = editor.decode(moved.astype(z.dtype), told).reshape(len(x), len(amounts), *editor.shape)
+    made = _moved(editor, x, y, amounts)  # (N, 6, C, H, W)
     rows = np.concatenate([x[:, None], made], axis=1)
     return {"arithmetic.png": _sheet(rows.reshape(-1, *editor.shape), rows.shape[1])}
+
+
+def _moved(editor: Editor, x: np.ndarray, y: np.ndarray | None, amounts: np.ndarray) -> np.ndarray:
+    """Pictures of z + a (mean of `plus` − mean of `minus`), for each of the amounts a.     → (N, amounts, C, H, W)"""
+    minus, plus = editor.ends
+    z, means = editor.encode(x, y), latent.class_means(*editor.encoded(), len(editor.names))
+    moved = np.stack([latent.analogy(z, means[minus], means[plus], a) for a in amounts], axis=1)  # (N, amounts, d)
+    told = np.repeat(y, len(amounts)) if editor.told else None
+    return editor.decode(moved.astype(z.dtype), told).reshape(len(x), len(amounts), *editor.shape)
 
 
 def traverse(editor: Editor, named: Sequence[str]) -> dict[str, bytes]:
@@ -242,18 +259,91 @@ def edit(run: Run, how: str, named: Sequence[str], options: Options, out: Path |
 
     Raises TrainingError: a family without codes, no such edit, class or picture; DataError for files and data.
     """
-    offered = run.recipe.family.edits
-    if how not in offered:
-        what = f"expected {', '.join(offered)}" if offered else "it has no codes to edit"
-        raise TrainingError(f"edit: the recipe {run.recipe.name!r} cannot be asked to {how}; {what}.")
-    made = HOW[how](Editor(run, options), named)
     paths = []
-    for name, content in made.items():
+    for name, content in HOW[how](_editor(run, how, options), named).items():
         path = (out.with_suffix(Path(name).suffix)) if out else run.folder / EDITS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         paths.append(path)
     return paths
+
+
+def _editor(run: Run, how: str, options: Options) -> Editor:
+    offered = run.recipe.family.edits
+    if how not in offered:
+        what = f"expected {', '.join(offered)}" if offered else "it has no codes to edit"
+        raise TrainingError(f"edit: the recipe {run.recipe.name!r} cannot be asked to {how}; {what}.")
+    return Editor(run, options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Does an edit do what it is asked? Trials: (editor, numbers of held-out pictures) → what was asked, in words; pictures; the
+# classes that each may be taken for, (N, any number)
+# ---------------------------------------------------------------------------------------------------------------------
+
+Trials = tuple[str, np.ndarray, np.ndarray]
+
+
+def _try_arithmetic(editor: Editor, rows: np.ndarray) -> Trials:
+    minus, plus = editor.ends
+    x, y = editor.held_out.x[rows], editor.held_out.y
+    made = _moved(editor, x, y[rows], np.array([editor.options.amount]))[:, 0]
+    return f"{editor.names[minus]} − {editor.names[minus]} + {editor.names[plus]}", made, np.full((len(x), 1), plus)
+
+
+def _try_transfer(editor: Editor, rows: np.ndarray) -> Trials:
+    x, y = editor.held_out.x[rows], editor.held_out.y[rows]
+    turn = np.random.default_rng(editor.options.seed).integers(1, len(editor.names), len(rows))
+    to = (y + turn) % len(editor.names)  # another class than its own
+    if editor.options.to is not None:
+        to = np.full(len(rows), editor.class_of(editor.options.to, "--to"))
+    return "the style of one class as another class", editor.decode(editor.encode(x, y), to), to[:, None]
+
+
+def _try_interpolate(editor: Editor, rows: np.ndarray) -> Trials:
+    held, rng = editor.held_out, np.random.default_rng(editor.options.seed)
+    others = np.array([rng.choice(np.flatnonzero(held.y == held.y[row])) for row in rows])
+    z = [editor.encode(held.x[r], held.y[r]) for r in (rows, others)]
+    middle = latent.WAYS[editor.options.way](*z, 3)[:, 1]
+    return "halfway between two of a class", editor.decode(middle, held.y[rows]), held.y[rows][:, None]
+
+
+def _try_reconstruct(editor: Editor, rows: np.ndarray) -> Trials:
+    x, y = editor.held_out.x[rows], editor.held_out.y[rows]
+    return "itself", editor.decode(editor.encode(x, y), y), y[:, None]
+
+
+TRIALS: dict[str, Callable[[Editor, np.ndarray], Trials]] = {
+    "arithmetic": _try_arithmetic,
+    "transfer": _try_transfer,
+    "interpolate": _try_interpolate,
+    "reconstruct": _try_reconstruct,
+}
+
+
+def judge(run: Run, how: str, options: Options, trials: int, say: Callable[[str], Any] = lambda text: None) -> str:
+    """A sentence: of so many held-out pictures edited so, the share that a classifier takes for what was asked.
+
+    Beside it stands the share that it reads right of real held-out pictures, and how sure the first one is: Wilson's interval.
+    Raises TrainingError: an edit that asks for no class, pictures without classes, or too few of one; and what `edit` raises.
+    """
+    editor = _editor(run, how, options)
+    if how not in TRIALS:
+        raise TrainingError(f"--judge: {how} asks for no class; expected one of {', '.join(TRIALS)}.")
+    held, train = editor.held_out, editor._images(editor.task.train)
+    if not editor.names or held.y is None:
+        raise TrainingError("--judge: the pictures of this run have no classes.")
+    of = np.flatnonzero(held.y == editor.ends[0]) if how == "arithmetic" else np.arange(len(held))
+    rows = np.random.default_rng(options.seed).permutation(of)[:trials]
+    reader = trained(ClassifierConfig(train.shape, (len(editor.names),)), train.x, train.y, keeping(say))
+    asked, made, right = TRIALS[how](editor, rows)
+    found = int((reader.read(made)[1] == right).any(1).sum())
+    low, high = metrics.wilson_interval(found, len(rows))
+    real = float((reader.read(held.x)[1][:, 0] == held.y).mean())
+    return (
+        f"{asked}: a classifier takes {found} of {len(rows)} for what was asked, {100 * found / len(rows):.1f} % (95 % "
+        f"interval {100 * low:.1f} to {100 * high:.1f}); of real held-out pictures it reads {100 * real:.1f} % right."
+    )
 
 
 def _sheet(x: np.ndarray, columns: int) -> bytes:
