@@ -10,6 +10,8 @@ import pytest
 from scratchgen import data, random
 from scratchgen.models import GAN, adversarial, doctor, gan, gpt, vae
 from scratchgen.models.gan import GANConfig
+from scratchgen.models.vae import VAEConfig
+from scratchgen.models.vqvae import VQVAEConfig
 from scratchgen.tensors import Tensor
 from scratchgen.training import RECIPES, loop, open_run, pictures, report, train
 from tests.strategies import DEEP
@@ -43,6 +45,7 @@ def told(folder, name="gan", table=RECIPES, resume=False, **changes):
 
 
 GAME = {**TINY, "sample_every": 1000}
+CODED = {"ema": 0, "steps": 500, "sample_every": 250, "final": 1, "eval_batches": 4}
 FEW = {"batch_size": 16, "sample_every": 50, "data": "few"}
 
 
@@ -58,6 +61,12 @@ FEW = {"batch_size": 16, "sample_every": 50, "data": "few"}
          "D overfits: |generated |--set r1=1"),
         ("vae", {**FEW, "steps": 400, "lr": 1e-2, "hidden": 64, "final": 1}, "by heart: held-out elbo was -27.|on more data"),
         ("vae", {**TINY, "ema": 0, "steps": 500, "lr": 1e-8, "sample_every": 1000}, "loss is flat: loss was 4|--set lr=1e-07"),
+        ("vae", {**TINY, **CODED, "beta": 50.0}, "posterior has collapsed: 0 of 8 |--set beta=5 or --set free_bits=0.1"),
+        ("vae", {**TINY, **CODED, "free_bits": 2.0}, "parked at the free bits: 8 of 8 latents cost the 2 |--set free_bits=0.5"),
+        ("vae", {**TINY, **CODED, "likelihood": "learned-gaussian", "sigma_min": 0.2},
+         "scale is at its floor, 0.2, in |--set pixels=dequantized|--set sigma_min=2"),
+        ("vqvae", {**TINY, **CODED, "lr": 0.1}, "codes are dead: |of 128 are used|--set lr=0.01"),
+        ("fsq", {**TINY, **CODED, "lr": 0.3}, "codes are dead: |of 128 are used|--set lr=0.03"),
     ],
 )  # fmt: skip
 def test_a_run_made_to_fail_is_told_so(name, changes, expected, tmp_path):
@@ -96,6 +105,43 @@ def test_lately_is_so_many_steps_and_so_many_rows():
     assert window(rows(range(0, 6000, 500))) == (1000, 5500, 10), "a row each 500 steps: ten of them"
     assert window(rows(range(0, 4500, 500))) is None and window([]) is None
     assert window(rows(), steps=100, least=3) == (500, 600, 11)
+
+
+CODES = {"test_kl": 0.1, "test_perplexity": 3.0}
+
+
+@pytest.mark.parametrize(
+    "rule, config, key, at, beyond, words",
+    [
+        (doctor.posterior_collapse, VAEConfig(latent=20, beta=4.0), "test_active_units", 3, 4,
+         "3 of 20 latents are active, 0.1 nats in all|--set beta=0.4 or --set free_bits=0.1"),
+        (doctor.posterior_collapse, VAEConfig(latent=20, free_bits=0.1), "test_active_units", 3, 4, "--set beta_warmup=0.3"),
+        (doctor.parked_at_free_bits, VAEConfig(latent=20, free_bits=2.0), "test_parked", 16, 15,
+         "16 of 20 latents cost the 2 nats that are free|--set free_bits=0.5"),
+        (doctor.scale_at_floor, VAEConfig(sigma_min=0.02), "test_at_floor", 0.21, 0.2,
+         "floor, 0.02, in 21 % of pixels|--set sigma_min=0.2"),
+        (doctor.dead_codes, VQVAEConfig(codes=100, lr=1e-2), "test_codes_used", 49, 50,
+         "49 of 100 are used by held-out pictures, as various as 3 evenly used ones|--set lr=0.001"),
+        (doctor.dead_codes, VQVAEConfig(quantizer="fsq", levels="5,5"), "test_codes_used", 12, 13, "12 of 25 are used"),
+    ],
+)  # fmt: skip
+def test_rules_of_autoencoders(rule, config, key, at, beyond, words):
+    """At the threshold a sentence, beyond it none; none before step 500, of one snapshot, or where one of two is healthy"""
+    run = [{"step": step, **CODES, key: at} for step in (250, 500)]
+    said = rule(run, config)
+    for part in words.split("|"):
+        assert part in said, said
+    assert not rule([{**row, key: beyond} for row in run], config)
+    assert not rule([run[0], {**run[1], key: beyond}], config) and not rule([{**run[0], key: beyond}, run[1]], config)
+    assert not rule(run[1:], config) and not rule([{**row, "step": row["step"] - 1} for row in run], config)
+    assert not rule(rows(loss=1.0), config)
+
+
+def test_a_loss_that_weighs_the_bound_may_give_some_of_it_away():
+    falling = {"loss": 50.0, "train_elbo": lambda step: -30.0 - step / 10, "test_elbo": lambda step: -30.0 - step / 10}
+    weighed = vae.FAMILY.diagnose(rows(range(100, 700, 100), **falling), VAEConfig(beta=4.0))
+    bound = vae.FAMILY.diagnose(rows(range(100, 700, 100), **falling), VAEConfig())
+    assert "unlearns" in "".join(bound.values()) and "unlearns" not in "".join(weighed.values())
 
 
 SURE = {"loss_d": 0.02, "d_real": 0.99, "d_fake": 0.01, "grad_g": lambda step: 3.0 if step < 110 else 1e-6}

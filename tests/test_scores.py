@@ -7,7 +7,7 @@ import pytest
 
 from scratchgen import data
 from scratchgen.data import Images, Task
-from scratchgen.models import gan, pictures
+from scratchgen.models import flow, gan, pictures, vae
 from scratchgen.models.classifier import ClassifierConfig, trained
 from scratchgen.models.family import anew, side_by_side
 
@@ -156,7 +156,33 @@ def test_a_model_that_obeys_and_one_that_does_not(task, keep):
 
 
 def test_families_told_classes_are_scored_by_them():
-    assert gan.CONDITIONAL.scores is pictures.scores_of_classes and gan.FAMILY.scores is pictures.scores
+    assert gan.FAMILY.scores is pictures.scores
+    for family in (gan.CONDITIONAL, vae.CONDITIONAL, flow.FAMILY):
+        assert family.scores is pictures.scores_of_classes
+
+
+def test_pictures_without_classes_are_scored_by_none():
+    rng = np.random.default_rng(0)
+    plain = Task(*(Images(rng.random((n, 1, 9, 9), dtype=np.float32)) for n in (240, 60)), 8)
+    found = scored(plain, lambda n, rng: plain.train.x[:n], scores=pictures.scores_of_classes)
+    assert "agreement" not in found and found["frechet_distance"] >= 0
+
+
+def test_restored_pictures_are_the_ceiling(task, keep):
+    """Codes that lose nothing restore as many held-out pictures, whose distance is 0; a prior is as far as its samples are"""
+
+    def draw(n, rng, *, label=None, of=None):
+        return task.train.x[:n] if of is None else of
+
+    found = scored(task, draw, keep, scores=pictures.scores_with_restored)
+    assert abs(found["restored_frechet_distance"]) < 1e-3 < found["frechet_distance"]
+    told = scored(
+        task,
+        draw,
+        keep,
+        scores=lambda *given: pictures.scores_with_restored(*given, pictures.scores_of_classes),
+    )
+    assert "agreement" in told and told["restored_frechet_distance"] == found["restored_frechet_distance"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

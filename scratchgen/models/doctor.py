@@ -98,6 +98,75 @@ def held_out(score: str, sign: int = 1, loss: str = "loss", rate: str = "lr") ->
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# An autoencoder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def posterior_collapse(rows: Rows, config: Any) -> str | None:
+    """Do nearly all latents tell nothing, so that the decoder draws by itself?"""
+    kept = snapshots(rows, "test_active_units")[-2:]
+    if len(kept) < 2 or kept[-1]["step"] < 500:
+        return None
+    active, of = max(row["test_active_units"] for row in kept), config.latent
+    # healthy: all of 8 on digits, 20 of 20 and 10 of 10 on Fashion-MNIST; β = 4 on digits, whose pictures are small: none
+    if not active <= 0.15 * of:
+        return None
+    cure = [f"--set beta={config.beta / 10:g}"] * (config.beta > 1) + ["--set free_bits=0.1"] * (not config.free_bits)
+    cure += ["--set beta_warmup=0.3"] * (not config.beta_warmup and config.samples == 1)
+    return (
+        f"the posterior has collapsed: {active:g} of {of} latents are active, {mean(kept, 'test_kl'):.2g} nats in all, so that "
+        f"the decoder draws nearly the same of any picture; let the code cost less at first ({' or '.join(cure[:2])})"
+    )
+
+
+def parked_at_free_bits(rows: Rows, config: Any) -> str | None:
+    """Does nearly every latent take what is free, and nothing more?"""
+    kept = snapshots(rows, "test_parked")[-2:]
+    if len(kept) < 2 or kept[-1]["step"] < 500:
+        return None
+    parked, of, free = min(row["test_parked"] for row in kept), config.latent, config.free_bits
+    # healthy: 0 of 20 at λ = 0.1 nats, and 4 early on; at λ = 1, more than digits need: 20
+    if not parked >= 0.8 * of:
+        return None
+    return (
+        f"the KL is parked at the free bits: {parked:g} of {of} latents cost the {free:g} nats that are free, or less, so the "
+        f"bound is not lowered further for them; make less free (--set free_bits={free / 4:g}) or take fewer latents"
+    )
+
+
+def scale_at_floor(rows: Rows, config: Any) -> str | None:
+    """Are many pixels foretold as exactly as the decoder may, so that the floor decides the likelihood?"""
+    kept = snapshots(rows, "test_at_floor")[-2:]
+    if len(kept) < 2 or kept[-1]["step"] < 500:
+        return None
+    share = min(row["test_at_floor"] for row in kept)
+    # healthy: 0 on digits with a floor of 0.002, and on dequantised ones; with a floor of 0.05, that of the noise: 0.3 and more
+    if not share > 0.2:
+        return None
+    return (
+        f"the decoder's scale is at its floor, {config.sigma_min:g}, in {100 * share:.0f} % of pixels: these are foretold "
+        f"exactly, and the nats say how low the floor is; add noise to the pixels (--set pixels=dequantized) or raise the "
+        f"floor (--set sigma_min={10 * config.sigma_min:g})"
+    )
+
+
+def dead_codes(rows: Rows, config: Any) -> str | None:
+    """Are most codes those of no held-out picture?"""
+    kept = snapshots(rows, "test_codes_used", "test_perplexity")[-2:]
+    if len(kept) < 2 or kept[-1]["step"] < 500:
+        return None
+    used, codes = max(row["test_codes_used"] for row in kept), config.size
+    # healthy: 127 and 120 of 128 on digits, 128 on Fashion-MNIST; at a rate a hundred times as high: 4 and 1
+    if not used < 0.5 * codes:
+        return None
+    return (
+        f"codes are dead: {used:g} of {codes} are used by held-out pictures, as various as "
+        f"{kept[-1]['test_perplexity']:.2g} evenly used ones; lower the learning rate (--set lr={config.lr / 10:g}), or take "
+        f"fewer codes"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # An adversarial game
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -528,7 +528,7 @@ FAMILY = Family(
         Option("steps", int, "of the solver, from noise to picture (12)", "S", "a whole number of at least 1", 1, 10_000),
         Option("solver", str, "heun, euler or ddim (heun)", "NAME"),
     ),
-    scores=pictures.scores,
+    scores=pictures.scores_of_classes,
     meanings=(
         Score("loss", "regression", -1, "mean squared error of the velocity; most of it is the spread of the velocities"),
         *(Score(f"loss_{k + 1}", f"the same, {when}", -1) for k, when in enumerate(("near noise", "midway", "near data"))),

@@ -33,6 +33,9 @@ from scratchgen.tensors import Tensor, constant
 Generator = np.random.Generator
 
 
+NEAR_FLOOR = 1.1  # times the least scale: below, a scale counts as being at its floor
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """A picture x is (…, C, H, W), and what is said of it, h, (…, outputs · C, H, W): all means, then all scales."""
@@ -55,6 +58,10 @@ class Likelihood:
     def sample(self, h: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Pixels drawn from p.     → (…, C, H, W)"""
         raise NotImplementedError
+
+    def at_floor(self, h: Tensor) -> float | None:
+        """The share of pixels whose learned scale is within a tenth of the least there is; None where none is learned."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,9 @@ class LearnedGaussian(Gaussian):
         mean, free = chunk(h, 2, -3)
         return mean, logaddexp(free, 2 * math.log(self.sigma))
 
+    def at_floor(self, h: Tensor) -> float:
+        return float((self._moments(h)[1].data < 2 * math.log(NEAR_FLOOR * self.sigma)).mean())
+
 
 @dataclass(frozen=True)
 class DiscretizedLogistic(Likelihood):
@@ -140,6 +150,9 @@ class DiscretizedLogistic(Likelihood):
         """μ and log s"""
         mean, free = chunk(h, 2, -3)
         return mean, logaddexp(free, math.log(self.scale))
+
+    def at_floor(self, h: Tensor) -> float:
+        return float((self._moments(h)[1].data < math.log(NEAR_FLOOR * self.scale)).mean())
 
     def log_prob(self, x: Tensor, h: Tensor) -> Tensor:
         return F.discretized_logistic_log_prob(x, *self._moments(h), self.levels)

@@ -107,7 +107,12 @@ def scores(
 def scores_of_classes(
     task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
 ) -> dict[str, float]:
-    """`scores` of a model that is told classes, and whether it does as told; it is asked for those of the held-out pictures."""
+    """`scores` of a model that is told classes, and whether it does as told; it is asked for those of the held-out pictures.
+
+    Of pictures without classes, which it could not be told, the `scores` alone.
+    """
+    if task.test.y is None:
+        return scores(task, found, draw, rng, say, keep)
 
     def of_classes(n: int, y: np.ndarray) -> np.ndarray:
         made = np.empty((n, *task.test.shape), np.float32)
@@ -222,6 +227,23 @@ def _obedience(
     }
 
 
+def scores_with_restored(
+    task: Task,
+    found: dict[str, float],
+    draw: Draw,
+    rng: np.random.Generator,
+    say: Callable[[str], Any],
+    keep: Keep,
+    of_samples: Callable[..., dict[str, float]] = scores,
+) -> dict[str, float]:
+    """Those of samples, and how near held-out pictures come through their codes: as near as a prior of codes can bring them."""
+    x = task.test.x
+    restored = scores(task, found, lambda n, rng: draw(n, rng, of=x[rng.permutation(len(x))[:n]]), rng, say, keep)
+    more = {"restored_frechet_distance": restored["frechet_distance"]} if "frechet_distance" in restored else {}
+    return {**of_samples(task, found, draw, rng, say, keep), **more}
+
+
+RESTORED = Score("restored_frechet_distance", "Fréchet distance, restored", -1, "of pictures through their codes: the ceiling")
 MEANINGS = (
     Score("n_real", "held-out pictures", 0, "that samples are compared with"),
     Score("n_fake", "samples", 0, "that are compared; a score of fewer is another score"),

@@ -77,6 +77,7 @@ class VAEConfig:
     classes: int = 0  # of the data, which encoder and decoder are told; 0: none
 
 
+PARKED = 1.05  # times the free bits: up to here a latent counts as parked there
 AT_ONCE = 2**21  # numbers that a decoder may say in one pass of `log_likelihood`
 
 
@@ -249,14 +250,17 @@ class VAE(nn.Module):
         """The bound (2), its standard error and its terms, in nats, the mean over all pictures of the batches; (4) where k > 1.
 
         Active units: the latents whose mean E[z | x] has a variance above 0.01 over these pictures (Burda et al. 2016, §2).
+        Parked: the latents whose KL is what the free bits make free, or less. At the floor: the pixels whose scale is.
         """
-        terms, means, bounds = [], [], []
+        terms, means, costs, floors, bounds = [], [], [], [], []
         for x, y in batches:
             x, c = self.observe(x), self.condition(y)
             h, z, mean, log_var = self(x, c)
-            log_p, kl = self.likelihood.log_prob(x, h).sum((1, 2, 3)), self.kl(z, mean, log_var).sum(1)
-            terms.append(np.stack([log_p.cpu().data, kl.cpu().data]))
+            log_p, each = self.likelihood.log_prob(x, h).sum((1, 2, 3)), self.kl(z, mean, log_var)
+            terms.append(np.stack([log_p.cpu().data, each.sum(1).cpu().data]))
             means.append(mean.cpu().data)
+            costs.append(each.cpu().data)
+            floors.append(self.likelihood.at_floor(h))
             if self.config.samples > 1:
                 log_p, ratio, _ = self.log_weights(x, c, self.config.samples)
                 bounds.append((logsumexp(log_p + ratio, 0) - math.log(self.config.samples)).cpu().data)
@@ -269,7 +273,13 @@ class VAE(nn.Module):
             "kl": float(kl),
             "active_units": float(metrics.active_units(np.concatenate(means))),
         }
-        return found | ({"bound": float(np.concatenate(bounds).mean(dtype=np.float64))} if bounds else {})
+        if bounds:
+            found["bound"] = float(np.concatenate(bounds).mean(dtype=np.float64))
+        if self.config.free_bits:
+            found["parked"] = float((np.concatenate(costs).mean(0) <= PARKED * self.config.free_bits).sum())
+        if floors[0] is not None:
+            found["at_floor"] = float(np.mean(floors))
+        return found
 
     # Generation: pictures are the means of their pixels
 
@@ -467,6 +477,16 @@ def page_of_classes(model: VAE, metadata: Mapping[str, Any], task: data.Task, dr
     )
 
 
+def _of_the_bound(rule: doctor.Rule) -> doctor.Rule:
+    """The rule where the bound is what is raised; a loss that weighs its terms may rightly give some of it away."""
+
+    def limited(rows: doctor.Rows, config: VAEConfig) -> str | None:
+        weighed = (config.beta, config.beta_warmup, config.free_bits, config.reduction) != (1, 0, 0, "sum")
+        return None if weighed else rule(rows, config)
+
+    return limited
+
+
 FAMILY = Family(
     name="vae",
     title="Variational autoencoder",
@@ -488,6 +508,8 @@ FAMILY = Family(
         Score("kl", "KL", 0, "nats: what the code costs to say"),
         Score("bound", "importance-weighted bound", 1, "nats, by as many samples as in training"),
         Score("active_units", "active units", 0, "latents that tell pictures apart: variance of E[*z*|*x*] above 0.01"),
+        Score("parked", "latents at their free bits", -1, "whose KL is what costs nothing, or less"),
+        Score("at_floor", "pixels at the least scale", -1, "share whose learned scale is within a tenth of it"),
         Score("log_likelihood", "log *p*(*x*)", 1, f"nats, by 5,000 samples, of {PROBED} held-out pictures"),
         Score("log_likelihood_error", "its standard error"),
         Score("bits_per_dim", "bits per dimension", -1, "of the same pictures, as a compressor would need"),
@@ -501,7 +523,13 @@ FAMILY = Family(
         ),
         Panel("KL, nats per picture", (Line("kl", "training"), Line("test_kl", "held out", held_out=True))),
     ),
-    rules=(doctor.flat("loss"), doctor.held_out("elbo", sign=-1)),
+    rules=(
+        doctor.flat("loss"),
+        _of_the_bound(doctor.held_out("elbo", sign=-1)),
+        doctor.posterior_collapse,
+        doctor.parked_at_free_bits,
+        doctor.scale_at_floor,
+    ),
     page=page,
 )
 
@@ -514,5 +542,6 @@ CONDITIONAL = dataclasses.replace(
     sample=pictures.sample_classes,
     edits=("reconstruct", "interpolate", "traverse", "map", "transfer"),
     options=(pictures.LABEL,),
+    scores=pictures.scores_of_classes,
     page=page_of_classes,
 )

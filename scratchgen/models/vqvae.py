@@ -43,7 +43,7 @@ import numpy as np
 from scratchgen import data, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import pictures
+from scratchgen.models import doctor, pictures
 from scratchgen.models.coders import GridDecoder, GridEncoder
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
 from scratchgen.ops import tanh
@@ -64,6 +64,11 @@ class VQVAEConfig:
     decay: float = 0.99  # γ of running means
     rotation: bool = False  # turn the gradient, instead of handing it on as it is
     lr: float = 1e-3
+
+    @property
+    def size(self) -> int:
+        """K, of either quantiser."""
+        return self.codes if self.quantizer == "vq" else math.prod(_levels(self.levels))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -388,14 +393,16 @@ FAMILY = Family(
     sample=sample,
     snapshot=snapshot,
     edits=("reconstruct",),
-    scores=pictures.scores,
+    scores=pictures.scores_with_restored,
     meanings=(
         Score("error", "squared error", -1, "of held-out pictures through their codes, in variances of the data"),
         Score("codes_used", "codes used", 1, "by held-out pictures"),
         Score("perplexity", "perplexity of codes", 1, "how many, evenly used, would be as various"),
         Score("code_nats", "nats a code", -1, "by the frequencies at each place: what a learned prior has to beat"),
         *pictures.MEANINGS,
+        pictures.RESTORED,
     ),
+    rules=(doctor.flat("error"), doctor.dead_codes),
     curves=(
         Panel(
             "squared error, in variances of the data",
