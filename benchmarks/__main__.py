@@ -12,7 +12,7 @@ from benchmarks import assembly, chart, machine
 from benchmarks.clock import Goal, Rivals, table
 from scratchgen import device
 
-NAMES = ["engine", "matmul", "attention", "rows", "pieces", "convolution", "steps", "critics", "startup"]
+NAMES = ["engine", "matmul", "attention", "rows", "pieces", "convolution", "steps", "critics", "images", "startup"]
 ASKED = ["cuda"]  # only when named: on a GPU
 LADDERS = list(assembly.STEPS)
 

@@ -1,11 +1,15 @@
 """The flow as a family: a step moves it, it learns few pictures by heart, samples as asked, refuses what it cannot do."""
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import scratchgen as sg
+from scratchgen.__main__ import main
 from scratchgen.models import flow
-from scratchgen.models.family import OptionError
+from scratchgen.models.family import OptionError, lattice
 from scratchgen.models.flow import Flow, FlowConfig
 
 
@@ -34,7 +38,7 @@ def test_a_step_moves_every_parameter_that_can_move(shape):
 def test_the_loss_at_the_start_is_that_of_foretelling_nothing():
     r"""the network gives 0 at first, so that ‖v̂ − u‖² = ‖x − ε‖², of mean x² + 1"""
     sg.manual_seed(0)
-    model = Flow(FlowConfig(shape=(1, 8, 8), hidden=8))
+    model = Flow(FlowConfig(shape=(1, 8, 8), hidden=8, centre=(0.5,), scale=0.5))
     x = np.full((512, 1, 8, 8), 0.75, np.float32)  # ½ inside
     assert model.evaluate([(x, None)])["loss"] == pytest.approx(0.25 + 1, rel=0.02)
 
@@ -105,3 +109,43 @@ def test_settings_that_cannot_be(settings, says):
 def test_a_likelihood_is_of_points():
     with pytest.raises(ValueError, match="the likelihood is that of points"):
         Flow(FlowConfig(shape=(1, 8, 8), hidden=8)).log_likelihood(np.zeros((1, 1, 8, 8)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The plane
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_centred_and_scaled_inside_and_their_density_counts_the_scale():
+    sg.manual_seed(0)
+    inside = Flow(FlowConfig(shape=(2,), hidden=8, times="uniform"))
+    outside = Flow(FlowConfig(shape=(2,), hidden=8, times="uniform", centre=(50.0, -20.0), scale=4.0))
+    outside.load_state_dict(inside.state_dict())
+    z = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    x = z * 4 + np.float32([50, -20])
+    np.testing.assert_allclose(outside.log_likelihood(x), inside.log_likelihood(z) - 2 * math.log(4), atol=1e-4)
+    made = [model.generate(5, generator=np.random.default_rng(1)) for model in (inside, outside)]
+    np.testing.assert_allclose(made[1], made[0] * 4 + np.float32([50, -20]), atol=1e-4)
+
+
+def test_points_of_ones_own_flow_to_their_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", x=np.random.default_rng(0).normal((50, -20), 0.1, (200, 2)))
+    small = ["--set", "hidden=16", "--set", "sample_every=20", "--set", "save_every=40", "--set", "batch_size=32"]
+    assert main(["train", "toy-flow", "--data", "own.npz", "--steps", "40", *small]) == 0
+    assert Path("runs/toy-flow/film.png").exists(), "points have a film strip, too"
+    assert main(["sample", "runs/toy-flow", "-n", "60", "--steps", "8", "--solver", "euler", "--out", "made.npz"]) == 0
+    assert np.abs(np.load("made.npz")["x"].mean(0) - (50, -20)).max() < 0.2
+    assert main(["sample", "runs/toy-flow", "--solver", "rk4"]) == 2
+    assert "--solver: expected heun, euler, ddim, got 'rk4'" in capsys.readouterr().err
+    assert main(["page", "runs/toy-flow", "--out", "page.html"]) == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count('class="plot"') == 3 and "as training went on" in page
+
+
+def test_arrows_of_the_plane_are_the_field_in_the_units_of_the_data():
+    model = Flow(FlowConfig(shape=(2,), hidden=8, centre=(1.0, 2.0), scale=3.0))
+    square = (1.0, 2.0, 6.0)
+    arrows = flow._arrows(model, square, 0.25)
+    at = (lattice(square, flow.ARROWS) - np.float32([1, 2])) / 3
+    np.testing.assert_allclose(arrows, 3 * model.velocity(at, 0.25), rtol=1e-5)

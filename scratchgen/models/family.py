@@ -110,6 +110,7 @@ class Plane(NamedTuple):
     square: tuple[float, float, float]  # what is shown: the centre, two numbers, and half the side
     real: np.ndarray | None = None  # (M, 2), of the data
     surface: np.ndarray | None = None  # (S, S), a function of the plane at the centres of S² equal squares, rows upwards
+    arrows: np.ndarray | None = None  # (S², 2), a field of velocities on the `lattice`
 
 
 def lattice(square: tuple[float, float, float], side: int) -> np.ndarray:

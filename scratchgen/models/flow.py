@@ -29,11 +29,12 @@ Told a class y, the network learns v(x, t | y), and, where y is now and then wit
 
     v(x, t) + w (v(x, t | y) − v(x, t))          w = 1: the class's own; w > 1: guided away from what is common   (6)
 
-(Ho & Salimans 2022, arXiv:2207.12598). Pictures are in [−1, 1] inside, in [0, 1] outside.
+(Ho & Salimans 2022, arXiv:2207.12598). Data are centred and scaled inside: pictures are in [−1, 1] there, in [0, 1] outside.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,8 +46,21 @@ from scratchgen import data, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.autograd import grad
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import pictures
-from scratchgen.models.family import Draw, Family, Line, Option, OptionError, Page, Panel, Pictures, Score
+from scratchgen.models import pictures, points
+from scratchgen.models.family import (
+    Draw,
+    Family,
+    Line,
+    Option,
+    OptionError,
+    Page,
+    Panel,
+    Pictures,
+    Plane,
+    Planes,
+    Score,
+    lattice,
+)
 from scratchgen.ops import cat, rand, randn, where
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
@@ -64,6 +78,8 @@ class FlowConfig:
     guidance: float = 1.0  # w of (6), where nobody says; fixed before any sample is scored
     lr: float = 2e-3
     clip: float = 1.0  # largest length of the gradient
+    centre: tuple[float, ...] = (0.0,)  # of the data, 0 inside
+    scale: float = 1.0  # of the data, 1 inside
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,9 +326,14 @@ class Flow(nn.Module):
         return {"loss": loss.item(), "grad": length.item()}
 
     def _inside(self, x: Any) -> Tensor:
-        """Pictures in [−1, 1]; points as they are."""
+        """Data as the network sees them: (x − centre) / scale."""
         x = as_tensor(x).to(self.device)
-        return x * 2 - 1 if len(self.config.shape) == 3 else x
+        return (x - Tensor(self.config.centre, x.dtype, x.device)) / self.config.scale
+
+    def outside(self, x: np.ndarray) -> np.ndarray:
+        """The inverse; pictures in [0, 1]."""
+        x = (x * self.config.scale + np.array(self.config.centre)).astype(self.dtype)
+        return np.clip(x, 0, 1) if len(self.config.shape) == 3 else x
 
     def _noise(self, n: int) -> Tensor:
         return randn(n, *self.config.shape, dtype=self.dtype, device=self.device)
@@ -403,14 +424,12 @@ class Flow(nn.Module):
     ) -> np.ndarray:
         """n pictures in [0, 1], or points, of the classes y (n) where the network is told them, without y of any.   → (n, …)"""
         noise = random.generator(generator).standard_normal((n, *self.config.shape))
-        x = self.transport(noise, y, **how)[-1]
-        x = x.astype(self.dtype)
-        return np.clip((x + 1) / 2, 0, 1) if len(self.config.shape) == 3 else x
+        return self.outside(self.transport(noise, y, **how)[-1])
 
     def log_likelihood(self, x: np.ndarray, y: np.ndarray | None = None, *, steps: int = 20) -> np.ndarray:
         r"""log p(x) of points, in nats, along (3) backwards.     (B, d) → (B)
 
-            log p(x) = log N(x(0); 0, I) − ∫₀¹ div v(x(t), t) dt
+            log p(x) = log N(x(0); 0, I) − ∫₀¹ div v(x(t), t) dt − d log scale
 
         The divergence is the trace of v's Jacobian, one backward sweep for each of the d numbers: exact, and dear where d is.
         Source: Chen et al. 2018 (neural ordinary differential equations), arXiv:1806.07366, eq. 8.
@@ -425,10 +444,12 @@ class Flow(nn.Module):
             slopes = (grad(v[:, k].sum(), z, retain_graph=True)[0][:, k] for k in range(v.shape[1]))  # ∂v_k/∂x_k: (B) each
             return np.concatenate([v.detach().cpu().data, sum(slopes).cpu().data[:, None]], axis=1)
 
+        x = (x - np.array(self.config.centre)) / self.config.scale
         start = np.concatenate([x, np.zeros((len(x), 1))], axis=1)  # (B, d + 1): the point, and the integral so far
         end = heun(field, start, np.linspace(1, 0, steps + 1))[-1]
         z, integral = end[:, :-1], end[:, -1]  # the integral runs from 1 to 0, so it has the sign that the formula asks for
-        return integral - (z * z).sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi)
+        d = z.shape[1]
+        return integral - (z * z).sum(1) / 2 - d / 2 * math.log(2 * math.pi) - d * math.log(self.config.scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,7 +503,7 @@ def page(model: Flow, metadata: Mapping[str, Any], task: data.Task, draw: Draw) 
             Pictures(real, 10, "Real, and never seen in training."),
         ),
         Pictures(
-            np.clip((way.reshape(-1, *model.config.shape) + 1) / 2, 0, 1),
+            model.outside(way.reshape(-1, *model.config.shape)),
             13,
             "From noise to picture: each row follows one point along the field, at equally distant times.",
         ),
@@ -492,7 +513,7 @@ def page(model: Flow, metadata: Mapping[str, Any], task: data.Task, draw: Draw) 
         guided = [model.transport(noise, y, guidance=w)[-1] for w in weights]
         figures.append(
             Pictures(
-                np.clip((np.stack(guided, 1).reshape(-1, *model.config.shape) + 1) / 2, 0, 1),
+                model.outside(np.stack(guided, 1).reshape(-1, *model.config.shape)),
                 len(weights),
                 f"The same noise, guided by {', '.join(f'{w:g}' for w in weights)}: 0 is told no class, 1 its own and no more.",
             )
@@ -518,7 +539,11 @@ FAMILY = Family(
     config=FlowConfig,
     learns_from=data.Images,
     prepare=prepare,
-    decided={**pictures.SHAPE, "classes": lambda images: 0 if images.y is None else len(images.classes)},
+    decided={
+        **pictures.SHAPE,
+        **pictures.INSIDE,
+        "classes": lambda images: 0 if images.y is None else len(images.classes),
+    },
     makes="pictures",
     sample=sample,
     options=(
@@ -546,3 +571,89 @@ FAMILY = Family(
     ),
     page=page,
 )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same in the plane, where the field can be seen
+# ---------------------------------------------------------------------------------------------------------------------
+
+ARROWS = 21  # along each side of the square that is shown
+HASTE = ((10, "euler"), (10, "heun"))  # steps and solvers that are shown beside the careful one
+
+
+def _arrows(model: Flow, square: tuple[float, float, float], t: float) -> np.ndarray:
+    """The velocity v(x, t) on the lattice of the square, in the units of the data.     → (ARROWS², 2)"""
+    at = model._inside(lattice(square, ARROWS)).data
+    return model.velocity(at, t) * model.config.scale
+
+
+def sample_points(
+    model: Flow, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, steps: int = 40, solver: str = "heun"
+) -> Plane:
+    """n points at the end of their way, over the field that brought them there; the rest as in `transport`."""
+    if solver not in SOLVERS:
+        raise OptionError(f"--solver: expected {', '.join(SOLVERS)}, got {solver!r}.")
+    square = metadata["square"]
+    x = model.generate(n, generator=rng, steps=steps, solver=solver)
+    return Plane(x, square, arrows=_arrows(model, square, 1 - 1 / steps))
+
+
+def page_of_points(model: Flow, metadata: Mapping[str, Any], task: data.Task, draw: Draw) -> Page:
+    """What the page of a run shows: points on their way from noise, over the field of the moment, and beside the data."""
+    made, square = points.snapshot(task, draw, np.random.default_rng(7)), metadata["square"]
+    noise, steps = np.random.default_rng(7).standard_normal((1000, 2)), 40
+    way = model.transport(noise, steps=steps)
+    moments = [
+        (f"t = {k / steps:g}", Plane(model.outside(way[k]), square, arrows=_arrows(model, square, k / steps)))
+        for k in (0, 16, 26, 32, 36, 40)
+    ]
+
+    def end(steps: int, solver: str) -> Plane:
+        return draw(points.MANY, np.random.default_rng(7), steps=steps, solver=solver)._replace(real=made.real)
+
+    return Page(
+        "A field of velocities, learned by regression, moves points of noise until they lie as the data do. At each moment the "
+        "arrow at a place is the mean velocity of all straight ways from a noise to a datum that pass there at that time.",
+        ("x_t = ( 1 − t ) ε + t x", "min__v 𝔼 ‖ v ( x_t , t ) − ( x − ε ) ‖^2", "d x / d t = v ( x , t )"),
+        (
+            Planes(
+                moments[:3], "A thousand points on their way, over the field of the moment: far from the data all go inwards."
+            ),
+            Planes(moments[3:], "They part late: which mode a point belongs to is decided near the end."),
+            Planes(
+                [
+                    *((f"{steps} steps of {solver.title()}", end(steps, solver)) for steps, solver in HASTE),
+                    ("40 of Heun", made),
+                ],
+                "Points at their end, by solvers that look at the field 10, 20 and 80 times, and data never seen in training.",
+            ),
+        ),
+    )
+
+
+POINTS = dataclasses.replace(
+    FAMILY,
+    name="toy-flow",
+    title="Flow matching in the plane",
+    learns_from=data.Points,
+    prepare=lambda train, test, settings: (train, test),
+    decided={
+        "shape": lambda points: (2,),
+        "classes": lambda points: 0,
+        "centre": lambda of: points.standard(of)[0],
+        "scale": lambda of: points.standard(of)[1],
+    },
+    makes="points",
+    sample=sample_points,
+    options=tuple(
+        dataclasses.replace(option, what="of the solver, from noise to point (40)") if option.name == "steps" else option
+        for option in FAMILY.options
+        if option.name in ("steps", "solver")
+    ),
+    read_metadata=points.read_metadata,
+    many=points.MANY,
+    snapshot=points.snapshot,
+    scores=points.scores,
+    meanings=(*FAMILY.meanings[:4], *points.MEANINGS),
+    page=page_of_points,
+)

@@ -330,8 +330,6 @@ def page(model: GAN, metadata: dict[str, Any], task: data.Task, draw: Draw) -> P
     )
 
 
-INSIDE = {"centre": lambda images: (0.5,), "scale": lambda images: 0.5}  # of pictures in [0, 1]
-
 FAMILY = Family(
     name="gan",
     title="Generative adversarial network",
@@ -339,7 +337,7 @@ FAMILY = Family(
     config=GANConfig,
     learns_from=data.Images,
     prepare=pictures.prepare,
-    decided={**INSIDE, **pictures.SHAPE, "classes": lambda images: 0},
+    decided={**pictures.INSIDE, **pictures.SHAPE, "classes": lambda images: 0},
     rates=("lr", "lr_d"),
     makes="pictures",
     sample=pictures.sample,
@@ -475,7 +473,7 @@ CONDITIONAL = dataclasses.replace(
     name="cgan",
     title="Conditional generative adversarial network",
     prepare=pictures.prepare_classes,
-    decided={**INSIDE, **pictures.SHAPE_AND_CLASSES},
+    decided={**pictures.INSIDE, **pictures.SHAPE_AND_CLASSES},
     sample=sample_classes,
     options=(
         pictures.LABEL,

@@ -16,6 +16,7 @@ from scratchgen.models.family import Draw, Keep, Option, OptionError, Score
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
 
+INSIDE = {"centre": lambda images: (0.5,), "scale": lambda images: 0.5}  # of pictures in [0, 1], which are in [−1, 1] there
 SHAPE = {"shape": lambda images: images.shape}  # what the data decide of a model of pictures
 SHAPE_AND_CLASSES = {**SHAPE, "classes": lambda images: len(images.classes)}  # and of one that is told their classes
 LABEL = Option("label", str, "the class to draw", "K")  # of `sample_classes`

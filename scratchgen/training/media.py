@@ -49,6 +49,15 @@ def _film(kept: Sequence[tuple[int, Path]], x: np.ndarray, most: int = 10) -> by
     return pictures.png(pictures.film(rows))
 
 
+def _strip(kept: Sequence[tuple[int, Path]], plane: Plane, most: int = 6) -> bytes:
+    """The picture in each file, or in some of them that are evenly spread, side by side."""
+    from PIL import Image
+
+    chosen = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
+    opened = [(step, Image.open(io.BytesIO(path.read_bytes())).convert("RGB")) for step, path in chosen]
+    return pictures.strip([(f"step {step:,}", np.asarray(picture)) for step, picture in opened])
+
+
 def _joined(texts: Sequence[str]) -> str:
     return f"\n{'─' * 40}\n".join(texts) + "\n"
 
@@ -66,7 +75,11 @@ def _lines(plane: Plane) -> bytes:
 MEDIA = {
     "pictures": Medium(".png", _sheet, lambda x: bool(np.isfinite(x).all()), film=_film),
     "points": Medium(
-        ".png", pictures.plane, lambda plane: bool(np.isfinite(plane.x).all()), others={".npz": _archive, ".csv": _lines}
+        ".png",
+        pictures.plane,
+        lambda plane: bool(np.isfinite(plane.x).all()),
+        others={".npz": _archive, ".csv": _lines},
+        film=_strip,
     ),
     "text": Medium(".txt", lambda texts: _joined(texts).encode("utf-8", "replace"), lambda texts: True, _joined),
 }

@@ -200,6 +200,8 @@ def _plane(axes: Any, shown: Plane) -> None:
             up = np.linspace(*sides[2:], 2 * len(height) + 1)[1::2]
             levels = np.linspace(low, high, 9)[1:-1]
             axes.contour(across, up, height, levels, colors=SOFT, linewidths=0.45, alpha=0.6, negative_linestyles="solid")
+    if shown.arrows is not None:
+        _arrows(axes, shown.arrows, shown.square)
     size = 2.5 if len(shown.x) > 500 else 8.0
     if shown.real is not None:  # larger, so that they are seen around samples that lie where they should
         axes.scatter(*shown.real.T, s=3 * size, color=REAL, alpha=0.35, linewidths=0, zorder=2)
@@ -207,10 +209,34 @@ def _plane(axes: Any, shown: Plane) -> None:
     _legend(axes, [("data", REAL)] * (shown.real is not None) + [("samples", MADE)] * (len(shown.x) > 0))
 
 
+def _arrows(axes: Any, field: np.ndarray, square: tuple[float, float, float]) -> None:
+    """The directions of a field on the lattice, arrows of one length."""
+    side = math.isqrt(len(field))
+    at, length = lattice(square, side), np.hypot(*field.T)
+    direction = field / np.where(length > 0, length, 1)[:, None]
+    axes.quiver(*at.T, *direction.T, color="#c9c4b8", pivot="mid", angles="xy", scale=1.5 * side, width=0.004, headwidth=4)
+
+
 def _legend(axes: Any, words: list[tuple[str, str]]) -> None:
     """Words in their colours, below the axes."""
     for i, (word, colour) in enumerate(words):
         axes.text(0.015 + 0.17 * i, -0.02, f"● {word}", transform=axes.transAxes, color=colour, fontsize=9, va="top")
+
+
+def strip(shown: Sequence[tuple[str, np.ndarray]]) -> bytes:
+    """Pictures (H, W, 3) drawn already, side by side and smaller, each under its title, as the bytes of a PNG file."""
+    n = len(shown)
+    inches = (1.9 * n, 2.2)
+    margins = {"left": 0.005, "right": 0.995, "bottom": 0.01, "top": 0.88, "wspace": 0.03}
+
+    def draw(all_axes: Any) -> None:
+        all_axes[0].figure.set_facecolor(PAPER)
+        for axes, (title, picture) in zip(all_axes, shown, strict=True):
+            axes.imshow(picture, interpolation="antialiased")
+            axes.set_title(title, fontsize=9, color=INK, pad=4)
+            axes.axis("off")
+
+    return _drawn(n, inches, margins, draw, colours=128)
 
 
 def paths(shown: Paths) -> bytes:
@@ -232,10 +258,7 @@ def paths(shown: Paths) -> bytes:
 
 def _path(axes: Any, path: np.ndarray, field: np.ndarray, square: tuple[float, float, float]) -> None:
     _frame(axes, square)
-    side = math.isqrt(len(field))
-    at, length = lattice(square, side), np.hypot(*field.T)
-    direction = field / np.where(length > 0, length, 1)[:, None]
-    axes.quiver(*at.T, *direction.T, color="#c9c4b8", pivot="mid", angles="xy", scale=1.5 * side, width=0.004, headwidth=4)
+    _arrows(axes, field, square)
     axes.axhline(0, color=SOFT, linewidth=0.4)
     axes.axvline(0, color=SOFT, linewidth=0.4)
     axes.plot(*path.T, color=MADE, linewidth=1.1)

@@ -185,7 +185,7 @@ def _growth(run: Run) -> str:
     """What the model made on its way: the film strip of the run, or, where there is none, some of the samples that it kept."""
     medium, film = MEDIA[run.recipe.family.makes], run.folder / FILM
     if medium.film and film.exists():
-        caption = "The same codes, a column each, as training went on; before each row, its step."
+        caption = _FILMS[run.recipe.family.makes]
         return f'<figure class="film">{_image(film.read_bytes(), caption)}<figcaption>{caption}</figcaption></figure>'
     return _GROWTH[run.recipe.family.makes](kept_samples(run.folder, run.step, medium.suffix, most=4))
 
@@ -207,6 +207,11 @@ def _grown_texts(kept: list[tuple[int, Path]]) -> str:
     return _texts(Texts(texts, "On the way there."), narrow=True)
 
 
+# what a family makes → what its film strip shows
+_FILMS = {
+    "pictures": "The same codes, a column each, as training went on; before each row, its step.",
+    "points": "Samples of the same noise, as training went on.",
+}
 # what a family makes → how the samples that were kept on the way are shown
 _GROWTH: dict[str, Callable[[list[tuple[int, Path]]], str]] = {
     "pictures": _grown_pictures,
