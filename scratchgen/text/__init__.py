@@ -5,7 +5,18 @@ ids = tokenizer.encode("abc")                       int64 (n,)
 next_id = sample(logits, temperature=0.8, top_p=0.95, rng=rng)
 """
 
+from scratchgen.text.bpe import BPETokenizer, ByteTokenizer
 from scratchgen.text.sampling import LogitsError, probabilities, sample
 from scratchgen.text.tokenizers import CharTokenizer, TokenError, Tokenizer, WordTokenizer
 
-__all__ = ["CharTokenizer", "LogitsError", "TokenError", "Tokenizer", "WordTokenizer", "probabilities", "sample"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "LogitsError",
+    "TokenError",
+    "Tokenizer",
+    "WordTokenizer",
+    "probabilities",
+    "sample",
+]

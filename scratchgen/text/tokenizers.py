@@ -14,6 +14,9 @@ class TokenError(ValueError):
     """A text or a token that the tokenizer does not know; the message names it and its position."""
 
 
+KINDS: dict[str, type[Tokenizer]] = {}  # kind → the tokenizer of that kind
+
+
 class Tokenizer(ABC):
     """A map from text to ids 0 … vocab_size − 1 and back, with decode(encode(text)) = text.
 
@@ -21,6 +24,9 @@ class Tokenizer(ABC):
     """
 
     kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.kind] = cls
 
     @property
     @abstractmethod
@@ -162,9 +168,6 @@ class WordTokenizer(Tokenizer):
     @classmethod
     def _from_dict(cls, state: dict[str, Any]) -> WordTokenizer:
         return cls(state.get("words"))
-
-
-KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer)}
 
 
 # A Python string is a sequence of code points, lone surrogates included; UTF-32 is that sequence as an array.
