@@ -181,7 +181,7 @@ def test_special_tokens_only_where_they_are_asked_for():
     assert [i for i in all_ if i >= 271] == [271, 272] and TRAINED.decode(all_) == text
     one = TRAINED.encode(text, special=["<|end|>"])
     assert one[-1] == 272 and (one < 271).sum() == len(one) - 1 and TRAINED.decode(one) == text
-    with pytest.raises(TokenError, match=r"special: expected names of \['<\|end\|>', '<\|endoftext\|>'\], got '<pad>'"):
+    with pytest.raises(TokenError, match=r"expected names of \['<\|endoftext\|>', '<\|end\|>'\], got '<pad>'"):
         TRAINED.encode(text, special=["<pad>"])
 
 

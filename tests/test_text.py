@@ -77,7 +77,7 @@ def test_decode_refuses(ids, said):
     [
         (lambda: CharTokenizer.train(""), "at least one character"),
         (lambda: CharTokenizer.train(None), "at least one character, got None"),
-        (lambda: Tokenizer.from_dict({"kind": "syllable"}), r"one of \['char', 'word'\], got 'syllable'"),
+        (lambda: Tokenizer.from_dict({"kind": "syllable"}), r"one of \['bpe', 'bytes', 'char', 'word'\], got 'syllable'"),
         (lambda: Tokenizer.from_dict({}), "got None"),
         (lambda: Tokenizer.from_dict([]), "got list"),
         (lambda: Tokenizer.from_dict({"kind": "char"}), "at least one character, got None"),
