@@ -248,6 +248,29 @@ def gradcheck(args: argparse.Namespace) -> int:
     return catalog.main(args.names, order=args.order, curve=args.curve)
 
 
+def tokenizer(args: argparse.Namespace) -> int:
+    from scratchgen.training import vocabulary
+
+    if args.how == "train":
+        if args.text is not None:
+            raise UsageError("tokenizer train: expected one name or path of a text, got two.")
+        _say(vocabulary.learn(args.where, args.size, Path(args.out), special=args.special, ties=args.ties))
+        return 0
+    found = vocabulary.find(args.where)
+    text = sys.stdin.read() if args.text is None else args.text
+    if args.how == "encode":
+        _say(" ".join(map(str, found.encode(text).tolist())))
+    elif args.how == "decode":
+        _say(found.decode(vocabulary.numbers(text)))
+    elif args.html:
+        vocabulary.write_page(found, text, Path(args.html))
+        _say(args.html)
+    else:
+        colours = sys.stdout.isatty()
+        (print if colours else _say)(vocabulary.shown(found, text, colours=colours))
+    return 0
+
+
 def recipes(args: argparse.Namespace) -> int:
     from scratchgen import training
 
@@ -511,6 +534,20 @@ def _parser(table: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=_natural, metavar="S", help="which held-out pictures, where none is named (0)")
     on_device(p)
     p.add_argument("--out", type=_file, metavar="FILE", help="where to write (RUN/edits/HOW.png)")
+
+    p = command("tokenizer", tokenizer, "learn a vocabulary of byte pairs, and look at text through it",
+                "tokenizer train python-docs --size 2048 --out bpe", "tokenizer show bpe 'The quick brown fox'",
+                "tokenizer encode bpe 'The quick' | scratchgen tokenizer decode bpe")  # fmt: skip
+    p.add_argument("how", metavar="HOW", choices=("train", "encode", "decode", "show"), help="train, encode, decode or show")
+    p.add_argument("where", type=_path, metavar="WHERE",
+                   help="train: a text; else a folder of vocab.json and merges.txt, a run, or bytes")  # fmt: skip
+    p.add_argument("text", nargs="?", metavar="TEXT", help="what to encode, decode or show (standard input)")
+    p.add_argument("--size", type=_reader(int, 256, "a whole number of at least 256"), default=4096, metavar="N",
+                   help="train: tokens in the vocabulary (4096)")  # fmt: skip
+    p.add_argument("--out", type=_path, default="tokenizer", metavar="DIR", help="train: folder of the files (tokenizer)")
+    p.add_argument("--special", action="append", default=[], metavar="NAME", help="train: a special token; repeatable")
+    p.add_argument("--ties", default="lowest", metavar="RULE", help="train: of equal pairs the lowest or greatest (lowest)")
+    p.add_argument("--html", type=_file, metavar="FILE", help="show: write a page")
 
     p = command(
         "eval",

@@ -32,7 +32,7 @@ from scratchgen.models import doctor
 from scratchgen.models.family import Draw, Family, Keep, Line, Option, Page, Panel, Score, Texts
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
-from scratchgen.text import CharTokenizer, TokenError, Tokenizer, sample
+from scratchgen.text import BPETokenizer, ByteTokenizer, CharTokenizer, TokenError, Tokenizer, sample
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class GPTConfig:
     n_embd: int = 128  # C, the width of the residual stream
     dropout: float = 0.0
     bias: bool = False  # in linear layers and layer norms
+    tokenizer: str = "char"  # or "bytes", "bpe", a folder with vocab.json and merges.txt
+    tokens: int = 1024  # of "bpe": the size of its vocabulary, learned from the text to learn from
     checkpoint: bool = False  # recompute the blocks in the backward sweep instead of storing what they computed
     lr: float = 1e-3
     weight_decay: float = 0.1
@@ -211,18 +213,33 @@ class GPT(nn.Module):
 
 
 def tokenize(train: data.Text, test: data.Text, settings: Mapping[str, Any]) -> tuple[data.Tokens, data.Tokens]:
-    """Both parts of a text as tokens. Raises DataError where fewer than two characters are held out, one to foretell another.
+    """Both parts of a text as tokens. Raises DataError where fewer than two of them are held out, one to foretell another.
 
-    The vocabulary holds the characters of both: one that only the held-out part has is a character of the language too.
+    A vocabulary of characters holds those of both: one that only the held-out part has is a character of the language too.
     """
-    tokenizer = CharTokenizer.train(train.text + test.text)
+    tokenizer = _tokenizer(train.text, test.text, settings)
     if len(test) < 2:
         raise data.DataError(
             f"{train.name}: expected at least 2 characters held out, one to be foretold from the other, got {len(test)} "
             f"of {len(train) + len(test)}."
         )
     both = [data.Tokens(tokenizer.encode(part.text), tokenizer, settings["block_size"], part.name) for part in (train, test)]
+    if len(both[1]) < 2:
+        raise data.DataError(f"{train.name}: expected at least 2 tokens held out, got {len(both[1])}.")
     return both[0], both[1]
+
+
+def _tokenizer(train: str, test: str, settings: Mapping[str, Any]) -> Tokenizer:
+    """The one that the setting `tokenizer` asks for. Raises DataError where a folder holds none."""
+    kind = settings["tokenizer"]
+    try:
+        if kind == "char":
+            return CharTokenizer.train(train + test)
+        if kind == "bytes":
+            return ByteTokenizer()
+        return BPETokenizer.train(train, settings["tokens"]) if kind == "bpe" else BPETokenizer.load(kind)
+    except TokenError as error:
+        raise data.DataError(f"tokenizer: {error}") from error
 
 
 def write(
@@ -271,6 +288,9 @@ def scores(
     return {"bits_per_byte": bits, "uniform": math.log(tokenizer.vocab_size)}
 
 
+_KINDS = {"char": "characters", "bytes": "bytes", "bpe": "bytes and strings of them"}
+
+
 def page(model: GPT, tokenizer: Tokenizer, task: data.Task, draw: Draw) -> Page:
     """What the page of a run shows: what the model writes, tame and wild."""
     prompt = "The " if _knows(tokenizer, "The ") else None
@@ -279,9 +299,9 @@ def page(model: GPT, tokenizer: Tokenizer, task: data.Task, draw: Draw) -> Page:
         for t in (0.5, 0.8, 1.0)
     ]
     return Page(
-        f"A text is a sequence of tokens, here {tokenizer.vocab_size} different characters, and its probability is the product "
-        "of the probabilities of each token given all before it. One network computes them all, by attention to what came "
-        "earlier, and a text is written by drawing one token after the other.",
+        f"A text is a sequence of tokens, here {tokenizer.vocab_size:,} different {_KINDS[tokenizer.kind]}, and its "
+        "probability is the product of the probabilities of each token given all before it. One network computes them all, by "
+        "attention to what came earlier, and a text is written by drawing one token after the other.",
         (
             "p ( t_1 , … , t_T ) = ∏__i p ( t_i ∣ t_1 , … , t_{i−1} )",
             "Attention ( Q , K , V ) = softmax ( Q K^⊤ / √d + M ) V",

@@ -175,9 +175,9 @@ def adjust(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             continue
         value = _read(name, value, types[name], least=1 if name in recipe.model else 0)
         (model if name in recipe.model else own)[name] = value
-    for name in ("data", "begun_from"):
-        if name in own:
-            own[name] = _absolute(own[name])
+    for place, name in ((own, "data"), (own, "begun_from"), (model, "tokenizer")):
+        if name in place:
+            place[name] = _absolute(place[name])
     return dataclasses.replace(recipe, model=model, **own)
 
 
