@@ -141,7 +141,7 @@ class VectorQuantizer(nn.Module):
     @no_grad()
     def _follow(self, z: Tensor, ids: Tensor) -> None:
         """(4), then dead codes are replaced."""
-        chose = F.one_hot(ids, self.codes).to(z.dtype)  # (N, K)
+        chose = Tensor(np.eye(self.codes, dtype=z.dtype)[ids.cpu().data], device=z.device)  # (N, K)
         self.counts.copy_(self.decay * self.counts + (1 - self.decay) * chose.sum(0))
         self.sums.copy_(self.decay * self.sums + (1 - self.decay) * (chose.T @ z))
         dead = np.flatnonzero(self.counts.cpu().data < 1)
@@ -253,16 +253,23 @@ class VQVAE(nn.Module):
         optimizers["adam"].zero_grad()
         loss.backward()
         optimizers["adam"].step()
+        each = self._shares(ids.cpu().data)  # (h · w, K)
         with no_grad():
-            each = F.one_hot(ids, self.quantizer.codes).to(x.dtype).mean(0)  # (h · w, K)
-            self.frequencies.copy_(self.config.decay * self.frequencies + (1 - self.config.decay) * each)
+            beside = Tensor(each, self.frequencies.dtype, self.device)
+            self.frequencies.copy_(self.config.decay * self.frequencies + (1 - self.config.decay) * beside)
         return {
             "loss": loss.item(),
             "error": error.item(),
             "commitment": commitment.item(),
-            "perplexity": _perplexity(each.cpu().data.mean(0)),
+            "perplexity": _perplexity(each.mean(0)),
             "revived": float(self.quantizer.revived),
         }
+
+    def _shares(self, ids: np.ndarray) -> np.ndarray:
+        """The share of a batch in which each code stands at each place.     (B, h · w) → (h · w, K)"""
+        places, codes = ids.shape[1], self.quantizer.codes
+        counts = np.bincount((np.arange(places) * codes + ids).ravel(), minlength=places * codes)
+        return counts.reshape(places, codes) / len(ids)
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
