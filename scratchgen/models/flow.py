@@ -633,27 +633,16 @@ def page_of_points(model: Flow, metadata: Mapping[str, Any], task: data.Task, dr
 
 POINTS = dataclasses.replace(
     FAMILY,
+    **points.IN_THE_PLANE,
     name="toy-flow",
     title="Flow matching in the plane",
-    learns_from=data.Points,
-    prepare=lambda train, test, settings: (train, test),
-    decided={
-        "shape": lambda points: (2,),
-        "classes": lambda points: 0,
-        "centre": lambda of: points.standard(of)[0],
-        "scale": lambda of: points.standard(of)[1],
-    },
-    makes="points",
+    decided=points.DECIDED,
     sample=sample_points,
     options=tuple(
         dataclasses.replace(option, what="of the solver, from noise to point (40)") if option.name == "steps" else option
         for option in FAMILY.options
         if option.name in ("steps", "solver")
     ),
-    read_metadata=points.read_metadata,
-    many=points.MANY,
-    snapshot=points.snapshot,
-    scores=points.scores,
     meanings=(*FAMILY.meanings[:4], *points.MEANINGS),
     page=page_of_points,
 )

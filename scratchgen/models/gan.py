@@ -400,24 +400,15 @@ def page_of_points(model: GAN, metadata: Mapping[str, Any], task: data.Task, dra
 
 POINTS = dataclasses.replace(
     FAMILY,
+    **points.IN_THE_PLANE,
     name="toy-gan",
     title="Generative adversarial network in the plane",
-    learns_from=data.Points,
-    prepare=lambda train, test, settings: (train, test),
     decided={
-        "shape": lambda points: (2,),
+        **points.DECIDED,
         "network": lambda points: "mlp",
         "upsample": lambda points: "nearest",
-        "classes": lambda points: 0,
-        "centre": lambda of: points.standard(of)[0],
-        "scale": lambda of: points.standard(of)[1],
     },
-    makes="points",
     sample=sample_points,
-    read_metadata=points.read_metadata,
-    many=points.MANY,
-    snapshot=points.snapshot,
-    scores=points.scores,
     meanings=(*FAMILY.meanings[:5], *points.MEANINGS),
     page=page_of_points,
 )

@@ -66,3 +66,19 @@ MEANINGS = (
     Score("density", "density", 1, "how many held-out points’ balls hold a sample; 1 of real ones"),
     Score("coverage", "coverage", 1, "share of the held-out points with a sample near by"),
 )
+
+IN_THE_PLANE: dict[str, Any] = {  # what a family of pictures declares otherwise, to make points
+    "learns_from": Points,
+    "prepare": lambda train, test, settings: (train, test),
+    "makes": "points",
+    "read_metadata": read_metadata,
+    "many": MANY,
+    "snapshot": snapshot,
+    "scores": scores,
+}
+DECIDED: dict[str, Callable[[Points], Any]] = {
+    "shape": lambda of: (2,),
+    "classes": lambda of: 0,
+    "centre": lambda of: standard(of)[0],
+    "scale": lambda of: standard(of)[1],
+}
