@@ -183,6 +183,8 @@ def test_restored_pictures_are_the_ceiling(task, keep):
         scores=lambda *given: pictures.scores_with_restored(*given, pictures.scores_of_classes),
     )
     assert "agreement" in told and told["restored_frechet_distance"] == found["restored_frechet_distance"]
+    alone = scored(task, draw, keep)
+    assert alone["frechet_distance"] == found["frechet_distance"], "it makes no difference to the scores of samples"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

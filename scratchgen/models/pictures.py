@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -238,10 +239,12 @@ def scores_with_restored(
     of_samples: Callable[..., dict[str, float]] = scores,
 ) -> dict[str, float]:
     """Those of samples, and how near held-out pictures come through their codes: as near as a prior of codes can bring them."""
-    x = task.test.x
-    restored = scores(task, found, lambda n, rng: draw(n, rng, of=x[rng.permutation(len(x))[:n]]), rng, say, keep)
-    more = {"restored_frechet_distance": restored["frechet_distance"]} if "frechet_distance" in restored else {}
-    return {**of_samples(task, found, draw, rng, say, keep), **more}
+    x, again = task.test.x, copy.deepcopy(rng)  # both are compared with the same pictures, by the same features
+    samples = of_samples(task, found, draw, rng, say, keep)
+    restored = scores(
+        task, found, lambda n, rng: draw(n, rng, of=x[rng.permutation(len(x))[:n]]), again, lambda text: None, keep
+    )
+    return samples | {f"restored_{key}": restored[key] for key in ("frechet_distance",) if key in restored}
 
 
 RESTORED = Score("restored_frechet_distance", "Fréchet distance, restored", -1, "of pictures through their codes: the ceiling")
