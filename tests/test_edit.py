@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from scratchgen.__main__ import main
 from scratchgen.models import latent
 from scratchgen.training import open_run, train
 from scratchgen.training.edit import FRAMES, SIDE, Options, judge
+from tests.strategies import DEEP
 
 
 @pytest.mark.parametrize("way", latent.WAYS)
@@ -230,3 +233,34 @@ def test_a_page_runs_in_a_browser_without_a_network(how, vae, tmp_path):
     assert shown and "background-position" in shown[1], done.stderr[-500:]
     assert len(re.findall("<li style" if how == "map" else "<output>σ [0-9]", done.stdout)) == (10 if how == "map" else 3)
     assert Path(tmp_path / "page.html").stat().st_size < 2**20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# At length: the pictures of the README, and what they are judged to be
+# ---------------------------------------------------------------------------------------------------------------------
+
+FORMULAS = (("Sneaker", "Ankle boot"), ("Pullover", "Trouser"), ("Sandal", "Ankle boot"))
+TRIALS, SEED = 200, 0
+
+
+@pytest.mark.skipif(not DEEP, reason="only in the deep run: SCRATCHGEN_DEEP=1")
+def test_the_pictures_of_the_readme(tmp_path):
+    """Of 200 held-out pictures moved by each formula, and of as many middles between two of a class, 80 % are as asked
+
+    On the compiled kernels, since it takes minutes. SCRATCHGEN_PICTURES=pictures writes what the README shows into that folder.
+    """
+    where, run = Path(os.environ.get("SCRATCHGEN_PICTURES", tmp_path)).resolve(), str(tmp_path / "run")
+
+    def said(*words):
+        command = [sys.executable, "-m", "scratchgen", *map(str, words)]
+        return subprocess.run(command, env={**os.environ, "SCRATCHGEN_KERNELS": "cpu"}, check=True, text=True, stdout=-1).stdout
+
+    print(f"seed {SEED}", said("train", "vae-conv", "--seed", SEED, "--out", run, "--quiet").splitlines()[-1])
+    asked = [["arithmetic", "--minus", minus, "--plus", plus] for minus, plus in FORMULAS]
+    for i, words in enumerate([*asked, ["interpolate", "--steps", 9]]):
+        out = where / f"{words[0]}.png" if i in (0, len(asked)) else tmp_path / "other.png"
+        sentence = said("edit", run, *words, "--seed", SEED, "--judge", TRIALS, "--out", out).splitlines()[-1]
+        print(sentence)
+        found, of = map(int, re.search(r"takes (\d+) of (\d+) for", sentence).groups())
+        assert of == TRIALS and found >= 0.8 * TRIALS, sentence
+        assert out.stat().st_size < 100_000
