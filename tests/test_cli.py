@@ -187,7 +187,7 @@ def test_samples_of_text(here, capsys):
 @pytest.mark.parametrize(
     "name, keys",
     [
-        ("vae", {"elbo", "kl", "frechet_distance"}),
+        ("vae", {"elbo", "kl", "active_units", "log_likelihood", "frechet_distance", "frechet_distance_restored"}),
         ("gan", {"value", "frechet_distance", "precision", "recall", "diversity", "frechet_distance_real"}),
         ("gpt", {"nll", "perplexity", "bits_per_byte"}),
     ],
@@ -198,8 +198,9 @@ def test_eval(name, keys, here, capsys):
     found = json.loads(Path(name, "eval.json").read_text())
     assert keys <= set(found["scores"]) and found["step"] == 4 and all(np.isfinite(v) for v in found["scores"].values())
     for key in found["scores"]:
-        assert key.removesuffix("_real").removesuffix("_shifted").replace("_", " ") in table
+        assert re.sub("_(restored|real|shifted)$", "", key).replace("_", " ") in table
     assert ("real data  moved by a pixel" in table) == (name != "gpt")
+    assert ("restored, the ceiling" in table) == (name == "vae")
     assert "d real" in table or name != "gan"
     assert main(["eval", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found, "and the same scores again"

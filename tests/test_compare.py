@@ -33,7 +33,7 @@ def test_a_family_is_trained_scored_and_shown_and_what_is_there_is_kept(tmp_path
     assert compare.run(tmp_path / "c", say=told.append, **how) is None
     found = json.loads((tmp_path / "c" / "compare.json").read_text())["families"]
     assert [(f["family"], f["steps"]) for f in found] == [("codes", [3, 3])]
-    assert found[0]["scores"]["restored_frechet_distance"] > 0
+    assert found[0]["scores"]["frechet_distance_restored"] > 0
     assert found[0]["samples_per_second"] > 0
     assert "Fréchet distance" in told[-1] and "codes" in told[-1]
     assert (tmp_path / "c" / "compare.png").stat().st_size > 1000

@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 import scratchgen as sg
-from scratchgen.models.priors import Encoded, Mixture, Prior, PriorConfig, adopt, describe
+from scratchgen.models.priors import Encoded, Mixture, Prior, PriorConfig, adopt, describe, encode, sample
 from scratchgen.models.vae import VAE, VAEConfig
 from scratchgen.models.vqvae import VQVAE, VQVAEConfig
-from scratchgen.training import TrainingError, open_run, samples, train
+from scratchgen.training import TrainingError, open_run, samples, scores, train
 from scratchgen.training.folder import CHECKPOINT
 
 
@@ -199,6 +199,22 @@ def test_the_density_of_points_counts_their_scale(kind):
     assert abs(made.mean(0) - prior.mean.data).max() < 0.8 * prior.scale.data.max()
 
 
+def test_a_prior_on_codes_of_classes_learns_from_those_that_are_decoded():
+    """The codes of an autoencoder that is told classes are less the mean of their class, and are restored as of this class"""
+    sg.manual_seed(0)
+    codec = VAE(VAEConfig(shape=(1, 8, 8), hidden=8, latent=2, classes=3)).eval()
+    codec.centre.running_mean.copy_(np.random.default_rng(0).normal(0, 3, (3, 2)))
+    seen = images()
+    codes = encode(codec, seen)
+    np.testing.assert_allclose(codes[:, 0], codec.encode(seen.x, seen.y), atol=1e-6)
+    encoded = Encoded(codes, seen, codec)
+    prior = Prior(PriorConfig(codec=describe(encoded), components=2, classes=3))
+    adopt(prior, encoded)
+    prior.eval()
+    again = sample(prior, {"classes": seen.classes}, len(seen), np.random.default_rng(0), of=seen.x, y=seen.y)
+    np.testing.assert_allclose(again, codec.reconstruct(seen.x, seen.y), atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs that build on runs
 # ---------------------------------------------------------------------------------------------------------------------
@@ -236,6 +252,9 @@ def test_a_prior_goes_on_to_the_same_bits_without_the_run_it_builds_on(kind, cod
         np.testing.assert_array_equal(tensor.numpy(), b.model.state_dict()[name].numpy())
     np.testing.assert_array_equal(samples(a, 3, 0), samples(b, 3, 0))
     assert samples(a, 3, 0).shape == (3, 1, 8, 8)
+    found = scores(a)
+    assert found["frechet_distance"] > 0 < found["frechet_distance_restored"]
+    assert ("agreement" in found) == (kind != "mixture"), "a mixture is told no classes"
 
 
 def test_what_a_prior_cannot_build_on(codec_run, latent_run, tmp_path):

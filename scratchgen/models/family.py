@@ -58,7 +58,8 @@ class Score(NamedTuple):
     exponential: bool = False  # is it e to the power of a loss in nats? Then its logarithm tells whether it has diverged
 
 
-BESIDE = (("_real", "real data"), ("_shifted", "moved by a pixel"))  # endings of the same score of other data than samples
+# endings of the same score of other data than samples, and what these are
+BESIDE = (("_restored", "restored, the ceiling"), ("_real", "real data"), ("_shifted", "moved by a pixel"))
 
 
 def side_by_side(scores: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:

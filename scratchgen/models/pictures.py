@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -78,6 +77,12 @@ def sample_classes(
     return np.concatenate(made)
 
 
+def restored(codec: Any, x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    """Pictures through an autoencoder's codes and back, 256 at a time; y: their classes, where it is told them."""
+    parts = [slice(i, i + 256) for i in range(0, len(x), 256)]
+    return np.concatenate([codec.reconstruct(x[p], None if y is None else y[p]) for p in parts])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,27 +99,42 @@ Read = Callable[
 
 
 def scores(
-    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
+    task: Task,
+    found: dict[str, float],
+    draw: Draw,
+    rng: np.random.Generator,
+    say: Callable[[str], Any],
+    keep: Keep,
+    *,
+    restores: bool = False,
 ) -> dict[str, float]:
     """How near samples come to as many held-out pictures, how varied they are, and whether they are new.
 
     Distances are between features: of a `classifier` of the training pictures, where these have classes; else pixels, or, of
     larger pictures, the 64 principal components of training pictures. The same scores of real training pictures ("…_real") say
     what could be expected of a perfect model, those of training pictures moved by a pixel ("…_shifted") whether a score sees
-    so small a fault. With too few pictures there are no such distances, which `say` is told.
+    so small a fault. Of a model that `restores`, those of the held-out pictures through their codes ("…_restored") are the
+    ceiling: no prior of the codes brings samples nearer. With too few pictures there are no distances, which `say` is told.
     """
-    return _scores(task, lambda n, y: draw(n, rng), rng, say, keep, told=False)
+    return _scores(task, lambda n, y: draw(n, rng), draw if restores else None, rng, say, keep, told=False)
 
 
 def scores_of_classes(
-    task: Task, found: dict[str, float], draw: Draw, rng: np.random.Generator, say: Callable[[str], Any], keep: Keep
+    task: Task,
+    found: dict[str, float],
+    draw: Draw,
+    rng: np.random.Generator,
+    say: Callable[[str], Any],
+    keep: Keep,
+    *,
+    restores: bool = False,
 ) -> dict[str, float]:
     """`scores` of a model that is told classes, and whether it does as told; it is asked for those of the held-out pictures.
 
     Of pictures without classes, which it could not be told, the `scores` alone.
     """
     if task.test.y is None:
-        return scores(task, found, draw, rng, say, keep)
+        return scores(task, found, draw, rng, say, keep, restores=restores)
 
     def of_classes(n: int, y: np.ndarray) -> np.ndarray:
         made = np.empty((n, *task.test.shape), np.float32)
@@ -122,12 +142,13 @@ def scores_of_classes(
             made[y == k] = draw(int((y == k).sum()), rng, label=task.test.classes[k])
         return made
 
-    return _scores(task, of_classes, rng, say, keep, told=True)
+    return _scores(task, of_classes, draw if restores else None, rng, say, keep, told=True)
 
 
 def _scores(
     task: Task,
     draw: Callable[[int, Any], np.ndarray],
+    restore: Draw | None,
     rng: np.random.Generator,
     say: Callable[[str], Any],
     keep: Keep,
@@ -152,11 +173,14 @@ def _scores(
     more: dict[str, float] = {"n_real": n, "n_fake": n, "n_near": min(n, NEAR)}
     if judge is not None:
         more["classifier_accuracy"] = float(judge.accuracy.numpy()[0])
-    for name, asked, pictures in (
+    kinds = [
         ("", y, lambda: draw(n, y)),
         ("_real", y_learned, lambda: train.x[learned]),
         ("_shifted", y_learned, lambda: shifted(train.x[learned])),
-    ):
+    ]
+    if restore is not None:
+        kinds.insert(1, ("_restored", y, lambda: restore(n, rng, of=test.x[chosen], y=y)))
+    for name, asked, pictures in kinds:
         x, labels = read(pictures())
         part = _nearness(held_out, x)
         if np.median(far) > 0:
@@ -229,25 +253,6 @@ def _obedience(
     }
 
 
-def scores_with_restored(
-    task: Task,
-    found: dict[str, float],
-    draw: Draw,
-    rng: np.random.Generator,
-    say: Callable[[str], Any],
-    keep: Keep,
-    of_samples: Callable[..., dict[str, float]] = scores,
-) -> dict[str, float]:
-    """Those of samples, and how near held-out pictures come through their codes: as near as a prior of codes can bring them."""
-    x, again = task.test.x, copy.deepcopy(rng)  # both are compared with the same pictures, by the same features
-    samples = of_samples(task, found, draw, rng, say, keep)
-    restored = scores(
-        task, found, lambda n, rng: draw(n, rng, of=x[rng.permutation(len(x))[:n]]), again, lambda text: None, keep
-    )
-    return samples | {f"restored_{key}": restored[key] for key in ("frechet_distance",) if key in restored}
-
-
-RESTORED = Score("restored_frechet_distance", "Fréchet distance, restored", -1, "of pictures through their codes: the ceiling")
 MEANINGS = (
     Score("n_real", "held-out pictures", 0, "that samples are compared with"),
     Score("n_fake", "samples", 0, "that are compared; a score of fewer is another score"),

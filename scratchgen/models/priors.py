@@ -130,7 +130,7 @@ def encode(codec: Any, images: data.Images) -> np.ndarray:
             parts.append(codec.encode(images.x[i : i + 512]))
             continue
         y = None if images.y is None else images.y[i : i + 512]
-        q = codec.encoder(Tensor(images.x[i : i + 512], device=codec.device), codec.condition(y))
+        q = codec.posterior(Tensor(images.x[i : i + 512], device=codec.device), codec.condition(y))
         parts.append(np.stack([t.cpu().data for t in q], axis=1))
     return np.concatenate(parts)
 
@@ -437,10 +437,14 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     of: np.ndarray | None = None,
+    y: Any = None,
 ) -> np.ndarray:
-    """n pictures of the class of that name or number, or of each in turn; of a mixture, of any.     → (n, C, H, W) in [0, 1]"""
+    """n pictures of the class of that name or number, or of each in turn; of a mixture, of any.     → (n, C, H, W) in [0, 1]
+
+    Or the pictures `of` (n, C, H, W), of the classes y, through the autoencoder's codes and back.
+    """
     if of is not None:
-        return np.concatenate([model.codec.reconstruct(of[i : i + 256]) for i in range(0, len(of), 256)])
+        return pictures.restored(model.codec, of, y)
     if label is not None and not (model.config.classes and model.kind != "mixture"):
         raise OptionError("--label: this prior is told no classes.")
     y = pictures.labels(metadata["classes"], n, label) if model.config.classes and model.kind != "mixture" else None
@@ -458,9 +462,8 @@ def scores(
 ) -> dict[str, float]:
     """How near samples come to real pictures, and how near restored ones do, which is as near as a prior can bring them."""
     images = data.Task(task.train.images, task.test.images, task.batch_size, task.seed)
-    told = task.test.images.y is not None and "nats_per_code" in found  # a mixture is told no classes
-    of_samples = pictures.scores_of_classes if told else pictures.scores
-    return pictures.scores_with_restored(images, found, draw, rng, say, keep, of_samples)
+    told = "nats_per_code" in found or "loss" in found  # scores of a GPT and of a flow; a mixture is told no classes
+    return (pictures.scores_of_classes if told else pictures.scores)(images, found, draw, rng, say, keep, restores=True)
 
 
 def probe(model: Prior, task: data.Task, rng: np.random.Generator) -> dict[str, float]:
@@ -553,7 +556,6 @@ FAMILY = Family(
         Score("elbo", "ELBO with this prior", 1, "nats per held-out picture"),
         Score("elbo_standard", "ELBO with *N*(0, *I*)", 1, "the same pictures and codes"),
         *pictures.MEANINGS,
-        pictures.RESTORED,
     ),
     curves=(Panel("loss", (Line("loss", "training"),)),),
     page=page,

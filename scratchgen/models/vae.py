@@ -35,6 +35,7 @@ picture, so that the code need only tell the rest of it, its style (Kingma et al
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -377,6 +378,27 @@ def remarks(config: VAEConfig, task: data.Task) -> Iterable[str]:
         )
 
 
+def sample(
+    model: VAE,
+    metadata: Mapping[str, Any],
+    n: int,
+    rng: np.random.Generator,
+    *,
+    label: str | None = None,
+    of: np.ndarray | None = None,
+    y: Any = None,
+) -> np.ndarray:
+    """n pictures from the prior, of the class of that name or number or of each in turn where the model is told classes.
+
+    Or the pictures `of` (n, C, H, W), of the classes y, through their codes and back.
+    """
+    if of is not None:
+        return pictures.restored(model, of, y)
+    if model.config.classes:
+        return pictures.sample_classes(model, metadata, n, rng, label=label)
+    return pictures.sample(model, metadata, n, rng)
+
+
 PROBED = 200  # pictures of which log p(x) is found, each by 5,000 passes of the decoder
 
 
@@ -496,9 +518,9 @@ FAMILY = Family(
     prepare=prepare,
     decided={**pictures.SHAPE, "classes": lambda images: 0},
     makes="pictures",
-    sample=pictures.sample,
+    sample=sample,
     edits=("reconstruct", "interpolate", "arithmetic", "traverse", "map"),
-    scores=pictures.scores,
+    scores=functools.partial(pictures.scores, restores=True),
     probe=probe,
     remarks=remarks,
     meanings=(
@@ -539,9 +561,8 @@ CONDITIONAL = dataclasses.replace(
     title="Conditional variational autoencoder",
     prepare=prepare_classes,
     decided=pictures.SHAPE_AND_CLASSES,
-    sample=pictures.sample_classes,
     edits=("reconstruct", "interpolate", "traverse", "map", "transfer"),
     options=(pictures.LABEL,),
-    scores=pictures.scores_of_classes,
+    scores=functools.partial(pictures.scores_of_classes, restores=True),
     page=page_of_classes,
 )

@@ -33,6 +33,7 @@ has to beat.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -312,8 +313,8 @@ class VQVAE(nn.Module):
         q = q.reshape(len(ids), *self.grid, -1).permute(0, 3, 1, 2)
         return self.decoder(q).cpu().data.clip(0, 1)
 
-    def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """Pictures through their codes and back."""
+    def reconstruct(self, x: np.ndarray, y: Any = None) -> np.ndarray:
+        """Pictures through their codes and back. Their classes y tell nothing, as in an autoencoder that is told none."""
         return self.decode(self.encode(x))
 
     def generate(self, n: int, *, generator: np.random.Generator | None = None) -> np.ndarray:
@@ -346,12 +347,10 @@ def _perplexity(chance: np.ndarray) -> float:
 
 
 def sample(
-    model: VQVAE, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, of: np.ndarray | None = None
+    model: VQVAE, metadata: Mapping[str, Any], n: int, rng: np.random.Generator, *, of: np.ndarray | None = None, y: Any = None
 ) -> np.ndarray:
     """The pictures `of` (n, C, H, W) through their codes and back; without them n pictures as `generate` draws them."""
-    if of is None:
-        return pictures.sample(model, metadata, n, rng)
-    return np.concatenate([model.reconstruct(of[i : i + 256]) for i in range(0, len(of), 256)])
+    return pictures.sample(model, metadata, n, rng) if of is None else pictures.restored(model, of)
 
 
 def snapshot(task: data.Task, draw: Draw, rng: np.random.Generator) -> np.ndarray:
@@ -400,14 +399,13 @@ FAMILY = Family(
     sample=sample,
     snapshot=snapshot,
     edits=("reconstruct",),
-    scores=pictures.scores_with_restored,
+    scores=functools.partial(pictures.scores, restores=True),
     meanings=(
         Score("error", "squared error", -1, "of held-out pictures through their codes, in variances of the data"),
         Score("codes_used", "codes used", 1, "by held-out pictures"),
         Score("perplexity", "perplexity of codes", 1, "how many, evenly used, would be as various"),
         Score("code_nats", "nats a code", -1, "by the frequencies at each place: what a learned prior has to beat"),
         *pictures.MEANINGS,
-        pictures.RESTORED,
     ),
     rules=(doctor.flat("error"), doctor.dead_codes),
     curves=(

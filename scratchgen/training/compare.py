@@ -139,7 +139,7 @@ def _json(content: Any) -> str:
 COLUMNS = (
     ("Fréchet distance", lambda f: f["scores"].get("frechet_distance")),
     ("of real data", lambda f: f["scores"].get("frechet_distance_real")),
-    ("restored", lambda f: f["scores"].get("restored_frechet_distance")),
+    ("restored", lambda f: f["scores"].get("frechet_distance_restored")),
     ("precision", lambda f: f["scores"].get("precision")),
     ("recall", lambda f: f["scores"].get("recall")),
     ("parameters", lambda f: f["parameters"]),

@@ -160,8 +160,7 @@ class Editor:
 def reconstruct(editor: Editor, named: Sequence[str]) -> dict[str, bytes]:
     """Above the pictures, below what their codes restore."""
     x, y = editor.pictures(named)
-    restored = editor.codec.reconstruct(x, y) if editor.told else editor.codec.reconstruct(x)
-    return {"reconstruct.png": _sheet(np.concatenate([x, restored]), len(x))}
+    return {"reconstruct.png": _sheet(np.concatenate([x, editor.codec.reconstruct(x, y)]), len(x))}
 
 
 def interpolate(editor: Editor, named: Sequence[str]) -> dict[str, bytes]:
