@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchgen.text import CharTokenizer, TokenError, Tokenizer, WordTokenizer, probabilities, sample
+from scratchgen.text import CharTokenizer, TokenError, Tokenizer, WordTokenizer, penalised, probabilities, sample
 
 few = settings(derandomize=True, max_examples=60, deadline=None)
 anything = st.text(st.characters(), min_size=1, max_size=40)  # lone surrogates and NUL included
@@ -121,7 +121,7 @@ def test_words_by_hand():
 # --------------------------------------------------------------------------------------------------------- sampling
 
 
-def brute_force(z, temperature, top_k, top_p):
+def brute_force(z, temperature, top_k, top_p, min_p):
     """The docstring of `probabilities`, one row and one token at a time."""
     ranked = sorted(range(len(z)), key=lambda i: (-z[i], i))
     if temperature == 0:
@@ -135,6 +135,8 @@ def brute_force(z, temperature, top_k, top_p):
             if mass >= top_p:
                 kept = kept[:size]
                 break
+    if min_p is not None:
+        kept = [i for i in kept if weight[i] >= min_p * max(weight.values())]
     p = np.zeros(len(z))
     p[kept] = [weight[i] for i in kept]
     return p / p.sum()
@@ -152,14 +154,26 @@ logit_rows = st.lists(st.integers(-8, 8).map(lambda n: n / 2) | st.just(-np.inf)
     temperature=st.sampled_from([0, 0.3, 1.0, 2.5]),
     top_k=st.none() | st.integers(1, 10),
     top_p=st.none() | st.just(1.0) | st.integers(1, 999).map(lambda n: n / 1000 + 0.000_317),
+    min_p=st.none() | st.just(1.0) | st.integers(1, 999).map(lambda n: n / 1000 + 0.000_317),
 )
-def test_probabilities_against_brute_force(row, temperature, top_k, top_p):
-    p = probabilities(np.array(row), temperature=temperature, top_k=top_k, top_p=top_p)
-    expected = brute_force(row, temperature, top_k, top_p)
+def test_probabilities_against_brute_force(row, temperature, top_k, top_p, min_p):
+    rules = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    p = probabilities(np.array(row), **rules)
+    expected = brute_force(row, *rules.values())
     assert p.dtype == np.float64 and np.array_equal(p > 0, expected > 0)
     np.testing.assert_allclose(p, expected, rtol=1e-12)
-    drawn = sample(np.tile(row, (50, 1)), temperature=temperature, top_k=top_k, top_p=top_p, rng=np.random.default_rng(0))
+    drawn = sample(np.tile(row, (50, 1)), **rules, rng=np.random.default_rng(0))
     assert expected[drawn].min() > 0
+
+
+def test_a_penalty_makes_what_was_seen_less_likely_whatever_its_sign():
+    logits = np.array([[2.0, -1.0, 0.0, 3.0], [2.0, -1.0, 0.0, 3.0]])
+    found = penalised(logits, np.array([[0, 1, 1], [3, -1, -1]]), 2.0)
+    assert found.tolist() == [[1.0, -2.0, 0.0, 3.0], [2.0, -1.0, 0.0, 1.5]]
+    assert penalised(logits, np.array([[0], [0]]), 1.0) is logits and logits[0, 0] == 2
+    for wrong in (0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="repetition_penalty: expected a finite number above 0"):
+            penalised(logits, np.array([[0], [0]]), wrong)
 
 
 def test_sampling_follows_the_probabilities():
@@ -226,6 +240,8 @@ def test_ties_keep_exactly_k():
         (np.zeros(3), {"top_p": 0}, r"top_p: expected a number in \(0, 1\], got 0"),
         (np.zeros(3), {"top_p": 1.1}, "top_p"),
         (np.zeros(3), {"top_p": np.nan}, "top_p"),
+        (np.zeros(3), {"min_p": 0}, r"min_p: expected a number in \(0, 1\], got 0"),
+        (np.zeros(3), {"temperature": 0, "min_p": 2}, "min_p"),
         (np.zeros(3), {"temperature": 0, "top_k": -1}, "top_k"),  # checked also where it would make no difference
     ],
 )

@@ -96,3 +96,21 @@ def test_a_language_model_learns_tokens_of_any_kind(kind, size, text, tmp_path, 
 def test_a_folder_without_a_tokenizer_is_told(text, tmp_path, capsys):
     assert main(["train", "gpt", "--data", text, "--set", f"tokenizer={tmp_path}", "--out", str(tmp_path / "x")]) == 2
     assert "tokenizer: " in capsys.readouterr().err
+
+
+def test_texts_end_before_what_stops_them_and_repeat_less_under_a_penalty(text, tmp_path, capsys):
+    sets = [word for pair in SMALL for word in ("--set", pair)]
+    out = str(tmp_path / "run")
+    assert main(["train", "gpt", "--data", text, "--quiet", *sets, "--steps", "4", "--out", out]) == 0
+    run, rng = open_run(out), np.random.default_rng
+    whole = run.draw(3, rng(0), prompt="the ", length=60)
+    for stop in ("t", "a"):
+        for cut, full in zip(run.draw(3, rng(0), prompt="the ", length=60, stop=stop), whole, strict=True):
+            at = full.find(stop, 4)
+            assert cut == (full if at < 0 else full[:at])
+    assert run.draw(3, rng(0), prompt="the ", length=60, stop="nowhere") == whole
+    many = lambda **how: len(set(run.draw(1, rng(0), prompt="the ", length=40, temperature=0, **how)[0]))  # noqa: E731
+    assert many(repetition_penalty=5.0) > many()
+    capsys.readouterr()
+    for words, says in ((["--min-p", "2"], "a number above 0 and up to 1"), (["--repetition-penalty", "0"], "above 0")):
+        assert main(["sample", out, *words]) == 2 and says in capsys.readouterr().err

@@ -18,7 +18,7 @@ the mean of −log p(t_{i+1} | t_1 … t_i) over all positions, in nats per toke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from scratchgen.models import doctor
 from scratchgen.models.family import Draw, Family, Keep, Line, Option, Page, Panel, Score, Texts
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
-from scratchgen.text import BPETokenizer, ByteTokenizer, CharTokenizer, TokenError, Tokenizer, sample
+from scratchgen.text import BPETokenizer, ByteTokenizer, CharTokenizer, TokenError, Tokenizer, penalised, sample
 
 
 @dataclass(frozen=True)
@@ -175,36 +175,39 @@ class GPT(nn.Module):
         with np.errstate(over="ignore"):
             return {"nll": nll, "perplexity": float(np.exp(nll))}
 
-    @no_grad()
-    def generate(
+    def stream(
         self,
         ids: np.ndarray,
         max_new_tokens: int,
         *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
         generator: np.random.Generator | None = None,
-    ) -> np.ndarray:
-        """Continue each row, token by token, drawing from (1).     (B, T) → (B, T + new)
+        **rules: Any,
+    ) -> Iterator[np.ndarray]:
+        """Continue each row, token by token, drawing from (1).     (B, T) → up to max_new_tokens times (B)
 
         Only the last block_size tokens are seen. Until there are more, keys and values of earlier tokens are kept; from then on
-        every token moves by a position at each step, and all are computed anew. Rules as in `text.sample`.
+        every token moves by a position at each step, and all are computed anew. Rules as in `text.sample`; the penalty as in
+        `text.penalised`, on all tokens of the row.
         """
         rng = random.generator(generator)
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.shape[1] or ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"GPT.generate: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}"
-            )
+            raise ValueError(f"GPT: expected integer tokens of shape (B, T) with T of at least 1, got {ids.dtype} {ids.shape}")
         block, caches = self.config.block_size, [nn.KeyValueCache() for _ in self.transformer["h"]]
         for _ in range(max_new_tokens):
             fits = caches and ids.shape[1] <= block
             unseen = ids[:, caches[0].length :] if fits else ids[:, -block:]
-            logits = self(Tensor(unseen, device=self.device), caches if fits else None)[:, -1].cpu().data  # (B, V)
-            new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, rng=rng)
+            with no_grad():
+                logits = self(Tensor(unseen, device=self.device), caches if fits else None)[:, -1].cpu().data  # (B, V)
+            new = sample(penalised(logits, ids, repetition_penalty), **rules, rng=rng)
             ids = np.concatenate([ids, new[:, None]], axis=1)
-        return ids
+            yield new
+
+    def generate(self, ids: np.ndarray, max_new_tokens: int, **how: Any) -> np.ndarray:
+        """Each row continued by so many tokens, as in `stream`.     (B, T) → (B, T + new)"""
+        new = list(self.stream(ids, max_new_tokens, **how))
+        return np.concatenate([ids, *(column[:, None] for column in new)], axis=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,9 +256,13 @@ def write(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | None = None,
 ) -> list[str]:
     """n texts: the prompt, each time continued by `length` tokens. Without a prompt, what may follow the end of a line.
 
+    A text ends before `stop`, where the model writes that.
     Raises TokenError for a character that the tokenizer does not know, and the errors of `text.sample`.
     """
     hidden = 0
@@ -263,9 +270,29 @@ def write(
         ids = tokenizer.encode(prompt)
     else:
         ids, hidden = tokenizer.encode("\n") if _knows(tokenizer, "\n") else np.zeros(1, np.int64), 1
-    rules: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": rng}
-    batches = (np.repeat(ids[None], min(256, n - i), axis=0) for i in range(0, n, 256))  # 256 fit into the memory
-    return [tokenizer.decode(row[hidden:]) for rows in batches for row in model.generate(rows, length, **rules)]
+    how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    how |= {"repetition_penalty": repetition_penalty, "generator": rng}
+    texts: list[str] = []
+    for i in range(0, n, 256):  # so many fit into the memory
+        rows = np.repeat(ids[None], min(256, n - i), axis=0)
+        written = [rows[:, hidden:]]
+        for new in model.stream(rows, length, **how):
+            written.append(new[:, None])
+            if stop and all(stop in text for text in _decoded(tokenizer, written, len(ids) - hidden)):
+                break
+        texts += _decoded(tokenizer, written, 0)
+    return [_before(text, stop, len(prompt or "")) for text in texts]
+
+
+def _decoded(tokenizer: Tokenizer, columns: list[np.ndarray], start: int) -> list[str]:
+    """The texts of rows of tokens, from the one at `start`."""
+    return [tokenizer.decode(row[start:]) for row in np.concatenate(columns, axis=1)]
+
+
+def _before(text: str, stop: str | None, start: int) -> str:
+    """The text as far as the first `stop` that begins at `start` or later."""
+    at = text.find(stop, start) if stop else -1
+    return text if at < 0 else text[:at]
 
 
 def _knows(tokenizer: Tokenizer, text: str) -> bool:
@@ -329,6 +356,11 @@ FAMILY = Family(
         Option("top_k", int, "draw among the K likeliest tokens only", "K", "a whole number of at least 1", 1),
         Option("top_p", float, "draw among the likeliest tokens that make up P", "P",
                "a number above 0 and up to 1", 1e-300, 1),
+        Option("min_p", float, "draw among the tokens at least P times as likely as the likeliest", "P",
+               "a number above 0 and up to 1", 1e-300, 1),
+        Option("repetition_penalty", float, "above 1: tokens that were written are less likely (1)", "R",
+               "a number above 0", 1e-300),
+        Option("stop", str, "end before this, where it is written", "TEXT"),
     ),
     many=1,
     snapshot=lambda task, draw, rng: draw(1, rng, length=256, temperature=0.8),

@@ -6,7 +6,7 @@ next_id = sample(logits, temperature=0.8, top_p=0.95, rng=rng)
 """
 
 from scratchgen.text.bpe import BPETokenizer, ByteTokenizer
-from scratchgen.text.sampling import LogitsError, probabilities, sample
+from scratchgen.text.sampling import LogitsError, penalised, probabilities, sample
 from scratchgen.text.tokenizers import CharTokenizer, TokenError, Tokenizer, WordTokenizer
 
 __all__ = [
