@@ -36,7 +36,7 @@ def batch(n=4, side=16, channels=(1, 1)):
 def test_a_logit_sees_a_patch_of_16_by_16(side):
     """The slope of one logit in the middle with respect to the pictures. Norms, which see all positions, are taken out."""
     sg.manual_seed(0)
-    d = PatchDiscriminator(1, 2, 16).double()
+    d = PatchDiscriminator(1, 2, 16, "instance").double()
     d.conv2[1] = sg.nn.Identity()
     a, b = (sg.randn(1, c, side, side, dtype=np.float64, requires_grad=True) for c in (1, 2))
     logits = d(a, b)
@@ -52,7 +52,7 @@ def test_a_logit_sees_a_patch_of_16_by_16(side):
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (32, 32), (17, 30)])
 def test_g_keeps_the_size_and_every_pixel_sees_far(height, width):
     sg.manual_seed(0)
-    g = UNet(2, 3, 16, 0.5).eval()
+    g = UNet(2, 3, 16, 0.5, "instance").eval()
     a = sg.randn(2, 2, height, width, requires_grad=True)
     made = g(a)
     assert made.shape == (2, 3, height, width) and np.abs(made.data).max() <= 1

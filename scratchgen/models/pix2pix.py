@@ -43,6 +43,7 @@ class Pix2PixConfig:
     out_channels: int = 1  # of b
     hidden: int = 128  # channels of the widest convolution of G; D's widest has half of them
     dropout: float = 0.5  # in the deepest block of G that doubles the sides, in training
+    norm: str = "instance"  # or "batch"
     loss: str = "non-saturating"  # a key of `adversarial.OBJECTIVES`
     adversarial: float = 1.0  # weight of the adversarial part of G's loss; 0: L1 alone
     l1: float = 100.0  # λ
@@ -65,15 +66,15 @@ class UNet(nn.Module):
     a: (B, in_channels, H, W) → (B, out_channels, H, W), both in [−1, 1].   Source: Ronneberger et al. 2015, arXiv:1505.04597.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, hidden: int, dropout: float):
+    def __init__(self, in_channels: int, out_channels: int, hidden: int, dropout: float, norm: str):
         super().__init__()
         n = hidden // 4
         self.down1 = nn.Conv2d(in_channels, n, 3, stride=2, padding=1)
-        self.down2 = _normed(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1, bias=False), nn.LeakyReLU(LEAK))
-        self.down3 = _normed(nn.Conv2d(2 * n, 4 * n, 3, stride=2, padding=1, bias=False), nn.LeakyReLU(LEAK))
-        self.up3 = _normed(nn.Conv2d(4 * n, 2 * n, 3, padding=1, bias=False), nn.ReLU(), nn.Dropout(dropout))
-        self.up2 = _normed(nn.Conv2d(4 * n, n, 3, padding=1, bias=False), nn.ReLU())
-        self.up1 = _normed(nn.Conv2d(2 * n, n // 2, 3, padding=1, bias=False), nn.ReLU())
+        self.down2 = _normed(norm, nn.Conv2d(n, 2 * n, 3, stride=2, padding=1, bias=False), nn.LeakyReLU(LEAK))
+        self.down3 = _normed(norm, nn.Conv2d(2 * n, 4 * n, 3, stride=2, padding=1, bias=False), nn.LeakyReLU(LEAK))
+        self.up3 = _normed(norm, nn.Conv2d(4 * n, 2 * n, 3, padding=1, bias=False), nn.ReLU(), nn.Dropout(dropout))
+        self.up2 = _normed(norm, nn.Conv2d(4 * n, n, 3, padding=1, bias=False), nn.ReLU())
+        self.up1 = _normed(norm, nn.Conv2d(2 * n, n // 2, 3, padding=1, bias=False), nn.ReLU())
         self.out = nn.Conv2d(n // 2 + in_channels, out_channels, 3, padding=1)
 
     def forward(self, a: Tensor) -> Tensor:
@@ -86,8 +87,11 @@ class UNet(nn.Module):
         return tanh(self.out(cat([h, a], 1)))  # (B, out_channels, H, W)
 
 
-def _normed(convolution: nn.Conv2d, *then: nn.Module) -> nn.Module:
-    return nn.Sequential(convolution, nn.InstanceNorm2d(convolution.out_channels, affine=True), *then)
+NORMS = {"instance": lambda channels: nn.InstanceNorm2d(channels, affine=True), "batch": nn.BatchNorm2d}
+
+
+def _normed(norm: str, convolution: nn.Conv2d, *then: nn.Module) -> nn.Module:
+    return nn.Sequential(convolution, NORMS[norm](convolution.out_channels), *then)
 
 
 def _doubled(h: Tensor, like: Tensor) -> Tensor:
@@ -106,10 +110,10 @@ class PatchDiscriminator(nn.Module):
     (B, ·, H, W) → (B, (H/2 − 2) (W/2 − 2)).   Source: §3.2.2 and appendix 6.1.2, the discriminator called 16 × 16.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, hidden: int):
+    def __init__(self, in_channels: int, out_channels: int, hidden: int, norm: str):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels + out_channels, hidden // 4, 4, stride=2, padding=1)
-        self.conv2 = _normed(nn.Conv2d(hidden // 4, hidden // 2, 4, padding=1, bias=False), nn.LeakyReLU(LEAK))
+        self.conv2 = _normed(norm, nn.Conv2d(hidden // 4, hidden // 2, 4, padding=1, bias=False), nn.LeakyReLU(LEAK))
         self.judge = nn.Conv2d(hidden // 2, 1, 4, padding=1)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -134,9 +138,11 @@ class Pix2Pix(nn.Module):
             raise ValueError(f"Pix2Pix: expected hidden divisible by 8, got {config.hidden}")
         if not (config.adversarial or config.l1):
             raise ValueError("Pix2Pix: expected a weight of the adversarial part or of L1 above 0, got 0 for both")
+        if config.norm not in NORMS:
+            raise ValueError(f"Pix2Pix: expected norm {' or '.join(map(repr, NORMS))}, got {config.norm!r}")
         channels = config.in_channels, config.out_channels
-        self.generator = UNet(*channels, config.hidden, config.dropout)
-        self.discriminator = PatchDiscriminator(*channels, config.hidden)
+        self.generator = UNet(*channels, config.hidden, config.dropout, config.norm)
+        self.discriminator = PatchDiscriminator(*channels, config.hidden, config.norm)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
         c = self.config
