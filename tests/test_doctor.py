@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scratchgen import data, random
-from scratchgen.models import GAN, adversarial, doctor, gan, gpt, vae
+from scratchgen.models import GAN, adversarial, doctor, gan, gpt, pix2pix, text2image, vae
 from scratchgen.models.gan import GANConfig
 from scratchgen.models.vae import VAEConfig
 from scratchgen.models.vqvae import VQVAEConfig
@@ -167,6 +167,23 @@ def test_blind_is_the_least_that_a_discriminator_lowers_that_judges_all_alike(na
     objective = adversarial.OBJECTIVES[name]
     losses = [objective.discriminator(d, d).item() for d in (Tensor(np.full(4, c)) for c in np.linspace(-3, 3, 601))]
     assert min(losses) == pytest.approx(objective.blind, abs=1e-12)
+
+
+@pytest.mark.parametrize("family", [text2image.FAMILY, pix2pix.FAMILY], ids=lambda family: family.name)
+def test_the_other_games_are_watched_too(family):
+    config = family.config(loss="hinge")
+    said = list(family.diagnose(rows(**{**SURE, "l1": lambda step: 30 / step}), config).values())
+    assert len(said) == 1 and said[0].startswith("D has won: ") and "--set lr_d=" in said[0]
+    lost = list(family.diagnose(rows(loss_d=2.0, d_real=-0.5, d_fake=0.5, l1=lambda step: 30 / step), config).values())
+    assert len(lost) == 1 and lost[0].startswith("D has lost: ")
+
+
+def test_where_there_is_no_d_nothing_is_said_of_it():
+    alone = pix2pix.Pix2PixConfig(adversarial=0.0)
+    none = dict.fromkeys(("loss_d", "d_real", "d_fake", "grad_d"), 0.0)
+    assert not pix2pix.FAMILY.diagnose(rows(**none, grad_g=1.0, l1=lambda step: 30 / step), alone)
+    (flat,) = pix2pix.FAMILY.diagnose(rows(**none, grad_g=1.0, l1=0.2), alone).values()
+    assert "the loss is flat: l1 was 0.2" in flat
 
 
 def test_d_has_lost():

@@ -171,6 +171,16 @@ def between(real: Tensor, fake: Tensor, *, generator: np.random.Generator | None
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def optimizers(model: nn.Module) -> dict[str, optim.Optimizer]:
+    """Adam for each player of a model, by the rates `lr`, of D `lr_d` where that is set, and `beta1`, `beta2` of its config."""
+    c = model.config
+    rates = {"discriminator": c.lr_d or c.lr, "generator": c.lr}
+    return {
+        player: optim.Adam(getattr(model, player).parameters(), lr=rate, betas=(c.beta1, c.beta2))
+        for player, rate in rates.items()
+    }
+
+
 def descend(optimizer: optim.Optimizer, player: nn.Module, loss: Tensor) -> float:
     """Move one player, and nobody else, down its loss; returns the length of the gradient."""
     parameters = list(player.parameters())

@@ -159,12 +159,7 @@ class GAN(nn.Module):
         return pictures.condition(self, y)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
-        c = self.config
-        betas, lr_d = (c.beta1, c.beta2), c.lr_d or c.lr
-        return {
-            "discriminator": optim.Adam(self.discriminator.parameters(), lr=lr_d, betas=betas),
-            "generator": optim.Adam(self.generator.parameters(), lr=c.lr, betas=betas),
-        }
+        return adversarial.optimizers(self)
 
     def judged(self, x: Tensor, fake: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """D(x), D(G(z)), and what D lowers besides its objective; x and G(z) are constants.     (B, …) twice → (B), (B), ()

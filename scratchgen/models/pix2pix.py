@@ -11,8 +11,9 @@ gives a logit to each patch of 16 × 16. The adversarial part may be any objecti
 `adversarial`; where that is 0, D is never asked, and G is the same network trained by L1 alone, to compare with.
 
 There is no noise, which G would learn to ignore (§3.1): what a picture becomes is a function of the picture. Dropout acts in
-training only, where the paper keeps it. Norms are over the positions of one channel of one picture, in training as in use, so
-that there are no two modes, and what a picture becomes does not depend on the pictures beside it in a batch.
+training only, where the paper keeps it. Instance norms are over the positions of one channel of one picture, in training as in
+use, so that there are no two modes; batch norms are over the pictures of a batch as well, so that a flat picture stays apart
+from another flat one.
 Pictures are in [−1, 1] inside, in [0, 1] outside.
 """
 
@@ -29,7 +30,7 @@ from scratchgen import functional as F
 from scratchgen.data.dataset import spread
 from scratchgen.data.pairs import sobel
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import adversarial, pictures
+from scratchgen.models import adversarial, doctor, pictures
 from scratchgen.models.adversaries import LEAK
 from scratchgen.models.family import Draw, Family, Keep, Line, Option, OptionError, Page, Panel, Pictures, Score
 from scratchgen.ops import cat, tanh
@@ -48,6 +49,7 @@ class Pix2PixConfig:
     adversarial: float = 1.0  # weight of the adversarial part of G's loss; 0: L1 alone
     l1: float = 100.0  # λ
     lr: float = 2e-4  # of both players
+    lr_d: float = 0.0  # of D, where it has one of its own; 0: as of both
     beta1: float = 0.5  # of Adam
     beta2: float = 0.999
     reverse: bool = False  # from b to a
@@ -74,8 +76,9 @@ class UNet(nn.Module):
         self.down3 = _normed(norm, nn.Conv2d(2 * n, 4 * n, 3, stride=2, padding=1, bias=False), nn.LeakyReLU(LEAK))
         self.up3 = _normed(norm, nn.Conv2d(4 * n, 2 * n, 3, padding=1, bias=False), nn.ReLU(), nn.Dropout(dropout))
         self.up2 = _normed(norm, nn.Conv2d(4 * n, n, 3, padding=1, bias=False), nn.ReLU())
-        self.up1 = _normed(norm, nn.Conv2d(2 * n, n // 2, 3, padding=1, bias=False), nn.ReLU())
-        self.out = nn.Conv2d(n // 2 + in_channels, out_channels, 3, padding=1)
+        self.up1 = _normed(norm, nn.Conv2d(2 * n + in_channels, n, 3, padding=1, bias=False), nn.ReLU())
+        self.refine = _normed(norm, nn.Conv2d(n, n, 3, padding=1, bias=False), nn.ReLU())
+        self.out = nn.Conv2d(n + in_channels, out_channels, 3, padding=1)
 
     def forward(self, a: Tensor) -> Tensor:
         h1 = F.leaky_relu(self.down1(a), LEAK)  # (B, n, H/2, W/2)
@@ -83,7 +86,7 @@ class UNet(nn.Module):
         h = self.down3(h2)  # (B, 4n, H/8, W/8)
         h = self.up3(_doubled(h, h2))  # (B, 2n, H/4, W/4)
         h = self.up2(_doubled(cat([h, h2], 1), h1))  # (B, n, H/2, W/2)
-        h = self.up1(_doubled(cat([h, h1], 1), a))  # (B, n/2, H, W)
+        h = self.refine(self.up1(cat([_doubled(cat([h, h1], 1), a), a], 1)))  # (B, n, H, W)
         return tanh(self.out(cat([h, a], 1)))  # (B, out_channels, H, W)
 
 
@@ -145,11 +148,7 @@ class Pix2Pix(nn.Module):
         self.discriminator = PatchDiscriminator(*channels, config.hidden, config.norm)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
-        c = self.config
-        return {
-            name: optim.Adam(player.parameters(), lr=c.lr, betas=(c.beta1, c.beta2))
-            for name, player in (("discriminator", self.discriminator), ("generator", self.generator))
-        }
+        return adversarial.optimizers(self)
 
     def _inside(self, x: Any) -> Tensor:
         """Pictures in [0, 1], wherever they are, as a tensor in [−1, 1]."""
@@ -297,6 +296,11 @@ def page(model: Pix2Pix, metadata: Mapping[str, Any], task: data.Task, draw: Dra
     return Page(lead, equations, (shown,))
 
 
+def _judged(rule: doctor.Rule) -> doctor.Rule:
+    """The rule, where there is a D."""
+    return lambda rows, config: rule(rows, config) if config.adversarial else None
+
+
 FAMILY = Family(
     name="pix2pix",
     title="Image-to-image translation",
@@ -307,6 +311,7 @@ FAMILY = Family(
     decided={"in_channels": lambda pairs: pairs.a.shape[1], "out_channels": lambda pairs: pairs.b.shape[1]},
     makes="pictures",
     sample=sample,
+    rates=("lr", "lr_d"),
     averaged="generator",
     options=(Option("image", str, "the picture to translate, or a folder of them (held-out ones beside the truth)", "FILE"),),
     many=KEPT,
@@ -318,6 +323,7 @@ FAMILY = Family(
         Score("d_fake", "*D* of translations", 0, "the same of what *G* makes"),
         *pictures.MEANINGS,
     ),
+    rules=(_judged(doctor.d_has_won), _judged(doctor.d_has_lost), doctor.flat("l1")),
     curves=(
         Panel("losses", (Line("loss_d", "discriminator"), Line("loss_g", "generator, adversarial part"))),
         Panel("L1", (Line("l1", "training"), Line("test_l1", "held out", held_out=True))),

@@ -26,7 +26,7 @@ from scratchgen import data, nn, optim
 from scratchgen import functional as F
 from scratchgen.data.shapes import ATTRIBUTES
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import adversarial, classifier, pictures
+from scratchgen.models import adversarial, classifier, doctor, pictures
 from scratchgen.models.adversaries import LEAK, DCDiscriminator, DCGenerator, init_dcgan, init_he
 from scratchgen.models.classifier import ClassifierConfig
 from scratchgen.models.family import Draw, Family, Keep, Line, Option, OptionError, Page, Panel, Pictures, Score
@@ -48,6 +48,7 @@ class TextGANConfig:
     spectral_norm: bool = True  # of every layer of D, its encoder's included
     mismatched: float = 1.0  # weight of the third term beside the second; 0: D is shown no mismatched pairs
     lr: float = 2e-3  # of both players
+    lr_d: float = 0.0  # of D, where it has one of its own; 0: as of both
     beta1: float = 0.0  # of Adam
     beta2: float = 0.9
 
@@ -138,11 +139,7 @@ class TextGAN(nn.Module):
                 nn.utils.parametrizations.spectral_norm(module)
 
     def optimizers(self) -> dict[str, optim.Optimizer]:
-        c = self.config
-        return {
-            name: optim.Adam(player.parameters(), lr=c.lr, betas=(c.beta1, c.beta2))
-            for name, player in (("discriminator", self.discriminator), ("generator", self.generator))
-        }
+        return adversarial.optimizers(self)
 
     def noise(self, n: int, *, generator: np.random.Generator | None = None) -> Tensor:
         """z ~ N(0, I)     → (n, latent)"""
@@ -392,6 +389,7 @@ FAMILY = Family(
     makes="pictures",
     sample=sample,
     read_metadata=read_metadata,
+    rates=("lr", "lr_d"),
     averaged="generator",
     options=(Option("prompt", str, "the caption of the picture to draw", "TEXT"),),
     snapshot=snapshot,
@@ -404,6 +402,7 @@ FAMILY = Family(
         *pictures.MEANINGS,
         *_READ,
     ),
+    rules=(doctor.d_has_won, doctor.d_has_lost),
     curves=(
         Panel("losses", (Line("loss_d", "discriminator"), Line("loss_g", "generator"))),
         Panel(

@@ -104,7 +104,7 @@ RECIPES = {
                 "beta1": 0.0, "beta2": 0.99}, steps=12000, batch_size=256, final=0.02, ema=0.99,
                sample_every=2000),
         Recipe("pix2pix", "pictures to pictures, patches judged, and L1 (Isola et al. 2017)", pix2pix.FAMILY, "fashion-edges",
-               {"l1": 20.0, "lr": 1e-3}, steps=2000, batch_size=16, final=0.05, ema=0.995),
+               {"norm": "batch", "dropout": 0.0, "l1": 5.0, "lr": 2e-3}, steps=2500, batch_size=32, final=0.05, ema=0.995),
         Recipe("text2image-gan", "told a caption of each picture (Reed et al. 2016)", text2image.FAMILY, "shapes",
                {}, steps=10000, final=0.05, ema=0.995, sample_every=1000),
         Recipe("vae", "variational autoencoder with perceptrons (Kingma & Welling 2013)", vae.FAMILY, "digits",
