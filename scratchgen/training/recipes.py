@@ -106,7 +106,7 @@ RECIPES = {
         Recipe("pix2pix", "pictures to pictures, patches judged, and L1 (Isola et al. 2017)", pix2pix.FAMILY, "fashion-edges",
                {"norm": "batch", "dropout": 0.0, "l1": 5.0, "lr": 2e-3}, steps=2500, batch_size=32, final=0.05, ema=0.995),
         Recipe("text2image-gan", "told a caption of each picture (Reed et al. 2016)", text2image.FAMILY, "shapes",
-               {}, steps=10000, final=0.05, ema=0.995, sample_every=1000),
+               {}, steps=12000, final=0.05, ema=0.995, sample_every=1000),
         Recipe("vae", "variational autoencoder with perceptrons (Kingma & Welling 2013)", vae.FAMILY, "digits",
                {"network": "mlp", "hidden": 256, "latent": 8}, steps=4000, final=0.1, sample_every=1000),
         Recipe("vae-conv", "variational autoencoder with convolutions", vae.FAMILY, "fashion-mnist",
