@@ -7,7 +7,19 @@ import pytest
 from scipy import stats
 
 import scratchgen as sg
-from scratchgen.models.priors import Encoded, Mixture, Prior, PriorConfig, adopt, describe, encode, sample
+from scratchgen.models.priors import (
+    PROBED,
+    SCALES,
+    Encoded,
+    Mixture,
+    Prior,
+    PriorConfig,
+    adopt,
+    describe,
+    encode,
+    probe,
+    sample,
+)
 from scratchgen.models.vae import VAE, VAEConfig
 from scratchgen.models.vqvae import VQVAE, VQVAEConfig
 from scratchgen.training import TrainingError, open_run, samples, scores, train
@@ -216,6 +228,73 @@ def test_a_prior_on_codes_of_classes_learns_from_those_that_are_decoded():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What a picture costs in all
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def coded(x, codec):
+    seen = sg.data.Images(x.astype(np.float32), np.zeros(len(x), np.int64), ("a", "b"), "some")
+    return Encoded(encode(codec, seen), seen, codec)
+
+
+def test_bits_of_both_stages_by_hand():
+    r"""Four codes of six that are equally likely, 4 log₂ 6 bits, and pixels of 17 levels around a grey picture, by a logistic
+    whose scale is the likeliest of the pictures to learn from: log₂ of differences of its distribution function."""
+    rng = np.random.default_rng(0)
+    draw = lambda n, sd: np.clip(np.round(8 + sd * rng.standard_normal((n, 1, 8, 8))), 0, 16) / 16  # noqa: E731
+    sg.manual_seed(0)
+    codec = VQVAE(VQVAEConfig(shape=(1, 8, 8), hidden=8, codes=6, dim=4))
+    codec(sg.tensor(draw(40, 2).astype(np.float32)))
+    for p in codec.decoder.parameters():
+        p.data = np.zeros_like(p.data)
+    codec.decoder.conv2.bias.data = np.full(1, 0.5, np.float32)
+    codec.eval()
+    known, held_out = draw(60, 2), draw(30, 4)
+    encoded = coded(known, codec)
+    prior = Prior(PriorConfig(codec=describe(encoded), classes=2, n_layer=1, n_head=1, n_embd=8))
+    adopt(prior, encoded)
+    prior.eval()
+    for p in prior.net.parameters():
+        p.data = np.zeros_like(p.data)  # so that all codes are equally likely
+    cdf = lambda x, s: stats.logistic.cdf(x, 0.5, s)  # noqa: E731
+    edge = lambda x, side: np.where((x + side >= 0) & (x + side <= 16), (x + side / 2) / 16, np.inf * side)  # noqa: E731
+    nats = lambda x, s: -np.log(cdf(edge(16 * x, 1), s) - cdf(edge(16 * x, -1), s))  # noqa: E731
+    wide = SCALES[SCALES > 0.02]  # by smaller ones a black pixel has a chance that rounds to 0
+    s = min(wide, key=lambda s: nats(known, s).mean())
+    found = probe(prior, sg.data.Task(encoded, coded(held_out, codec), 8, 0), np.random.default_rng(0))
+    assert found["bits_of_codes"] == pytest.approx(4 * np.log2(6), rel=1e-6)
+    bits = (4 * np.log(6) + nats(held_out, s).sum((1, 2, 3)).mean()) / 64 / np.log(2)
+    assert found["bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+    best = min(nats(held_out, s).mean() for s in wide)
+    assert bits > (4 * np.log(6) / 64 + best) / np.log(2) + 0.05, "the scale is none that held-out pictures tell"
+    uneven = coded(np.random.default_rng(0).random((30, 1, 8, 8)), codec)
+    assert "bits_per_dim" not in probe(prior, sg.data.Task(encoded, uneven, 8, 0), np.random.default_rng(0)), "of no levels"
+
+
+def test_the_bound_with_another_prior_by_hand():
+    r"""A decoder that says ½ of each of 64 binary pixels, q = N(0, I), p one Gaussian: −64 log 2 − KL(q ‖ p), in closed form"""
+    sg.manual_seed(0)
+    codec = VAE(VAEConfig(shape=(1, 8, 8), hidden=4, latent=2, pixels="binary")).eval()
+    for p in codec.parameters():
+        p.data = np.zeros_like(p.data)
+    x = np.random.default_rng(0).integers(0, 2, (PROBED, 1, 8, 8))
+    encoded = coded(x, codec)
+    prior = Prior(PriorConfig(codec=describe(encoded), components=1, classes=2))
+    adopt(prior, encoded)
+    mu, sigma = np.array([0.4, -0.3]), np.array([[1.5, 0.4], [0.4, 0.8]])
+    for buffer, value in ((prior.net.s0, [1.0]), (prior.net.s1, [mu]), (prior.net.s2, [sigma + np.outer(mu, mu)])):
+        buffer.copy_(np.array(value))
+    found = probe(prior.eval(), sg.data.Task(encoded, encoded, 8, 0), np.random.default_rng(0))
+    inverse = np.linalg.inv(sigma)
+    kl = (np.trace(inverse) + mu @ inverse @ mu - 2 + np.log(np.linalg.det(sigma))) / 2
+    assert found["elbo_standard"] == pytest.approx(-64 * np.log(2), rel=1e-6)
+    z = np.random.default_rng(1).standard_normal((100_000, 2))
+    spread = (stats.multivariate_normal(mu, sigma).logpdf(z) - stats.norm.logpdf(z).sum(1)).std()
+    assert abs(found["elbo"] - (-64 * np.log(2) - kl)) < 5 * spread / np.sqrt(PROBED) < 0.2
+    assert found["bits_per_dim"] == pytest.approx(-found["elbo"] / 64 / np.log(2), rel=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Runs that build on runs
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -254,6 +333,7 @@ def test_a_prior_goes_on_to_the_same_bits_without_the_run_it_builds_on(kind, cod
     assert samples(a, 3, 0).shape == (3, 1, 8, 8)
     found = scores(a)
     assert found["frechet_distance"] > 0 < found["frechet_distance_restored"]
+    assert ("bits_per_dim" in found) == (kind == "gpt"), "the pixels are grey, of which a Bernoulli is no likelihood"
     assert ("agreement" in found) == (kind != "mixture"), "a mixture is told no classes"
 
 

@@ -255,6 +255,13 @@ def test_moved_by_a_pixel():
     assert (pictures.shifted(x)[0, 0] == [[0, 0, 1], [3, 3, 4]]).all()
 
 
+@pytest.mark.parametrize("n", [2, 17, 256])
+def test_levels(n):
+    x = (np.random.default_rng(0).integers(0, n, (40, 1, 5, 5)) / (n - 1)).astype(np.float32)
+    assert pictures.levels(x) == n
+    assert pictures.levels(np.float32(0.001) + np.float32(0.99) * x) is None
+
+
 def test_the_classifier_never_sees_what_is_held_out(task):
     seen = {}
 

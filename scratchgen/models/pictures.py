@@ -77,6 +77,16 @@ def sample_classes(
     return np.concatenate(made)
 
 
+def levels(x: np.ndarray) -> int | None:
+    """How many evenly spaced levels, i/(L − 1), the pixels have, black and white included: the least L ≤ 256, or None."""
+    values = np.unique(x).astype(np.float64)
+    for n in range(2, 257):
+        level = values * (n - 1)
+        if np.abs(level - level.round()).max() < 1e-3:
+            return n
+    return None
+
+
 def restored(codec: Any, x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
     """Pictures through an autoencoder's codes and back, 256 at a time; y: their classes, where it is told them."""
     parts = [slice(i, i + 256) for i in range(0, len(x), 256)]

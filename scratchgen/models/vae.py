@@ -416,7 +416,7 @@ def probe(model: VAE, task: data.Task, rng: np.random.Generator) -> dict[str, fl
         [model.log_likelihood(seen[i : i + 50], test.y[rows[i : i + 50]] if told else None) for i in range(0, len(rows), 50)]
     )
     found = {"log_likelihood": log_p.mean(), "log_likelihood_error": log_p.std() / math.sqrt(len(log_p))}
-    levels = _levels(config, test.x[rows])
+    levels = levels_of(config, test.x[rows])
     if levels is not None:
         found["bits_per_dim"] = metrics.bits_per_dim(-found["log_likelihood"], math.prod(config.shape), levels=levels)
     if config.likelihood == "gaussian":
@@ -433,7 +433,7 @@ def probe(model: VAE, task: data.Task, rng: np.random.Generator) -> dict[str, fl
     return {key: float(value) for key, value in found.items()}
 
 
-def _levels(config: VAEConfig, x: np.ndarray) -> int | None:
+def levels_of(config: VAEConfig, x: np.ndarray) -> int | None:
     """The levels by which a density is to be divided to be the chance of one; 1 for chances; None where neither holds."""
     if config.likelihood == "bernoulli":
         return 1 if config.pixels in ("binary", "drawn") or not ((x > 0) & (x < 1)).any() else None
