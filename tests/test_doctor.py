@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scratchgen import data, random
-from scratchgen.models import GAN, adversarial, doctor, gan, gpt, pix2pix, text2image, vae
+from scratchgen.models import GAN, adversarial, doctor, gan, gpt, pix2pix, priors, text2image, vae
 from scratchgen.models.gan import GANConfig
 from scratchgen.models.vae import VAEConfig
 from scratchgen.models.vqvae import VQVAEConfig
@@ -16,7 +16,7 @@ from scratchgen.tensors import Tensor
 from scratchgen.training import RECIPES, loop, open_run, pictures, report, train
 from tests.strategies import DEEP
 
-HEALTHY = ["gan", "dcgan", "lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan", "vae"]
+HEALTHY = ["gan", "dcgan", "lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan", "vae", "vae-conv", "vqvae", "fsq"]
 TINY = {"data": "digits", "hidden": 16, "batch_size": 16, "eval_batches": 16, "ema": 0.9, "save_every": 1000}
 
 
@@ -80,6 +80,26 @@ def test_a_run_made_to_fail_is_told_so(name, changes, expected, tmp_path):
         assert words in said, said
 
 
+def test_a_prior_that_learns_codes_by_heart_is_told_so(tmp_path):
+    learned, held_out = data.load("digits"), data.load("digits", split="test")
+    np.savez(tmp_path / "few.npz", x_train=learned.x[:32], x_test=held_out.x)
+    short = {"data": "digits", "hidden": 8, "codes": 8, "dim": 4, "batch_size": 16, "eval_batches": 1}
+    train("vqvae", tmp_path / "codec", {**short, "steps": 4}, progress=False, say=lambda text: None)
+    small = {"n_layer": 1, "n_embd": 32, "batch_size": 32, "warmup": 0, "final": 1, "ema": 0.9, "sample_every": 50}
+    few = {**small, "data": str(tmp_path / "few.npz"), "begun_from": str(tmp_path / "codec")}
+    (said,) = told(tmp_path / "run", "prior", **few, steps=200)
+    assert "step 200: the model learns by heart: held-out nats_per_code was " in said and said.count("on more data") == 1
+
+
+def test_a_loss_that_lies_flat_says_something_of_whole_numbers_alone():
+    """An EM of points is done after some rounds, and has no learning rate"""
+    flat = {"loss": 11.0, "test_nll": 11.0, "train_nll": 11.0}
+    assert not priors.FAMILY.diagnose(rows(range(100, 1000, 10), **flat), priors.PriorConfig())
+    codes = {**flat, "test_nats_per_code": 2.0, "train_nats_per_code": 2.0}
+    (said,) = priors.FAMILY.diagnose(rows(range(100, 1000, 10), **codes), priors.PriorConfig()).values()
+    assert "the loss is flat" in said and "--set lr=0.02" in said
+
+
 @pytest.mark.parametrize("name", HEALTHY if DEEP else ["gan"])
 def test_a_healthy_run_is_left_alone(name, tmp_path):
     assert not told(tmp_path / "run", name, data="digits", hidden=32, steps=800 if DEEP else 500, sample_every=100)
@@ -115,7 +135,12 @@ CODES = {"test_kl": 0.1, "test_perplexity": 3.0}
     [
         (doctor.posterior_collapse, VAEConfig(latent=20, beta=4.0), "test_active_units", 3, 4,
          "3 of 20 latents are active, 0.1 nats in all|--set beta=0.4 or --set free_bits=0.1"),
-        (doctor.posterior_collapse, VAEConfig(latent=20, free_bits=0.1), "test_active_units", 3, 4, "--set beta_warmup=0.3"),
+        (doctor.posterior_collapse, VAEConfig(latent=20, free_bits=0.1), "test_active_units", 3, 4,
+         "let the code cost less at first (--set beta_warmup=0.3)"),
+        (doctor.posterior_collapse, VAEConfig(latent=20, free_bits=0.1, beta_warmup=0.5, beta=0.5), "test_active_units", 3, 4,
+         "(--set beta=0.05)"),
+        (doctor.posterior_collapse, VAEConfig(latent=20, samples=5), "test_active_units", 3, 4,
+         "learn faster, or fewer (--set lr=0.003 or --set latent=5)"),
         (doctor.parked_at_free_bits, VAEConfig(latent=20, free_bits=2.0), "test_parked", 16, 15,
          "16 of 20 latents cost the 2 nats that are free|--set free_bits=0.5"),
         (doctor.scale_at_floor, VAEConfig(sigma_min=0.02), "test_at_floor", 0.21, 0.2,
@@ -142,6 +167,18 @@ def test_a_loss_that_weighs_the_bound_may_give_some_of_it_away():
     weighed = vae.FAMILY.diagnose(rows(range(100, 700, 100), **falling), VAEConfig(beta=4.0))
     bound = vae.FAMILY.diagnose(rows(range(100, 700, 100), **falling), VAEConfig())
     assert "unlearns" in "".join(bound.values()) and "unlearns" not in "".join(weighed.values())
+
+
+def test_of_many_samples_the_weighted_bound_tells():
+    """The ELBO may fall while the bound that is raised rises: q then serves the best of the samples, not each of them"""
+    elbo = {"loss": 50.0, "train_elbo": lambda step: -30.0 - step / 10, "test_elbo": lambda step: -30.0 - step / 10}
+    bound = {key.replace("elbo", "bound"): value for key, value in elbo.items() if key != "loss"}
+    steps, config = range(100, 700, 100), VAEConfig(samples=5)
+    assert not vae.FAMILY.diagnose(
+        rows(steps, **elbo, test_bound=lambda step: step / 10, train_bound=lambda step: step / 10), config
+    )
+    (said,) = vae.FAMILY.diagnose(rows(steps, **{**elbo, "test_elbo": -30.0, "train_elbo": -30.0}, **bound), config).values()
+    assert said.startswith("the model unlearns: held-out bound was -40 at step 100 and is -90 now")
 
 
 SURE = {"loss_d": 0.02, "d_real": 0.99, "d_fake": 0.01, "grad_g": lambda step: 3.0 if step < 110 else 1e-6}
@@ -261,6 +298,8 @@ def test_held_out(sign):
     assert not said([3.0, 2.5, 2.5, 2.49], [3.0, 2.4, 2.1, 2.0]), "not for three snapshots yet"
     assert not said([3.0, 2.5, 2.4, 2.3, 2.2], [3.0, 2.3, 2.0, 1.8, 1.6]), "apart, but held-out data are learned too"
     assert not said([3.0, 2.2, 2.2, 2.2, 2.2], [3.0, 2.0, 2.0, 2.0, 2.0]), "no longer learning"
+    known = said([2.0, 2.3, 2.5, 2.6], [1.0, 0.99, 0.98, 0.98])
+    assert known.startswith("the model learns by heart"), "training data were known at the first snapshot, and still are"
     lost = said([3.0, 2.0, 2.3, 2.4], [3.0, 2.0, 2.3, 2.4])
     assert lost.startswith("the model unlearns: held-out nll was ") and lost.endswith("(--set lr=0.0001)")
     assert not said([3.0, 2.0, 2.4, 2.1], [3.0, 2.0, 2.4, 2.1]), "made good"

@@ -35,7 +35,7 @@ from scratchgen import data, metrics, nn, optim, random
 from scratchgen import functional as F
 from scratchgen.data.dataset import Batch, Dataset, shuffled, spread
 from scratchgen.grad_mode import no_grad
-from scratchgen.models import pictures, vae
+from scratchgen.models import doctor, pictures, vae
 from scratchgen.models.family import Draw, Family, Keep, Line, Option, OptionError, Page, Panel, Pictures, Score
 from scratchgen.models.flow import Flow, FlowConfig
 from scratchgen.models.gpt import GPT, GPTConfig
@@ -542,6 +542,11 @@ def page(model: Prior, metadata: Mapping[str, Any], task: data.Task, draw: Draw)
     )
 
 
+def _of_whole_numbers(rule: doctor.Rule) -> doctor.Rule:
+    """The rule, where codes are whole numbers: a mixture has no learning rate, and the loss of a flow says little."""
+    return lambda rows, config: rule(rows, config) if doctor.snapshots(rows, "test_nats_per_code") else None
+
+
 FAMILY = Family(
     name="prior",
     title="Learned prior",
@@ -578,5 +583,6 @@ FAMILY = Family(
         *pictures.MEANINGS,
     ),
     curves=(Panel("loss", (Line("loss", "training"),)),),
+    rules=(_of_whole_numbers(doctor.flat("loss")), doctor.held_out("nats_per_code")),
     page=page,
 )  # fmt: skip
