@@ -1,5 +1,6 @@
 """Learned priors: mixtures by expectation and maximisation, transformers over codes, and runs that build on runs."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -335,6 +336,15 @@ def test_a_prior_goes_on_to_the_same_bits_without_the_run_it_builds_on(kind, cod
     assert found["frechet_distance"] > 0 < found["frechet_distance_restored"]
     assert ("bits_per_dim" in found) == (kind == "gpt"), "the pixels are grey, of which a Bernoulli is no likelihood"
     assert ("agreement" in found) == (kind != "mixture"), "a mixture is told no classes"
+
+
+def test_eval_counts_the_codes_of_all_held_out_pictures(codec_run):
+    run = open_run(codec_run)
+    family = dataclasses.replace(run.recipe.family, scores=lambda *given: {})
+    found = scores(dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, family=family)))
+    counts = np.bincount(run.model.encode(sg.data.load("digits", split="test").x).ravel(), minlength=8)
+    p = counts[counts > 0] / counts.sum()
+    assert found["codes_used"] == len(p) and found["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
 
 
 def test_what_a_prior_cannot_build_on(codec_run, latent_run, tmp_path):

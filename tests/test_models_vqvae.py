@@ -165,6 +165,7 @@ def test_a_dead_code_becomes_a_vector_of_the_batch_and_stays_there():
     assert q.counts.data[2] == 1
     before = q.codebook.data[2].copy()
     q(sg.tensor(rng.standard_normal((40, 2))))
+    assert q.revived == 0 and q.revivals.item() == 1 and q.revivals.dtype == np.int64
     assert np.abs(q.codebook.data[2] - before).max() < 3 and np.abs(q.codebook.data).max() < 10
 
 
@@ -247,6 +248,23 @@ def test_it_learns_patches_by_heart(config):
     assert last["error"] < 0.3 * losses["error"]
     model.eval()
     assert np.mean((model.reconstruct(pictures()) > 0.5) == (pictures() > 0.5)) > 0.9
+
+
+def test_scores_tell_over_all_batches_which_codes_stand_for_pictures_and_how_many_were_revived():
+    """Codes 0 and 1 in one batch, 2 in another, of 12 and 6 places: 3 are used, e^(log 3) evenly"""
+    model = build(VQ).eval()
+    e = model.quantizer.codebook.data.copy()
+    e[:, 0] = np.arange(5)
+    model.quantizer.codebook.copy_(e)
+    model.quantizer.revivals.fill_(7)
+    first = sg.tensor(np.array([1, 0, 0], np.float32).reshape(3, 1, 1))
+    model.encoder.forward = lambda x: x[:, :, ::4, ::4].expand(-1, 3, -1, -1) * first  # a patch's vector is its corner pixel
+    x = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, *SHAPE), np.float32)
+    found = model.evaluate([(x[:2], None), (x[2:], None)])
+    assert found["codes_used"] == 3 and found["perplexity"] == pytest.approx(3) and found["revivals"] == 7
+    alone = model.evaluate([(x[:2], None), (np.concatenate([x[:2]] * 4), None)])
+    assert alone["codes_used"] == 2 and alone["perplexity"] == pytest.approx(2)
+    assert "revivals" not in build(KINDS["fsq"]).eval().evaluate([(x, None)])
 
 
 def test_the_error_is_1_where_the_picture_is_the_mean():

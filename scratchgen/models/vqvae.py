@@ -108,6 +108,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook", Tensor(np.zeros((codes, dim), np.float32)))
         self.register_buffer("counts", Tensor(np.zeros(codes, np.float32)))  # n of (4), all 0 until the first batch
         self.register_buffer("sums", Tensor(np.zeros((codes, dim), np.float32)))  # m of (4)
+        self.register_buffer("revivals", Tensor(np.zeros((), np.int64)))  # of dead codes, in all steps so far
         self.revived = 0  # codes that the last step revived
 
     def nearest(self, z: Tensor) -> Tensor:
@@ -150,6 +151,7 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(self.sums / alive.unsqueeze(1))
         self._put(dead, z)
         self.revived = len(dead)
+        self.revivals.copy_(self.revivals + self.revived)
 
     def _put(self, which: np.ndarray, z: Tensor) -> None:
         """Make vectors of z the codes of these numbers, as if each had been chosen once."""
@@ -274,7 +276,10 @@ class VQVAE(nn.Module):
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, Any]]) -> dict[str, float]:
-        """The error of restored pictures in variances of the data, and how many codes their codes are, and how evenly used."""
+        """The error of restored pictures in variances of the data, how many codes their codes are, and how evenly used.
+
+        Of "vq" also how many dead codes training has revived.
+        """
         error, pixels, counts = 0.0, 0, np.zeros(self.quantizer.codes)
         nats, codes = 0.0, 0
         chance = self._chances()
@@ -292,6 +297,7 @@ class VQVAE(nn.Module):
             "codes_used": float((counts > 0).sum()),
             "perplexity": _perplexity(counts / counts.sum()),
             "code_nats": nats / codes,
+            **({"revivals": float(self.quantizer.revivals.item())} if self.config.quantizer == "vq" else {}),
         }
 
     def _chances(self) -> np.ndarray:
@@ -404,6 +410,7 @@ FAMILY = Family(
         Score("error", "squared error", -1, "of held-out pictures through their codes, in variances of the data"),
         Score("codes_used", "codes used", 1, "by held-out pictures"),
         Score("perplexity", "perplexity of codes", 1, "how many, evenly used, would be as various"),
+        Score("revivals", "revivals", 0, "of dead codes, in all steps of training"),
         Score("code_nats", "nats a code", -1, "by the frequencies at each place: what a learned prior has to beat"),
         *pictures.MEANINGS,
     ),
