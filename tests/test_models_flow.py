@@ -8,7 +8,7 @@ import pytest
 
 import scratchgen as sg
 from scratchgen.__main__ import main
-from scratchgen.models import flow
+from scratchgen.models import flow, points
 from scratchgen.models.family import OptionError, lattice
 from scratchgen.models.flow import Flow, FlowConfig
 
@@ -63,6 +63,22 @@ def test_the_network_of_pictures_learns_four_of_them():
     optimizers = model.optimizers()
     losses = [model.training_step((np.repeat(x, 4, 0), np.repeat(y, 4)), optimizers)["loss"] for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_a_modulated_norm_is_the_norm_scaled_and_moved_for_each_sample():
+    """s · N(h) + d, value and all gradients, where N has a weight and a bias of its own"""
+    rng = np.random.default_rng(0)
+    norm = sg.nn.GroupNorm(2, 6).double()
+    with sg.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(rng.standard_normal(6))
+    h, s, d, dy = (rng.standard_normal(shape) for shape in ((3, 6, 2, 4), (3, 6), (3, 6), (3, 6, 2, 4)))
+    of = [sg.tensor(a, requires_grad=True) for a in (h, s, d)]
+    leaves = [*of, *norm.parameters()]
+    made, wanted = flow.modulated(norm, *of), of[1][:, :, None, None] * norm(of[0]) + of[2][:, :, None, None]
+    np.testing.assert_allclose(made.data, wanted.data, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(sg.grad((y * sg.tensor(dy)).sum(), leaves) for y in (made, wanted)), strict=True):
+        np.testing.assert_allclose(a.data, b.data, rtol=1e-10, atol=1e-12)
 
 
 def test_each_example_is_told_its_class_or_not_by_itself():
@@ -149,3 +165,21 @@ def test_arrows_of_the_plane_are_the_field_in_the_units_of_the_data():
     arrows = flow._arrows(model, square, 0.25)
     at = (lattice(square, flow.ARROWS) - np.float32([1, 2])) / 3
     np.testing.assert_allclose(arrows, 3 * model.velocity(at, 0.25), rtol=1e-5)
+
+
+def test_the_page_shows_points_on_their_way_over_the_field_of_the_moment():
+    sg.manual_seed(0)
+    model = Flow(FlowConfig(shape=(2,), hidden=8, times="uniform", centre=(1.0, 2.0), scale=3.0))
+    train, test = (sg.data.load("ring-8", split=split) for split in ("train", "test"))
+    about = points.read_metadata(train.metadata())
+    draw = lambda n, rng, **how: flow.sample_points(model, about, n, rng, **how)  # noqa: E731
+    early, late, ends = flow.page_of_points(model, about, sg.data.Task(train, test, 1), draw).figures
+    moments = [*early.planes, *late.planes]
+    assert [title for title, _ in moments] == [f"t = {t:g}" for t in (0, 0.4, 0.65, 0.8, 0.9, 1)]
+    way = model.transport(np.random.default_rng(7).standard_normal((1000, 2)), steps=40)
+    for title, plane in moments:
+        t = float(title.split()[-1])
+        np.testing.assert_array_equal(plane.x, model.outside(way[round(40 * t)]))
+        np.testing.assert_array_equal(plane.arrows, flow._arrows(model, about["square"], t))
+    assert all(plane.real is not None for _, plane in ends.planes), "beside data"
+    assert not np.array_equal(ends.planes[0][1].x, ends.planes[1][1].x), "by different solvers"

@@ -108,6 +108,41 @@ def test_a_picture_shows_each_thing_where_it_is():
     assert blue[side // 2, int(0.97 * side)] > 10 and red[side // 2, int(0.03 * side)] > 10
 
 
+def test_arrows_point_along_the_field_whatever_its_length():
+    """Of the middle arrow: its length lies along the field, and its head, which is wider than its shaft, at the end of it."""
+    corner = np.full((1, 2), -1.95)
+
+    def ink(direction):
+        shown = Plane(corner, (0.0, 0.0, 2.0), arrows=np.tile(direction, (9, 1)))
+        picture = np.asarray(Image.open(io.BytesIO(pictures.plane(shown))).convert("RGB")).astype(int)
+        side = picture.shape[1]
+        part = slice(side // 2 - side // 8, side // 2 + side // 8)  # the lattice of 3 × 3 has its middle point there
+        return picture[part, part].max(2) < 240
+
+    def wide(ink, axis):
+        return np.ptp(np.flatnonzero(ink.any(axis)))
+
+    right, left, up = ink((1.0, 0.0)), ink((-1.0, 0.0)), ink((0.0, 1.0))
+    assert wide(right, 0) > 2 * wide(right, 1) and wide(up, 1) > 2 * wide(up, 0)
+    head = lambda ink, axis: ink.sum(axis).argmax() / ink.shape[axis]  # noqa: E731
+    assert head(right, 0) > 0.55 > 0.45 > head(left, 0) and head(up, 1) < 0.45, "rows of a picture go down"
+    np.testing.assert_array_equal(ink((1e4, 0.0)), right)
+    assert wide(ink((0.0, 0.0)), 0) < wide(right, 0) / 4, "where nothing moves, a dot"
+
+
+def test_the_film_strip_shows_the_pictures_of_some_steps_from_left_to_right(tmp_path):
+    """Eight pictures, ever brighter: six of them, the first and the last among these."""
+    grey = [30 * k for k in range(8)]
+    kept = [(1000 * k, tmp_path / f"{k}.png") for k in range(8)]
+    for (_, path), level in zip(kept, grey, strict=True):
+        Image.new("RGB", (100, 110), (level, 0, 0)).save(path)
+    strip = MEDIA["points"].film(kept, None)
+    picture = np.asarray(Image.open(io.BytesIO(strip)).convert("RGB")).astype(int)
+    row = picture[picture.shape[0] * 2 // 3]
+    seen = [int(np.median(part[:, 0])) for part in np.array_split(row, 6)]
+    np.testing.assert_allclose(seen, [grey[k] for k in (0, 1, 3, 4, 6, 7)], atol=3)
+
+
 def test_points_are_written_as_numbers_that_are_read_back():
     plane = Plane(np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32), (0, 0, 1))
     medium = MEDIA["points"]
