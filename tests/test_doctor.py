@@ -213,6 +213,13 @@ def test_the_other_games_are_watched_too(family):
     assert len(said) == 1 and said[0].startswith("D has won: ") and "--set lr_d=" in said[0]
     lost = list(family.diagnose(rows(loss_d=2.0, d_real=-0.5, d_fake=0.5, l1=lambda step: 30 / step), config).values())
     assert len(lost) == 1 and lost[0].startswith("D has lost: ")
+    judged = {"train_d_real": 0.93, "test_d_real": 0.31, "test_d_fake": 0.12, "train_auc": 0.98, "test_auc": 0.6}
+    scored = [{"step": step, "test_spacing": 0.01, **judged} for step in (400, 500)]
+    alike, heart = family.diagnose(scored, config).values()
+    assert alike.startswith("G has collapsed: ") and heart.startswith("D overfits: "), (
+        "and no r1 is advised, which is no setting"
+    )
+    assert alike.endswith("(--set lr=%g)" % (config.lr / 10)) and heart.endswith("take more pictures or fewer steps")
 
 
 def test_where_there_is_no_d_nothing_is_said_of_it():

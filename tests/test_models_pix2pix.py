@@ -180,7 +180,10 @@ def test_scores_of_held_out_pairs():
     assert whole["l1"] == pytest.approx(np.abs(made - b).mean(), rel=1e-5)
     perfect = Pix2Pix(model.config)
     perfect.translate = lambda a: b
-    assert perfect.evaluate([(a, b)]) | {"d_real": 0, "d_fake": 0} == {"l1": 0, "sharpness": 1, "d_real": 0, "d_fake": 0}
+    alike = {"d_real": 0, "d_fake": 0, "auc": 0.5, "spacing": 1}
+    assert perfect.evaluate([(a, b)]) | {"d_real": 0, "d_fake": 0} == {"l1": 0, "sharpness": 1, **alike}
+    perfect.translate = lambda a: np.zeros_like(b)
+    assert perfect.evaluate([(a, b)])["spacing"] == 0
     perfect.translate = lambda a: 0.5 + 0.25 * (b - 0.5)
     assert perfect.evaluate([(a, b)])["sharpness"] == pytest.approx(0.25, rel=1e-4)
 

@@ -184,6 +184,21 @@ def test_d_learns_by_heart_which_captions_of_eight_pictures_are_true():
 METADATA = {"tokenizer": WordTokenizer("abcdefghi"), "length": 5, "captions": ["a b", "c"]}
 
 
+def test_scores_of_a_generator_that_makes_one_picture():
+    model, rng = build().eval(), np.random.default_rng(1)
+    x, ids, wrong = batch(40)
+    batches = [(x[:25], ids[:25], wrong[:25]), (x[25:], ids[25:], wrong[25:])]
+    model.generator.forward = lambda z, ids: Tensor(rng.uniform(-1, 1, (len(z), *SMALL.shape)).astype(np.float32))
+    assert 0.5 < model.evaluate(batches)["spacing"] < 2
+    one = np.full((1, *SMALL.shape), 0.3, np.float32)
+    model.generator.forward = lambda z, ids: Tensor(one.repeat(len(z), 0))
+    found = model.evaluate(batches)
+    with no_grad():
+        real, fake, _ = model.discriminator.pairs(Tensor(x * 2 - 1), Tensor(one.repeat(40, 0)), Tensor(ids), Tensor(wrong))
+    above = (real.data[:, None] > fake.data) + 0.5 * (real.data[:, None] == fake.data)
+    assert found["spacing"] == 0 and found["auc"] == pytest.approx(above.mean(), abs=2e-3)
+
+
 def test_samples_of_a_caption_of_several_and_of_none():
     model = build().eval()
     with no_grad():

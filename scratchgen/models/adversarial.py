@@ -32,15 +32,16 @@ arXiv:2501.05441, whose pairs are the i-th real with the i-th generated picture 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from scratchgen import device as devices
 from scratchgen import functional as F
-from scratchgen import nn, optim, random
+from scratchgen import metrics, nn, optim, random
 from scratchgen.autograd import grad
+from scratchgen.models.family import Score
 from scratchgen.ops import ones_like, sigmoid
 from scratchgen.tensors import Tensor, constant
 
@@ -189,3 +190,33 @@ def descend(optimizer: optim.Optimizer, player: nn.Module, loss: Tensor) -> floa
     length = nn.utils.clip_grad_norm_(parameters, math.inf)  # which clips nothing
     optimizer.step()
     return length.item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is seen of a game
+# ---------------------------------------------------------------------------------------------------------------------
+
+SPACED = 256  # pictures whose spacing is looked at
+
+
+def seen(
+    real: Sequence[np.ndarray], fake: Sequence[np.ndarray], x: Sequence[np.ndarray], made: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Scores by which a D that overfits is known, and a G that has collapsed; in batches: D's logits, data, what G made.
+
+    The AUC is how often D judges data above what G made. The spacing is the mean distance from something that G made to the
+    nearest other, of at most 256, as a share of that of the data: near 0 where G makes the same few again and again.
+    """
+    d_real, d_fake = (np.concatenate(logits).ravel() for logits in (real, fake))
+    data, made = (np.concatenate(of).reshape(-1, of[0][0].size)[:SPACED] for of in (x, made))
+    if not all(np.isfinite(array).all() for array in (d_real, d_fake, made)):
+        return {"auc": math.nan, "spacing": math.nan}
+    apart = metrics.spacing(data) if len(data) > 1 else 0
+    spacing = metrics.spacing(made) / apart if apart else 1.0  # of one picture, or of equal ones, nothing can be said
+    return {"auc": metrics.auc(d_real, d_fake), "spacing": spacing}
+
+
+SEEN = (
+    Score("auc", "AUC of *D*", 0, "how often *D* ranks a held-out picture above a generated one; ½ where blind"),
+    Score("spacing", "spacing", 0, "from a sample to the nearest other; 1 as in real pictures, near 0 where all are alike"),
+)

@@ -209,17 +209,19 @@ def d_has_lost(rows: Rows, config: Any) -> str | None:
 
 
 def collapse(rows: Rows, config: Any) -> str | None:
-    """Does G make the same few pictures of whatever noise?"""
+    """Does G make the same few pictures of whatever it is given?"""
     kept = snapshots(rows, "test_spacing")
     if len(kept) < 2 or kept[-1]["step"] < 500:
         return None
     before, now = (row["test_spacing"] for row in kept[-2:])
+    # healthy: 0.61 and more of any GAN on Fashion-MNIST, 0.43 on digits, 0.63 of pix2pix, 0.88 of text2image-gan; G at lr
+    # 0.1: 0.01
     if not (max(before, now) < 0.2 and now <= max(1.1 * before, 0.05)):  # not where it is on the way out again
         return None
     return (
         f"G has collapsed: from a picture that it makes to the nearest other it is {now:.2g} of what it is between real "
-        f"pictures, at steps {kept[-2]['step']:,} and {kept[-1]['step']:,}: it makes the same few pictures of whatever noise; "
-        f"go back to a checkpoint before, with a lower rate of G (--set lr={config.lr / 10:g}), or bound D's slope (--set r1=1)"
+        f"pictures, at steps {kept[-2]['step']:,} and {kept[-1]['step']:,}: it makes the same few pictures of whatever it is "
+        f"given; go back to a checkpoint before, with a lower rate of G (--set lr={config.lr / 10:g}){_or_bound(config)}"
     )
 
 
@@ -229,14 +231,16 @@ def d_overfits(rows: Rows, config: Any) -> str | None:
     if len(kept) < 2:
         return None
     learned, held_out = (min(row["train_auc"] for row in kept), max(row["test_auc"] for row in kept))
+    # healthy: 0.93 and 0.90 at most (hinge-gan), 0.88 and 0.83 of text2image-gan, 0.63 and 0.62 of pix2pix; on 32 pictures:
+    # 0.98 and 0.7
     if not (learned > 0.9 and held_out - 0.5 < 0.5 * (learned - 0.5)):
         return None
     last = kept[-1]
     return (
         f"D overfits: it judges pictures to learn from {last['train_d_real']:.2g}, held-out ones {last['test_d_real']:.2g} and "
         f"generated ones {last['test_d_fake']:.2g}, and ranks the first above the last in {100 * learned:.0f} % of pairs, but "
-        f"held-out ones in {100 * held_out:.0f} %: it learns the pictures by heart, and G copies them; more pictures, fewer "
-        f"steps, or a bound on D's slope (--set r1=1)"
+        f"held-out ones in {100 * held_out:.0f} %: it learns the pictures by heart, and G copies them; take more pictures or "
+        f"fewer steps{_or_bound(config)}"
     )
 
 
@@ -245,6 +249,11 @@ GAME = (d_has_won, d_has_lost, collapse, d_overfits)
 
 def _span(rows: Rows) -> str:
     return f"{rows[-1]['step'] - rows[0]['step']:,}"
+
+
+def _or_bound(config: Any) -> str:
+    """The advice to bound D's slope, where the model has a setting for that."""
+    return ", or bound D's slope (--set r1=1)" if hasattr(config, "r1") else ""
 
 
 def _set_rate_d(config: Any, factor: float) -> str:

@@ -16,14 +16,13 @@ drawn from elsewhere, D could tell the two apart by the class alone.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from scratchgen import data, metrics, nn, optim, random
+from scratchgen import data, nn, optim, random
 from scratchgen.grad_mode import no_grad
 from scratchgen.models import adversarial, dirac, doctor, latent, pictures, points
 from scratchgen.models.adversaries import (
@@ -75,9 +74,6 @@ class GANConfig:
     classes: int = 0  # of the data, which both players are told; 0: none
     centre: tuple[float, ...] = (0.5,)  # of the data, 0 inside
     scale: float = 0.5  # of the data, 1 inside
-
-
-SPACED = 256  # pictures whose spacing is looked at
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,26 +216,20 @@ class GAN(nn.Module):
 
         Where D can tell nothing the value is −log 4 = −1.386 of the cross-entropy, −log 2 of relativistic pairs, −¼ of least
         squares, −2 of the hinge, 0 of the Wasserstein objective.
-        The AUC is how often D judges a held-out picture above a generated one. The spacing is the mean distance from a
-        generated picture to the nearest other, of at most 256, as a share of that of held-out ones: near 0 where G makes the
-        same few again and again.
+        What AUC and spacing are `adversarial.seen` says.
         """
-        real, fake, pictures_of = [], [], []
+        real, fake, data, drawn = [], [], [], []
         for x, y in batches:
             c = self.condition(y)
             made = self.generator(self.noise(len(x)), c)
             real.append(self.discriminator(self.inside(x), c).cpu().data)
             fake.append(self.discriminator(made, c).cpu().data)
-            if len(pictures_of) * len(x) < SPACED:
-                pictures_of.append((x, self.outside(made).cpu().data))
+            if len(data) * len(x) < adversarial.SPACED:
+                data.append(x)
+                drawn.append(self.outside(made).cpu().data)
         d_real, d_fake = Tensor(np.concatenate(real)), Tensor(np.concatenate(fake))
-        x, made = (np.concatenate(of).reshape(-1, of[0][0].size)[:SPACED] for of in zip(*pictures_of, strict=True))
         found = {"value": -self.objective.discriminator(d_real, d_fake).item(), **self.objective.judgements(d_real, d_fake)}
-        if not all(np.isfinite(array).all() for array in (d_real.data, d_fake.data, made)):
-            return {**found, "auc": math.nan, "spacing": math.nan}
-        apart = metrics.spacing(x) if len(x) > 1 else 0
-        spacing = metrics.spacing(made) / apart if apart else 1.0  # of one picture, or of equal ones, nothing can be said
-        return {**found, "auc": metrics.auc(d_real.data, d_fake.data), "spacing": spacing}
+        return found | adversarial.seen(real, fake, data, drawn)
 
     @no_grad()
     def judge(self, x: np.ndarray) -> np.ndarray:
@@ -342,8 +332,7 @@ FAMILY = Family(
         Score("value", "value of the game", 0, "−(loss of *D*); of cross-entropy −1.386 where *D* can tell nothing"),
         Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out data"),
         Score("d_fake", "*D* of generated ones", 0, "the same of what *G* draws"),
-        Score("auc", "AUC of *D*", 0, "how often *D* ranks a held-out picture above a generated one; ½ where blind"),
-        Score("spacing", "spacing", 0, "from a sample to the nearest other; 1 as in real pictures, near 0 where all are alike"),
+        *adversarial.SEEN,
         *pictures.MEANINGS,
     ),
     curves=(

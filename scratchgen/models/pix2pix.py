@@ -188,17 +188,21 @@ class Pix2Pix(nn.Module):
 
         l1 = E |b − G(a)|,   sharpness = E s(G(a)) / E s(b),  s the slope by Sobel: 1 for G(a) as sharp as b, less if blurred
         """
-        n, l1, slope, real, fake = 0, 0.0, np.zeros(2), [], []
+        n, l1, slope, real, fake, true, drawn = 0, 0.0, np.zeros(2), [], [], [], []
         for a, b in batches:
             made = self.translate(a)
             n, l1 = n + b.size, l1 + float(np.abs(made - b).sum(dtype=np.float64))
             slope += [sobel(made).sum(dtype=np.float64), sobel(b).sum(dtype=np.float64)]
             if self.config.adversarial:
-                real.append(self.discriminator(self._inside(a), self._inside(b)).data)
-                fake.append(self.discriminator(self._inside(a), self._inside(made)).data)
+                real.append(self.discriminator(self._inside(a), self._inside(b)).cpu().data)
+                fake.append(self.discriminator(self._inside(a), self._inside(made)).cpu().data)
+                if len(true) * len(b) < adversarial.SPACED:
+                    true.append(b)
+                    drawn.append(made)
         judged = {"d_real": 0.0, "d_fake": 0.0}
         if real:
             judged = self.objective.judgements(Tensor(np.concatenate(real)), Tensor(np.concatenate(fake)))
+            judged |= adversarial.seen(real, fake, true, drawn)
         return {"l1": l1 / n, "sharpness": float(slope[0] / max(slope[1], 1e-12)), **judged}
 
     @no_grad()
@@ -321,9 +325,10 @@ FAMILY = Family(
         Score("sharpness", "sharpness", 0, "mean slope, 1 where it is that of the true pictures"),
         Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out pairs; 0 where *D* is not asked"),
         Score("d_fake", "*D* of translations", 0, "the same of what *G* makes"),
+        *adversarial.SEEN,
         *pictures.MEANINGS,
     ),
-    rules=(_judged(doctor.d_has_won), _judged(doctor.d_has_lost), doctor.flat("l1")),
+    rules=(*map(_judged, doctor.GAME), doctor.flat("l1")),
     curves=(
         Panel("losses", (Line("loss_d", "discriminator"), Line("loss_g", "generator, adversarial part"))),
         Panel("L1", (Line("l1", "training"), Line("test_l1", "held out", held_out=True))),

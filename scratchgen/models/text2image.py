@@ -185,15 +185,23 @@ class TextGAN(nn.Module):
 
     @no_grad()
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """The value of the game, −(what D lowers), and the mean judgements of the three kinds of held-out pairs."""
+        """The value of the game, −(what D lowers), the mean judgements of the three kinds of held-out pairs, AUC and spacing.
+
+        What the last two are `adversarial.seen` says; both are of pictures with true captions.
+        """
         kinds: tuple[list[np.ndarray], ...] = ([], [], [])
+        held_out, drawn = [], []
         for x, ids, wrong in batches:
-            x, ids, wrong = (Tensor(array, device=self.device) for array in (x, ids, wrong))
-            fake = self.generator(self.noise(len(x)), ids)
-            for kind, d in zip(kinds, self.discriminator.pairs(x * 2 - 1, fake, ids, wrong), strict=True):
-                kind.append(d.data)
+            pairs = [Tensor(array, device=self.device) for array in (x * 2 - 1, ids, wrong)]
+            fake = self.generator(self.noise(len(x)), pairs[1])
+            for kind, d in zip(kinds, self.discriminator.pairs(pairs[0], fake, *pairs[1:]), strict=True):
+                kind.append(d.cpu().data)
+            if len(held_out) * len(x) < adversarial.SPACED:
+                held_out.append(x)
+                drawn.append(((fake + 1) * 0.5).cpu().data)
         logits = [Tensor(np.concatenate(kind)) for kind in kinds]
-        return {"value": -self.loss_d(*logits).item(), **self._judgements(*logits)}
+        game = {"value": -self.loss_d(*logits).item(), **self._judgements(*logits)}
+        return game | adversarial.seen(*kinds[:2], held_out, drawn)
 
     @no_grad()
     def generate(self, ids: np.ndarray, *, generator: np.random.Generator | None = None) -> np.ndarray:
@@ -399,10 +407,11 @@ FAMILY = Family(
         Score("d_real", "*D* of real pictures", 0, "mean judgement of held-out pictures with their captions"),
         Score("d_fake", "*D* of generated ones", 0, "the same of what *G* draws of the captions"),
         Score("d_wrong", "*D* of mismatched pairs", 0, "the same of held-out pictures with false captions"),
+        *adversarial.SEEN,
         *pictures.MEANINGS,
         *_READ,
     ),
-    rules=(doctor.d_has_won, doctor.d_has_lost),
+    rules=doctor.GAME,
     curves=(
         Panel("losses", (Line("loss_d", "discriminator"), Line("loss_g", "generator"))),
         Panel(
