@@ -241,6 +241,14 @@ def gather(x, dim, index):
 
 
 @reference()
+def index_add(x, dim, index, source, alpha=1):
+    y, source = np.atleast_1d(x).copy(), np.atleast_1d(source)
+    for j, i in enumerate(np.atleast_1d(index)):
+        y.swapaxes(0, dim)[i] += alpha * source.swapaxes(0, dim)[j]
+    return y.reshape(x.shape)
+
+
+@reference()
 def scatter_add(x, dim, index, src):
     if not x.ndim:
         return x + np.atleast_1d(src)[: index.size].sum()

@@ -571,7 +571,7 @@ def test_binary_cross_entropy_of_infinite_logits(backend, x, t):
 
 @pytest.mark.parametrize("n", MANY)
 def test_one_index_many_times(engine, n):
-    """Gradients of an embedding, a gather, an index in two dimensions; a scatter_add: 0.1 to the same rows, n times.
+    """Gradients of an embedding, a gather, an index in two dimensions; sums by index: 0.1 to the same rows, n times.
 
     Up to 4,096 rows are added one by one: bits that a training step had before stay as they were.
     """
@@ -588,6 +588,7 @@ def test_one_index_many_times(engine, n):
     ):
         assert units(sg.grad(y, table, sg.tensor(g))[0].data, wanted) <= bound
     assert units(rows.scatter_add(0, both, sg.tensor(g)).data, wanted) <= bound
+    assert units(rows.index_add(0, index, sg.tensor(g)).data, wanted) <= bound
 
 
 # ---------------------------------------------------------------------------------------------------------------------

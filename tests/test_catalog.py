@@ -94,6 +94,7 @@ METHODS = {  # the same for methods; in place, of a tensor that requires no grad
     "clamp_": (0.0, 1.0),
     "cumprod_": (0,),
     "cumsum_": (0,),
+    "index_add_": (0, np.zeros(1, np.int64), Tensor([[1.0, 2.0]])),
     "lerp_": (1.0, 0.5),
     "masked_fill_": (np.ones((2, 2), bool), 1.0),
     "new_full": ((2,), 1.5),

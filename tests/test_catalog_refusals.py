@@ -53,6 +53,12 @@ BAD_CALLS = [  # name, call, exception, what the sentence must say
         ValueError,
         "scatter_add: expected src at least as large as the index",
     ),
+    (
+        "index_add",
+        lambda: x23.index_add(1, whole_numbers, x23[:, :2]),
+        ValueError,
+        "index_add: expected a source of shape (2, 3), got (2, 2)",
+    ),
     ("index_select", lambda: x3.index_select(0, x3), TypeError, "index_select: expected an integer index, got float32"),
     ("tril", lambda: x3.tril(), ValueError, "tril: expected matrices"),
     ("diagonal", lambda: x23.diagonal(0, 1, 1), ValueError, "diagonal: expected two different dimensions"),

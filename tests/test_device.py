@@ -14,7 +14,7 @@ import scratchgen as sg
 from kernels import backends, reference
 from scratchgen import __main__, device, nn, optim, training
 from scratchgen import functional as F
-from scratchgen.models import GAN, GPT, VAE, GANConfig, GPTConfig, VAEConfig
+from scratchgen.models import GAN, GPT, VAE, VQVAE, Flow, FlowConfig, GANConfig, GPTConfig, VAEConfig, VQVAEConfig
 from tests import standin
 
 rng = np.random.default_rng(0)
@@ -47,11 +47,15 @@ MODELS = {
     "gpt with checkpoints": (lambda: GPT(GPTConfig(11, 8, 2, 2, 16, checkpoint=True)), tokens(3, 8, 11)),
     "vae": (lambda: VAE(VAEConfig(hidden=16, latent=3)), pictures(5)),
     "vae with convolutions": (lambda: VAE(VAEConfig(network="conv", hidden=4, latent=3)), pictures(5)),
+    "vqvae": (lambda: VQVAE(VQVAEConfig((1, 8, 8), hidden=8, dim=3, codes=5)), pictures(5)),
+    "fsq": (lambda: VQVAE(VQVAEConfig((1, 8, 8), hidden=8, quantizer="fsq", levels="3,2")), pictures(5)),
+    "flow": (lambda: Flow(FlowConfig((1, 8, 8), 8, centre=(0.5,), scale=0.5)), pictures(40)),
     "gan": (lambda: GAN(GANConfig(hidden=16, latent=4)), pictures(5)),
     "gan, minimax": (lambda: GAN(GANConfig(hidden=16, latent=4, loss="minimax")), pictures(5)),
     "dcgan": (lambda: GAN(GANConfig(network="dcgan", hidden=8, latent=4)), pictures(5)),
 }
-READS = {"gpt": 2, "vae": 3, "gan": 6}  # the figures a step returns; for GPT and the players of a game norms of gradients
+# the figures a step returns; for GPT, flow and the players of a game norms of gradients; the codes, and which of them are dead
+READS = {"gpt": 2, "vae": 3, "vqvae": 9, "fsq": 4, "flow": 2, "gan": 6}
 
 
 def trained(make, batch, where, steps=3):
@@ -299,6 +303,7 @@ OPS = {
     "index 2": lambda x: x[0, :2] + x[[0, 1], [1, 1]],
     "mask": lambda x: x[x > 0],
     "select": lambda x: x.index_select(1, sg.tensor([3, 0])),
+    "add at": lambda x: x.index_add(0, sg.tensor([2, 0, 2]), x * x) + x.index_add(1, sg.tensor([3, 3]), x[:, :2], alpha=0.5),
     "scatter": lambda x: x.scatter_add(1, sg.tensor([[0, 0], [1, 2], [3, 3]]), x[:, :2]),
     "cumsum": lambda x: x.cumsum(1),
     "prod": lambda x: x.prod(1),

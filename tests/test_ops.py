@@ -204,6 +204,7 @@ def test_gathering_from_one_element_and_of_nothing():
     same(sg.gather(one, -1, Tensor(0)), 3)
     same(sg.index_select(one, 0, Tensor([0])), 3)
     same(sg.scatter_add(one, 0, Tensor([0, 0]), Tensor([1.0, 2.0, 4.0]).double()), 6)
+    same(sg.index_add(one, 0, Tensor([0, 0]), Tensor([1.0, 2.0]).double(), alpha=2), 9)
     same(grad(sg.gather(one, 0, Tensor([0, 0])).sum(), one)[0], 2)
     x = leaf([1.0, 2.0])
     assert x.gather(0, Tensor(np.zeros((2, 0), np.uint8))).shape == (2, 0)
@@ -428,6 +429,9 @@ BAD = [
     (lambda: x3[0].index_select(0, Tensor([1])), IndexError, "index_select: expected indices from 0 to 0, got 1"),
     (lambda: x3[0].scatter_add(0, Tensor([[0]]), x3), ValueError, "scatter_add: expected index and src of at most one"),
     (lambda: x3[0].scatter_add(0, Tensor([0]), x23), ValueError, r"for a 0-d tensor, got \(1,\) and \(2, 3\)"),
+    (lambda: x3.index_add(0, Tensor([3]), x3[:1]), IndexError, "index_add: expected indices from 0 to 2, got 3"),
+    (lambda: x3.index_add(0, x3, x3), TypeError, "index_add: expected an integer index, got float32"),
+    (lambda: x3[0].index_add(1, Tensor([0]), x3[:1]), IndexError, "index_add: expected a dimension from -1 to 0, got 1"),
     (lambda: x3.scatter_add(0, x3[:0], x3), TypeError, "scatter_add: expected an integer index, got float32"),
     (lambda: x3.repeat_interleave(2, output_size=5), ValueError, "repeat_interleave: expected output_size 6, got 5"),
     (lambda: F.gaussian_nll_loss(x3, x3, -x3), ValueError, "gaussian_nll_loss: expected variances of at least 0"),

@@ -279,6 +279,16 @@ SHAPES = [
         analytic=True,
     ),
     row(
+        "index_add",
+        case(real(3, 2), 0, whole(3, 5), real(5, 2)),
+        case(real(2, 3), -1, whole(3, 4), real(2, 4), alpha=-0.5),
+        case(real(2, 3, 2), 1, whole(3, 2), real(2, 2, 2)),
+        case(real(3), 0, whole(3, 0), real(0)),
+        case(real(), 0, whole(1, 2), real(2), alpha=3),
+        case(real(), 0, whole(1), real()),
+        analytic=True,
+    ),
+    row(
         "index_select",
         case(real(3, 2), 0, whole(3, 5)),
         case(real(2, 3), -1, whole(3, 2)),

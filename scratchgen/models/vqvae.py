@@ -47,7 +47,7 @@ from scratchgen.grad_mode import no_grad
 from scratchgen.models import doctor, pictures
 from scratchgen.models.coders import GridDecoder, GridEncoder
 from scratchgen.models.family import Draw, Family, Line, Page, Panel, Pictures, Score
-from scratchgen.ops import tanh
+from scratchgen.ops import bincount, tanh
 from scratchgen.ops.operands import as_tensor
 from scratchgen.tensors import Tensor
 
@@ -114,12 +114,12 @@ class VectorQuantizer(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """The number of the nearest code.     (N, dim) → (N)
 
-        Of ‖z − e‖² = ‖z‖² − 2 z·e + ‖e‖² only what depends on e counts; from the codes' mean, so that few digits cancel.
+        ‖z − e‖² = ‖z‖² − 2 (z·e − ½ ‖e‖²) is least where z·e − ½ ‖e‖² is most; from the codes' mean, so that few digits cancel.
         """
         with no_grad():
             centre = self.codebook.mean(0)
             e = self.codebook - centre
-            return ((e * e).sum(1) - 2 * (z - centre) @ e.T).argmin(1)
+            return F.linear(z - centre, e, -0.5 * (e * e).sum(1)).argmax(1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.training and not self.counts.data.any():
@@ -143,9 +143,9 @@ class VectorQuantizer(nn.Module):
     @no_grad()
     def _follow(self, z: Tensor, ids: Tensor) -> None:
         """(4), then dead codes are replaced."""
-        chose = Tensor(np.eye(self.codes, dtype=z.dtype)[ids.cpu().data], device=z.device)  # (N, K)
-        self.counts.copy_(self.decay * self.counts + (1 - self.decay) * chose.sum(0))
-        self.sums.copy_(self.decay * self.sums + (1 - self.decay) * (chose.T @ z))
+        chosen = bincount(ids, minlength=self.codes).to(z.dtype)  # (K)
+        self.counts.copy_(self.decay * self.counts + (1 - self.decay) * chosen)
+        self.sums.copy_((self.decay * self.sums).index_add(0, ids, z, alpha=1 - self.decay))
         dead = np.flatnonzero(self.counts.cpu().data < 1)
         alive = self.counts.maximum(1e-5)  # what is dead is replaced below; nothing is divided by 0 before
         self.codebook.copy_(self.sums / alive.unsqueeze(1))
@@ -158,9 +158,10 @@ class VectorQuantizer(nn.Module):
         if not len(which):
             return
         rows = random.generator().choice(len(z), len(which), replace=len(which) > len(z))
+        at = Tensor(which, device=z.device)
         for buffer, value in ((self.codebook, z[rows]), (self.sums, z[rows]), (self.counts, 1.0)):
             changed = buffer.clone()
-            changed[which] = value
+            changed[at] = value
             buffer.copy_(changed)
 
 

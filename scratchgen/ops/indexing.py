@@ -1,6 +1,6 @@
 r"""x[index] and its kin: ops that read some elements, or write to some. All are linear, the gradient of each is its transpose:
 
-x[index] ↔ add into zeros at index · gather ↔ scatter_add
+x[index] ↔ add into zeros at index · gather ↔ scatter_add · index_select ↔ index_add
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import kernels
 from scratchgen import device as devices
 from scratchgen.autograd import Function
-from scratchgen.ops.operands import as_tensor, operands
+from scratchgen.ops.operands import Number, as_tensor, operands
 from scratchgen.ops.reduce import dims_of
 from scratchgen.tensors import Tensor, constant, method, recording
 
@@ -20,6 +20,7 @@ __all__ = [
     "diag",
     "diagonal",
     "gather",
+    "index_add",
     "index_select",
     "narrow",
     "scatter_add",
@@ -285,6 +286,28 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     if src.ndim != index.ndim or any(m > n for m, n in zip(index.shape, src.shape, strict=True)):
         raise ValueError(f"scatter_add: expected src at least as large as the index, {index.shape}, got {src.shape}")
     return ScatterAdd.apply(x, src[tuple(slice(n) for n in index.shape)], dim=d, index=index)
+
+
+@method
+def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Number = 1) -> Tensor:
+    """y = x, its slices along `dim` with y_{index_j} += alpha · source_j; repeats add up. A 0-d x has one slice.
+
+    index: (J); source: as x, but for J slices. Raises ValueError for other shapes, IndexError for an index out of range.
+    """
+    x, source = operands("index_add", as_tensor(input), as_tensor(source))
+    index = whole("index_add", index).reshape(-1)
+    if not x.ndim:
+        dims_of("index_add", x, dim)
+        return index_add(x.reshape(1), 0, index, source.reshape(-1), alpha=alpha).reshape(())
+    (d,) = dims_of("index_add", x, dim)
+    expected = (*x.shape[:d], index.size, *x.shape[d + 1 :])
+    if source.shape != expected:
+        raise ValueError(f"index_add: expected a source of shape {expected}, got {source.shape}")
+    if index.size and (index.min() < 0 or index.max() >= x.shape[d]):
+        raise IndexError(f"index_add: expected indices from 0 to {x.shape[d] - 1}, got {index.min()} … {index.max()}")
+    index = devices.moved(index, x.device)
+    added = IndexAdd.apply(source, shape=x.shape, index=index if d == 0 else (slice(None),) * d + (index,))
+    return x + (added if alpha == 1 else alpha * added)
 
 
 @method

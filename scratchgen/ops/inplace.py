@@ -42,7 +42,7 @@ from scratchgen.ops.elementwise import (
     sub,
     tanh,
 )
-from scratchgen.ops.indexing import scatter_add
+from scratchgen.ops.indexing import index_add, scatter_add
 from scratchgen.ops.reduce import cumprod, cumsum
 from scratchgen.ops.shape import tril, triu
 from scratchgen.ops.trigonometry import atan2, cosh, sinh, tan
@@ -82,9 +82,9 @@ def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 OPS = {
     function.__name__: function
     for function in (
-        *(abs, add, addcdiv, addcmul, atan2, ceil, clamp, cos, cosh, cumprod, cumsum, div, erf, exp, expm1, floor, lerp, log),
-        *(log10, log1p, log2, masked_fill, mul, nan_to_num, neg, pow, reciprocal, relu, round, rsqrt, scatter_add, sigmoid),
-        *(sign, sin, sinh, sqrt, square, sub, tan, tanh, tril, triu),
+        *(abs, add, addcdiv, addcmul, atan2, ceil, clamp, cos, cosh, cumprod, cumsum, div, erf, exp, expm1, floor, index_add),
+        *(lerp, log, log10, log1p, log2, masked_fill, mul, nan_to_num, neg, pow, reciprocal, relu, round, rsqrt, scatter_add),
+        *(sigmoid, sign, sin, sinh, sqrt, square, sub, tan, tanh, tril, triu),
     )
 }
 for _name, _function in OPS.items():
