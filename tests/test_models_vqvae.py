@@ -127,6 +127,49 @@ def test_the_commitment_draws_the_vector_and_leaves_the_code():
     assert not q.codebook.requires_grad
 
 
+@every_kind
+def test_the_encoder_learns_from_the_gradient_at_the_codes_and_the_codebook_from_the_vectors(config):
+    r"""z̄ = q̄ + β ∂‖z − q‖²/∂z of the whole loss, q̄ turned where that is asked, times f′(z) of "fsq"; codes get no gradient,
+    and move, by the vectors that chose them alone"""
+    model, x = build(config).double(), sg.tensor(pictures(8).astype(np.float64))
+    if config.quantizer == "vq":
+        model.quantizer._begin(model.encoder(x).permute(0, 2, 3, 1).reshape(-1, 3) * 1.5)
+    kept = {}
+
+    def watch(name, module, returns):
+        forward = module.forward
+
+        def watched(t):
+            out = forward(t)
+            kept[name] = out if returns else t
+            return out
+
+        module.forward = watched
+
+    watch("z", model.encoder, returns=True)
+    watch("q", model.decoder, returns=False)
+    before = model.quantizer.codebook.data.copy() if config.quantizer == "vq" else None
+    y, ids, commitment = model(x)
+    error = (y - x).square().mean() / config.variance
+    dz, dq = (g.data for g in sg.grad(error + commitment, [kept["z"], kept["q"]]))
+    z, q = kept["z"].data, kept["q"].data
+    if config.quantizer == "vq":
+        assert not model.quantizer.codebook.requires_grad and (model.quantizer.codebook.data != before).any()
+        pull = 2 * config.beta * (z - q) / z.size
+        if config.rotation:
+            flat = lambda t: np.moveaxis(t, 1, 3).reshape(-1, 3)  # noqa: E731
+            leaf = sg.tensor(flat(z), requires_grad=True)
+            (turned,) = sg.grad((rotated(leaf, sg.tensor(flat(q))) * sg.tensor(flat(dq))).sum(), leaf)
+            np.testing.assert_allclose(flat(dz - pull), turned.data, rtol=1e-9, atol=1e-15)
+        else:
+            np.testing.assert_allclose(dz - pull, dq, rtol=1e-9, atol=1e-15)
+    else:
+        half, shift = (a.reshape(-1, 1, 1) for a in (model.quantizer.half, model.quantizer.shift))
+        slope = half * (1 - np.tanh(z + shift) ** 2) / model.quantizer.width.reshape(-1, 1, 1)
+        np.testing.assert_allclose(dz, slope * dq, rtol=1e-9, atol=1e-15)
+    assert np.abs(dq).max() > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The codebook follows
 # ---------------------------------------------------------------------------------------------------------------------

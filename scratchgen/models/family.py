@@ -59,7 +59,7 @@ class Score(NamedTuple):
 
 
 # endings of the same score of other data than samples, and what these are
-BESIDE = (("_restored", "restored, the ceiling"), ("_real", "real data"), ("_shifted", "moved by a pixel"))
+BESIDE = (("_restored", "restored"), ("_real", "real data"), ("_shifted", "moved by a pixel"))
 
 
 def side_by_side(scores: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:

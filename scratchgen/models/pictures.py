@@ -123,8 +123,9 @@ def scores(
     Distances are between features: of a `classifier` of the training pictures, where these have classes; else pixels, or, of
     larger pictures, the 64 principal components of training pictures. The same scores of real training pictures ("…_real") say
     what could be expected of a perfect model, those of training pictures moved by a pixel ("…_shifted") whether a score sees
-    so small a fault. Of a model that `restores`, those of the held-out pictures through their codes ("…_restored") are the
-    ceiling: no prior of the codes brings samples nearer. With too few pictures there are no distances, which `say` is told.
+    so small a fault. Of a model that `restores`, those of the held-out pictures through their codes ("…_restored") are a
+    ceiling: about as near come samples whose codes are those of pictures. With too few pictures there are no distances, which
+    `say` is told.
     """
     return _scores(task, lambda n, y: draw(n, rng), draw if restores else None, rng, say, keep, told=False)
 
