@@ -162,6 +162,25 @@ def test_rules_of_autoencoders(rule, config, key, at, beyond, words):
     assert not rule(rows(loss=1.0), config)
 
 
+@pytest.mark.parametrize(
+    "rule, config, figures",
+    [  # at the last two snapshots of `scratchgen train RECIPE --seed 0`, with --data digits --steps 500 where it is named so
+        (doctor.posterior_collapse, VAEConfig(latent=20), {"test_active_units": (20, 20)}),  # vae-conv
+        (doctor.posterior_collapse, VAEConfig(latent=10, beta=3.0), {"test_active_units": (10, 10)}),  # cvae
+        (doctor.posterior_collapse, VAEConfig(latent=50, samples=5), {"test_active_units": (49, 50)}),  # iwae, 1,500 steps
+        (doctor.parked_at_free_bits, VAEConfig(latent=20, free_bits=0.1), {"test_parked": (1, 0)}),  # vae, digits
+        (doctor.scale_at_floor, VAEConfig(), {"test_at_floor": (0.0, 0.0)}),  # vae, digits, likelihood=learned-gaussian
+        (doctor.dead_codes, VQVAEConfig(), {"test_codes_used": (127, 127)}),  # vqvae, digits, hidden=16 batch_size=32
+        (doctor.dead_codes, VQVAEConfig(quantizer="fsq"), {"test_codes_used": (117, 120)}),  # fsq, digits, the same
+    ],
+)
+def test_rules_of_autoencoders_leave_recorded_healthy_runs_alone(rule, config, figures):
+    for key, values in figures.items():
+        run = [{"step": step, **CODES, key: value} for step, value in zip((400, 500), values, strict=True)]
+        assert rule(run, config) is None
+        assert rule([{**row, key: 0 if "floor" not in key and "parked" not in key else 20} for row in run], config), "if failed"
+
+
 def test_a_loss_that_weighs_the_bound_may_give_some_of_it_away():
     falling = {"loss": 50.0, "train_elbo": lambda step: -30.0 - step / 10, "test_elbo": lambda step: -30.0 - step / 10}
     weighed = vae.FAMILY.diagnose(rows(range(100, 700, 100), **falling), VAEConfig(beta=4.0))
