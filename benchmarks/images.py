@@ -1,8 +1,8 @@
 """Steps of what makes pictures without a game, beside PyTorch eager: a convolutional VAE, a VQ-VAE, the U-Net of a flow.
 
 The same weights, pictures, arithmetic and Adam (PyTorch's fused one); the first two steps, whose losses must agree, draw the
-same noise, and replace dead codes by the same vectors. PyTorch's networks are laid out with channels last, which is its fastest
-on a CPU.
+same noise, and replace dead codes by the same vectors. They agree to seven digits, so five are asked for: a commitment left out
+changes the fourth. PyTorch's networks are laid out with channels last, which is its fastest on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(quick: bool, only: str) -> list[dict]:
     with clock.Rivals("images", ["ours", "torch"]) as rivals:
         for case in CASES:
             if only in case:
-                times = rivals.compare(case, *((5, 0.3) if quick else (15, 0.5)), ["ours", "torch"])
+                times = rivals.compare(case, *((5, 0.3) if quick else (15, 0.5)), ["ours", "torch"], rtol=1e-5)
                 rows.append({"step": case, **clock.summary(times)})
     return rows
 
@@ -41,7 +41,7 @@ def goals(rows: list[dict]) -> list[Goal]:
     """The rows of the table of aims that these figures answer."""
     found = {row["step"]: row for row in rows}
     table = []
-    for case, least, aim in ((VAE_STEP, 1.5, 1.8), (VQ_STEP, 1.2, 1.5), (FLOW_STEP, 1.1, 1.4)):
+    for case, least, aim in ((VAE_STEP, 1.8, 2.2), (VQ_STEP, 1.5, 1.8), (FLOW_STEP, 1.4, 1.7)):
         if case in found:
             ours, theirs, x = (found[case].get(key) for key in ("ours ms", "torch ms", "× torch"))
             beside = "PyTorch eager" if theirs is None else f"PyTorch eager: {theirs:.1f} ms"
@@ -60,6 +60,7 @@ def build(who: str, case: str) -> Callable[[], float]:
     elif case == VQ_STEP:
         model, twin = VQVAE(VQVAEConfig(SHAPE, variance=float(x.var()))), vqvae_twin
         model.quantize(sg.tensor(x))  # the codebook begins as vectors of the first batch
+        model.quantizer.counts[::4] = 0.0  # so that some of them die in the steps that are compared
     else:
         x, y = x[:64], y[:64]
         model, twin = Flow(FlowConfig(SHAPE, 32, classes=10, centre=(0.5,), scale=0.5)), flow_twin
@@ -136,6 +137,7 @@ def vqvae_twin(model: VQVAE, x: np.ndarray, y: np.ndarray) -> Callable[[], float
     twin = twin.to(memory_format=torch.channels_last)
     book, counts, sums = (state[f"quantizer.{name}"] for name in ("codebook", "counts", "sums"))
     frequencies, chance = state["frequencies"], random.generator()
+    place = (torch.arange(len(frequencies)) * K).repeat(len(x))  # of each vector, times K
     optimizer = torch.optim.Adam(twin.parameters(), lr=c.lr, fused=True)
     x = _tensor(torch, x).to(memory_format=torch.channels_last)
 
@@ -144,11 +146,11 @@ def vqvae_twin(model: VQVAE, x: np.ndarray, y: np.ndarray) -> Callable[[], float
         z = encoder["out"](TF.relu(encoder["block2"](encoder["block1"](h)))).permute(0, 2, 3, 1)
         flat = z.reshape(-1, c.dim)
         with torch.no_grad():
-            ids = ((book * book).sum(1) - 2 * flat @ book.T).argmin(1)
+            ids = torch.addmm((book * book).sum(1), flat, book.T, alpha=-2).argmin(1)
             q = book[ids]
-            chose = TF.one_hot(ids, K).float()
+            chose = torch.bincount(place + ids, minlength=len(frequencies) * K).view(-1, K).float()  # (h · w, K)
             counts.mul_(c.decay).add_(chose.sum(0), alpha=1 - c.decay)
-            sums.mul_(c.decay).add_(chose.T @ flat, alpha=1 - c.decay)
+            sums.mul_(c.decay).index_add_(0, ids, flat, alpha=1 - c.decay)
             dead = (counts < 1).nonzero()[:, 0]
             book.copy_(sums / counts.clamp(min=1e-5)[:, None])
             if len(dead):
@@ -163,7 +165,7 @@ def vqvae_twin(model: VQVAE, x: np.ndarray, y: np.ndarray) -> Callable[[], float
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        frequencies.mul_(c.decay).add_(chose.view(len(x), -1, K).mean(0), alpha=1 - c.decay)
+        frequencies.mul_(c.decay).add_(chose / len(x), alpha=1 - c.decay)
         return loss.item()
 
     return step

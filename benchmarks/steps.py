@@ -66,7 +66,7 @@ def goals(rows: list[dict]) -> list[Goal]:
         (SMALL, "compile", "torch.compile, fused AdamW", 1.2, 1.5),
         (LARGE, "torch", "PyTorch eager", 1.12, 1.3),
         (VAE_STEP, "torch", "PyTorch eager, fused Adam", 1.7, 2.2),
-        (VAE_STEP, "jax", "JAX jit", 1.05, 1.3),
+        (VAE_STEP, "jax", "JAX jit", 1.1, 1.3),
         (DCGAN_STEP, "torch", "PyTorch eager", 1.1, 1.3),
         (WGAN_STEP, "torch", "PyTorch eager", 1.4, 1.8),
         (R3GAN_STEP, "torch", "PyTorch eager", 1.2, 1.5),
