@@ -96,6 +96,20 @@ def test_rounds_on_batches_come_as_near_as_rounds_on_all():
     assert online.log_prob(z).mean() > whole.log_prob(z).mean() - 0.02
 
 
+def test_batches_that_fill_no_covariance_do_not_spoil_it():
+    """Thirty clouds of 20 numbers by batches of 64, two points to a cloud: nearly as likely as under the clouds themselves"""
+    rng = np.random.default_rng(0)
+    mu, z = 3 * rng.standard_normal((30, 20)), np.empty((20_000, 20))
+    z[:] = mu[rng.integers(30, size=len(z))] + rng.standard_normal(z.shape)
+    sg.manual_seed(0)
+    mixture = Mixture(30, 20)
+    for _ in range(1500):
+        mixture.step(z[rng.integers(len(z), size=64)])
+    joint = -((z[:2000, None] - mu) ** 2).sum(2) / 2 - 10 * np.log(2 * np.pi) - np.log(30)
+    true = np.logaddexp.reduce(joint, axis=1).mean()
+    assert true - 2.5 < mixture.log_prob(z[:2000]).mean() < true + 0.1
+
+
 def test_points_of_a_mixture_have_its_moments():
     mixture, _ = fitted(30, points(900))
     pi, mu, sigma = mixture.parts()

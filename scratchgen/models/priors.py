@@ -147,7 +147,8 @@ class Mixture(nn.Module):
         M    π_c = s⁰_c,   μ_c = s¹_c / s⁰_c,   Σ_c = s²_c / s⁰_c − μ_c μ_cᵀ + ε I,    s ← (1 − ρ) s + ρ E[r, r z, r z zᵀ]
 
     With all data in a batch and ρ = 1 each round raises the likelihood (Dempster, Laird & Rubin 1977). With batches the sums
-    are running means, ρ = (t + 2)^(−0.6) at step t (Cappé & Moulines 2009, arXiv:0712.4273, §2.3).
+    are running means, ρ = (t + 100)^(−0.6) at step t (Cappé & Moulines 2009, arXiv:0712.4273, §2.3). So slow from the start: a
+    batch of 64 shared out among 30 components fills no covariance of 20 numbers, and what it would leave is not got rid of.
     """
 
     FLOOR = 1e-4  # ε, as a share of the mean variance of the data
@@ -189,7 +190,7 @@ class Mixture(nn.Module):
         joint = self.log_joint(z)  # (N, C)
         whole = np.logaddexp.reduce(joint, axis=1, keepdims=True)  # (N, 1)
         r = np.exp(joint - whole) / len(z)  # (N, C)
-        rho = (t + 2) ** -0.6 if rate is None else rate
+        rho = (t + 100) ** -0.6 if rate is None else rate
         sums = (r.sum(0), r.T @ z, np.einsum("nc,nd,ne->cde", r, z, z, optimize=True))
         for s, new in zip((self.s0, self.s1, self.s2), sums, strict=True):
             s.copy_(s * (1 - rho) + Tensor(new, s.dtype, s.device) * rho)
