@@ -436,9 +436,11 @@ def _pix2pix(game, a, b):
     def down(i, x):
         return norm(f"generator.down{i}.1", net.conv(f"generator.down{i}.0", x, stride=2, padding=1), 0.2)
 
-    def up(i, x, like):
-        twice = x.repeat(2, 2).repeat(2, 3)[:, :, : like.shape[2], : like.shape[3]]
-        return norm(f"generator.up{i}.1", net.conv(f"generator.up{i}.0", twice, padding=1), 0.0)
+    def convolved(name, x):
+        return norm(f"generator.{name}.1", net.conv(f"generator.{name}.0", x, padding=1), 0.0)
+
+    def twice(x, like):
+        return x.repeat(2, 2).repeat(2, 3)[:, :, : like.shape[2], : like.shape[3]]
 
     def judge(x):
         x = _relu(net.conv("discriminator.conv1", np.concatenate([a, x], 1), stride=2, padding=1), 0.2)
@@ -447,8 +449,9 @@ def _pix2pix(game, a, b):
 
     h1 = _relu(net.conv("generator.down1", a, stride=2, padding=1), 0.2)
     h2 = down(2, h1)
-    h = net.dropout(up(3, down(3, h2), h2), config.dropout)
-    h = up(1, np.concatenate([up(2, np.concatenate([h, h2], 1), h1), h1], 1), a)
+    h = net.dropout(convolved("up3", twice(down(3, h2), h2)), config.dropout)
+    h = convolved("up2", twice(np.concatenate([h, h2], 1), h1))
+    h = convolved("refine", convolved("up1", np.concatenate([twice(np.concatenate([h, h1], 1), a), a], 1)))
     made = np.tanh(net.conv("generator.out", np.concatenate([h, a], 1), padding=1))
     real, fake = judge(b), judge(made)
     l1 = np.abs(made - b).mean()

@@ -142,7 +142,7 @@ def crafted(tree):
     yield "no weights", {**tree, "model": {}}
     yield "more weights", {**tree, "model": {**tree["model"], "more": np.zeros(3)}}
     if "tokenizer" in tree["metadata"]:
-        yield "another tokenizer", {**tree, "metadata": {"tokenizer": {"kind": "bytes"}}}
+        yield "another tokenizer", {**tree, "metadata": {"tokenizer": {"kind": "syllable"}}}
     yield "a list", [tree]
     yield "a number", 3
 

@@ -46,6 +46,7 @@ TINY = {
         ("lsgan", "hinge-gan", "sngan", "wgan-gp", "r3gan", "cgan"), {**FAST, "data": "digits", "hidden": 8, "latent": 4}
     ),
     "toy-gan": {**FAST, "hidden": 16, "latent": 2, "ema": 0.9},
+    "toy-flow": {**FAST, "hidden": 16, "ema": 0.9},
     **dict.fromkeys(("vae-conv", "beta-vae", "cvae"), {**FAST, "data": "digits", "hidden": 4, "latent": 3}),
     **dict.fromkeys(("vqvae", "fsq"), {**FAST, "data": "digits", "hidden": 8, "codes": 9, "levels": "3,3"}),
     "iwae": {**FAST, "data": "digits", "hidden": 8, "latent": 3},
@@ -162,6 +163,7 @@ def test_a_run_leaves_its_folder(name, tmp_path, small_text):
     assert {
         "gan": "frechet_distance",
         "toy-gan": "modes",
+        "toy-flow": "modes",
         "cgan": "frechet_distance",
         "vae": "elbo",
         "cvae": "elbo",
