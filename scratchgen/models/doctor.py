@@ -41,6 +41,12 @@ def snapshots(rows: Rows, *keys: str) -> Rows:
     return [row for row in rows if all(key in row for key in keys)]
 
 
+def last_two(rows: Rows, *keys: str) -> Rows:
+    """The last two rows that tell all of these numbers, from step 500 on; none before: one snapshot may be chance."""
+    kept = snapshots(rows, *keys)[-2:]
+    return kept if len(kept) == 2 and kept[-1]["step"] >= 500 else []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Any model that lowers a loss
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,8 +112,8 @@ def held_out(score: str, sign: int = 1, loss: str = "loss", rate: str = "lr") ->
 
 def posterior_collapse(rows: Rows, config: Any) -> str | None:
     """Do nearly all latents tell nothing, so that the decoder draws by itself?"""
-    kept = snapshots(rows, "test_active_units")[-2:]
-    if len(kept) < 2 or kept[-1]["step"] < 500:
+    kept = last_two(rows, "test_active_units")
+    if not kept:
         return None
     active, of = max(row["test_active_units"] for row in kept), config.latent
     # healthy: all of 8 on digits, 20 of 20, 10 of 10 and 50 of 50 on Fashion-MNIST; β = 4 on digits, whose pictures are small,
@@ -128,8 +134,8 @@ def posterior_collapse(rows: Rows, config: Any) -> str | None:
 
 def parked_at_free_bits(rows: Rows, config: Any) -> str | None:
     """Does nearly every latent take what is free, and nothing more?"""
-    kept = snapshots(rows, "test_parked")[-2:]
-    if len(kept) < 2 or kept[-1]["step"] < 500:
+    kept = last_two(rows, "test_parked")
+    if not kept:
         return None
     parked, of, free = min(row["test_parked"] for row in kept), config.latent, config.free_bits
     # healthy: 0 of 20 at λ = 0.1 nats, and 4 early on; at λ = 1, more than digits need: 20
@@ -143,8 +149,8 @@ def parked_at_free_bits(rows: Rows, config: Any) -> str | None:
 
 def scale_at_floor(rows: Rows, config: Any) -> str | None:
     """Are many pixels foretold as exactly as the decoder may, so that the floor decides the likelihood?"""
-    kept = snapshots(rows, "test_at_floor")[-2:]
-    if len(kept) < 2 or kept[-1]["step"] < 500:
+    kept = last_two(rows, "test_at_floor")
+    if not kept:
         return None
     share = min(row["test_at_floor"] for row in kept)
     # healthy: 0 on digits with a floor of 0.002, and on dequantised ones; with a floor of 0.05, that of the noise: 0.3 and more
@@ -159,8 +165,8 @@ def scale_at_floor(rows: Rows, config: Any) -> str | None:
 
 def dead_codes(rows: Rows, config: Any) -> str | None:
     """Are most codes those of no held-out picture?"""
-    kept = snapshots(rows, "test_codes_used", "test_perplexity")[-2:]
-    if len(kept) < 2 or kept[-1]["step"] < 500:
+    kept = last_two(rows, "test_codes_used", "test_perplexity")
+    if not kept:
         return None
     used, codes = max(row["test_codes_used"] for row in kept), config.size
     # healthy: 127 and 120 of 128 on digits, 128 on Fashion-MNIST; at a rate a hundred times as high: 4 and 1
